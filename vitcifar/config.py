@@ -1,0 +1,113 @@
+"""Every setting of a training run, once: name, default, help with its unit, check; and the presets.
+
+The command line, MLproject, MLflow's parameters and the README are generated from these fields or compared with them.
+"""
+
+import dataclasses
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from vitcifar.errors import ConfigError
+
+VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "vit_tiny")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A field of a config: its default, one line of help with its unit, and what values it takes."""
+    metadata = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of `vitcifar train`. Raises ConfigError for a value that cannot be."""
+
+    # Data
+    data: str = setting("cifar10", "Where the pictures come from.", choices=("cifar10", "folder", "digits"))
+    data_dir: str = setting("data", "Folder of the pictures (folder), or where the archive is kept (cifar10).")
+    train_per_class: int = setting(100, "Training pictures per class (0 = all that are left).", minimum=0)
+    validation_per_class: int = setting(25, "Validation pictures per class, from what training left over.", minimum=1)
+    test_per_class: int = setting(25, "Test pictures per class (0 = all).", minimum=0)
+    seed: int = setting(0, "Seed of the subset, the new weights and the order of the batches.", minimum=0)
+
+    # Model
+    arch: str = setting("vit_b_16", "The vision transformer.", choices=VITS)
+    weights: str = setting(
+        "IMAGENET1K_V1",
+        "Where training starts: torchvision's name, none, a file with a state dict, or models:/NAME/VERSION.",
+    )
+    image_size: int = setting(0, "Side in pixels that pictures are resized to (0 = the architecture's own).", minimum=0)
+    train_layers: str = setting("head", "What trains: head, all, or a number of last blocks.")
+
+    # Training
+    epochs: int = setting(10, "Passes over the training pictures.", minimum=1)
+    batch_size: int = setting(32, "Pictures per step.", minimum=1)
+    learning_rate: float = setting(1e-3, "Peak learning rate.", minimum=0.0)
+    schedule: str = setting(
+        "cosine", "How the learning rate falls after the warm-up.", choices=("constant", "cosine", "linear")
+    )
+    warmup_epochs: float = setting(1.0, "Epochs in which the learning rate rises from 0 (0 = none).", minimum=0.0)
+    optimizer: str = setting("adam", "The optimizer.", choices=("adam", "adamw", "sgd"))
+    weight_decay: float = setting(0.0, "Weight decay, on matrices alone (0 = none).", minimum=0.0)
+    device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"))
+    resume: str = setting("none", "Go on from the last checkpoint of a run: none, last, or a run's id.")
+
+    # Tracking
+    experiment: str = setting("vitcifar", "MLflow experiment.")
+    run_name: str = setting("none", "Name of the run in MLflow (none = made from the settings).")
+    output_dir: str = setting("runs", "Folder for checkpoints and TensorBoard's files, one folder a run.")
+
+    # Release
+    model_name: str = setting("vitcifar", "Name in the registry.")
+    promote_to: str = setting("none", "Alias that the new version takes when it is proven (none = no alias).")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check(field, getattr(self, field.name))
+        layers = self.train_layers
+        if layers not in ("head", "all") and not (layers.isdecimal() and int(layers) > 0):
+            raise ConfigError(f"train_layers is {layers!r}: type head, all, or a number of blocks such as 2.")
+
+
+def check(field: dataclasses.Field, value: Any) -> None:
+    """Hold a value against its field's type, choices and bounds; raises ConfigError."""
+    expected = field.type
+    if isinstance(value, bool) or not isinstance(value, (int, float) if expected is float else expected):  # type: ignore[arg-type]
+        raise ConfigError(f"{field.name} is {value!r}: expected {expected.__name__}.")  # type: ignore[union-attr]
+    meta = field.metadata
+    if meta["choices"] and value not in meta["choices"]:
+        raise ConfigError(f"{field.name} is {value!r}: choose one of {', '.join(meta['choices'])}.")
+    if meta["minimum"] is not None and not value >= meta["minimum"]:
+        raise ConfigError(f"{field.name} is {value!r}: it must be at least {meta['minimum']}.")
+    if meta["maximum"] is not None and not value <= meta["maximum"]:
+        raise ConfigError(f"{field.name} is {value!r}: it must be at most {meta['maximum']}.")
+
+
+PRESETS = types.MappingProxyType(
+    {
+        "cifar10": {},  # the defaults above
+        "digits": {
+            "data": "digits",
+            "arch": "vit_tiny",
+            "weights": "none",
+            "train_layers": "all",
+            "epochs": 20,
+            "promote_to": "champion",
+        },
+    }
+)
+
+
+def resolve(preset: str, **given: Any) -> TrainConfig:
+    """The preset's settings, overridden by those that were given; raises ConfigError."""
+    if preset not in PRESETS:
+        raise ConfigError(f"There is no preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+    return TrainConfig(**{**PRESETS[preset], **given})

@@ -1,0 +1,1 @@
+"""Scores any predictor (pictures to logits): numbers with their intervals, comparisons, figures, report."""

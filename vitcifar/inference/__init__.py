@@ -1,0 +1,1 @@
+"""An ONNX session: pictures in, calibrated probabilities and a timing breakdown out."""

@@ -1,0 +1,1 @@
+"""What answers people: the page, REST and files on the command line. Never loads torch."""

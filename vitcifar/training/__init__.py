@@ -1,0 +1,1 @@
+"""The network (preprocessing, ViT, head), the loop and its checkpoints."""
