@@ -1,0 +1,182 @@
+"""The whole story on one page: data -> model -> train -> evaluate -> export -> release."""
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcifar import __version__, tracking
+from vitcifar.config import TrainConfig, resolve
+from vitcifar.data.pictures import Pictures
+from vitcifar.data.sources import open_source
+from vitcifar.data.splits import Splits, make_splits
+from vitcifar.errors import ConfigError, TrainingError
+from vitcifar.evaluation.calibration import fit_temperature
+from vitcifar.evaluation.figures import figures
+from vitcifar.evaluation.scores import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from vitcifar.training.network import Classifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training run ended with."""
+
+    run_id: str
+    evaluation: Evaluation
+    fingerprint: str
+    weights_sha256: str
+    model_name: str
+    version: int
+    alias: str | None
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
+    from vitcifar.release.publish import publish
+    from vitcifar.release.registry import Registry
+    from vitcifar.training.loop import fit
+    from vitcifar.training.network import weights_sha256
+    from vitcifar.training.predict import predict_logits
+
+    # 1. What can fail for want of a file or a right name fails before there is a run.
+    splits = read_splits(config)
+    network = make_network(config, splits.class_names)
+    resumed = config.resume if config.resume != "none" else None
+    with tracking.start_run(
+        experiment=config.experiment,
+        output_dir=Path(config.output_dir),
+        run_name=run_name(config),
+        run_id=resumed,
+    ) as run:
+        # 2. What went in
+        if not resumed:
+            record_inputs(run, config, splits, network)
+        # 3. Training; the best epoch on validation is what goes on
+        fit(
+            network,
+            splits.train,
+            splits.validation,
+            config,
+            log=run.log,
+            folder=run.folder,
+            resume=run.folder if resumed else None,
+        )
+        # 4. Calibration on validation
+        validation_logits = predict_logits(network, splits.validation.images, config.batch_size)
+        temperature = fit_temperature(validation_logits, splits.validation.labels)
+        network.temperature.fill_(temperature)
+        # 5. The test pictures, once
+        test_logits = predict_logits(network, splits.test.images, config.batch_size)
+        evaluation = evaluate(test_logits, splits.test.labels, splits.class_names, temperature=temperature)
+        record_evaluation(run, evaluation, splits.test, test_logits / temperature)
+        digest = weights_sha256(network)
+        run.set_tags({"weights_sha256": digest})
+        # 6. Export, proofs, one registered version
+        version = publish(network, splits=splits, evaluation=evaluation.to_dict(), config=config, run_id=run.run_id)
+        alias = None if config.promote_to == "none" else config.promote_to
+        if alias:
+            Registry(config.model_name).promote(str(version), alias, reason=f"asked for by run {run.run_id}")
+        run.set_tags({"version": f"{config.model_name}/{version}"})
+    return Trained(
+        run_id=run.run_id,
+        evaluation=evaluation,
+        fingerprint=splits.fingerprint,
+        weights_sha256=digest,
+        model_name=config.model_name,
+        version=version,
+        alias=alias,
+    )
+
+
+def read_splits(config: TrainConfig) -> Splits:
+    """The pictures that a config names; raises DataError."""
+    return make_splits(
+        open_source(config.data, Path(config.data_dir)),
+        train_per_class=config.train_per_class,
+        validation_per_class=config.validation_per_class,
+        test_per_class=config.test_per_class,
+        seed=config.seed,
+    )
+
+
+def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> "Classifier":
+    """The network at its start: seeded, from the weights that a config names."""
+    from vitcifar.release.registry import Registry
+    from vitcifar.training.network import build_network
+
+    def load_release(uri: str) -> dict[str, Any]:
+        return Registry(config.model_name).state_dict(uri)
+
+    return build_network(config, class_names, load_release=load_release)
+
+
+def run_name(config: TrainConfig) -> str:
+    return config.run_name if config.run_name != "none" else f"{config.arch}-{config.data}-{config.train_layers}"
+
+
+def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, network: "Classifier") -> None:
+    """Config, data sets with their roles, code and model, before the first step."""
+    run.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint})
+    trainable = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    total = sum(weight.numel() for weight in network.parameters())
+    run.log_params({"trainable_parameters": trainable, "total_parameters": total}, prefix="model.")
+    run.set_tags({"vitcifar_version": __version__, **git_state()})
+    location = str(Path(config.data_dir).absolute())
+    for role, pictures in splits.by_role().items():
+        run.log_pictures(role, pictures, source=config.data, location=location)
+    (run.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
+    run.log_json("config.json", dataclasses.asdict(config))
+
+
+def record_evaluation(run: tracking.Run, evaluation: Evaluation, pictures: Pictures, logits: np.ndarray) -> None:
+    """Numbers, JSON and figures of the test pictures, in both trackers."""
+    run.log(0, {f"test/{name}": value for name, value in evaluation.scalars().items()})
+    run.log_json("evaluation/test.json", evaluation.to_dict())
+    for name, figure in figures(evaluation, pictures, logits).items():
+        run.log_figure(f"test/{name}", figure)
+
+
+def git_state() -> dict[str, str]:
+    """Commit of this checkout and whether it was changed; nothing when the code is not in a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(git("status", "--porcelain"))).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def plan(preset: str, options: dict[str, Any]) -> TrainConfig:
+    """The config of a run from what was typed; a resumed run goes on with its own. Raises ConfigError."""
+    if options.get("resume", "none") == "none":
+        return resolve(preset, **options)
+    folder = resumed_folder(Path(options.get("output_dir", "runs")), options["resume"])
+    recorded = json.loads((folder / "config.json").read_text())
+    for name, value in options.items():
+        if name not in ("resume", "output_dir") and value != recorded[name]:
+            raise ConfigError(
+                f"Run {folder.name} was started with {name} {recorded[name]}, now it is {value}: "
+                f"leave {name} out to go on with the run, or leave resume out to start another."
+            )
+    return TrainConfig(**{**recorded, "resume": folder.name, "output_dir": str(folder.parent)})
+
+
+def resumed_folder(output_dir: Path, resume: str) -> Path:
+    """The folder of the run to go on with: the newest checkpoint for `last`."""
+    checkpoints = sorted(output_dir.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in checkpoints]
+    if not names:
+        raise TrainingError(f"There is no checkpoint under {output_dir}: start a run without --resume.")
+    if resume == "last":
+        return checkpoints[-1].parent
+    if resume not in names:
+        raise TrainingError(f"There is no checkpoint of run {resume!r}; there are: {', '.join(names[-5:])}.")
+    return output_dir / resume

@@ -1,0 +1,285 @@
+"""One writer for a run: MLflow and TensorBoard get the same names, values and steps.
+
+MLflow keeps doubles, TensorBoard's files keep float32: `compare_logs` holds them together at float32.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcifar.data.fingerprint import fingerprint
+from vitcifar.data.pictures import Pictures
+from vitcifar.errors import TrackingError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STEP_PREFIX = "step/"  # written in batches, everything else at once
+FLUSH_SECONDS = 2.0
+MAX_BUFFER = 1000  # the most that MLflow takes in one call
+
+Point = tuple[str, int, float]  # name, step, value
+
+
+def connect(uri: str | None = None) -> str:
+    """Point MLflow at a tracking store, made whole if it is a new SQLite file; returns the absolute URI.
+
+    Without a URI: MLFLOW_TRACKING_URI, else ./mlflow.db. Raises TrackingError when the store cannot be reached.
+    """
+    import mlflow
+
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
+        create_store(path)
+        uri = f"sqlite:///{path}"
+    else:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default hangs for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # for the processes that are started from here
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(None)
+    with reaching(uri):
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    return uri
+
+
+def create_store(path: Path) -> None:
+    """Make a new SQLite store in a temporary file and move it into place: two processes may start at once, and one
+    that is killed meanwhile leaves no half-made store behind."""
+    import filelock
+    import mlflow
+
+    if path.exists():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{path}.lock"):
+            if path.exists():
+                return
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
+                new = Path(folder) / path.name
+                mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+                os.replace(new, path)
+    except OSError as error:
+        raise TrackingError(
+            f"The tracking store {path} cannot be made ({error.strerror or error}): "
+            "name one that can with --tracking-uri."
+        ) from error
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises when its store is away into one sentence."""
+    import mlflow
+    import requests
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except (mlflow.MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise TrackingError(
+            f"The tracking store {uri} cannot be used ({reason}): start it, or name another with --tracking-uri."
+        ) from error
+
+
+class Run:
+    """A run that is being written."""
+
+    def __init__(self, run_id: str, folder: Path, *, resumed: bool = False) -> None:
+        import mlflow
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run_id = run_id
+        self.folder = folder
+        self.client = mlflow.MlflowClient()
+        self.buffer: list[Any] = []
+        self.flushed = time.monotonic()
+        self.in_mlflow = {point[:2] for point in mlflow_points(self.client, run_id)} if resumed else set()
+        self.in_tensorboard = {point[:2] for point in tensorboard_points(self.tensorboard)} if resumed else set()
+        self.writer = SummaryWriter(str(self.tensorboard))
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write numbers to both; what is there already (a resumed run redoes some steps) is not written twice."""
+        from mlflow.entities import Metric
+
+        now = time.time()
+        for name, value in metrics.items():
+            if (name, step) not in self.in_tensorboard:
+                self.writer.add_scalar(name, value, step, walltime=now)
+            if (name, step) not in self.in_mlflow:
+                self.buffer.append(Metric(name, float(value), int(now * 1000), step))
+        waited = time.monotonic() - self.flushed > FLUSH_SECONDS or len(self.buffer) >= MAX_BUFFER // 2
+        if waited or not all(name.startswith(STEP_PREFIX) for name in metrics):
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to both stores."""
+        while self.buffer:
+            with reaching(os.environ["MLFLOW_TRACKING_URI"]):
+                self.client.log_batch(self.run_id, metrics=self.buffer[:MAX_BUFFER])
+            del self.buffer[:MAX_BUFFER]
+        self.writer.flush()
+        self.flushed = time.monotonic()
+
+    def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
+        """Parameters, under a prefix: `mlflow run` has written its own raw text under the bare names."""
+        from mlflow.entities import Param
+
+        entries = [Param(prefix + name, str(value)) for name, value in params.items()]
+        self.client.log_batch(self.run_id, params=entries)
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+    def log_figure(self, name: str, figure: "Figure", step: int = 0) -> None:
+        """A matplotlib figure: figures/NAME.png in MLflow, NAME among TensorBoard's images."""
+        self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
+        self.writer.add_figure(name, figure, step, close=False)
+
+    def log_text(self, name: str, text: str) -> None:
+        self.client.log_text(self.run_id, text, name)
+
+    def log_json(self, name: str, content: dict[str, Any]) -> None:
+        self.log_text(name, json.dumps(content, indent=2))
+
+    def log_pictures(self, role: str, pictures: Pictures, *, source: str, location: str) -> None:
+        """A split as an MLflow dataset input: role is training, validation or test; the digest is cut from the
+        fingerprint to the 36 characters that MLflow takes, the whole is a tag."""
+        import mlflow
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.data.sources import LocalArtifactDatasetSource
+
+        whole = fingerprint(pictures)
+        dataset = MetaDataset(LocalArtifactDatasetSource(location), name=f"{source}-{role}", digest=whole[:36])
+        tags = {"fingerprint": whole, "num_pictures": str(len(pictures))}
+        mlflow.log_input(dataset, context=role, tags=tags)
+
+    def close(self) -> None:
+        """Flush, and keep TensorBoard's event files as artifacts of the run."""
+        self.flush()
+        self.writer.close()
+        self.client.log_artifacts(self.run_id, str(self.tensorboard), "tensorboard")
+
+
+@contextlib.contextmanager
+def start_run(
+    *,
+    experiment: str,
+    output_dir: Path,
+    run_name: str | None = None,
+    run_id: str | None = None,
+    nested: bool = False,
+    tags: dict[str, str] | None = None,
+) -> Iterator[Run]:
+    """A run in both trackers; ends FINISHED, FAILED, or KILLED on an interrupt, never RUNNING.
+
+    The run that `mlflow run` made (MLFLOW_RUN_ID) is used when there is one; a given `run_id` is continued.
+    """
+    import mlflow
+
+    given = run_id or (None if nested else os.environ.get("MLFLOW_RUN_ID"))
+    with reaching(os.environ["MLFLOW_TRACKING_URI"]):
+        if given is None and not nested:
+            mlflow.set_experiment(experiment)
+        active = mlflow.start_run(
+            run_id=given,
+            run_name=run_name if given is None else None,
+            nested=nested,
+            tags=tags,
+            log_system_metrics=True,
+        )
+    run, status = None, "FAILED"
+    try:
+        run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
+        yield run
+        run.close()
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if run is not None and status != "FINISHED":
+            with contextlib.suppress(Exception):  # what is being raised says more
+                run.close()
+        mlflow.end_run(status)
+
+
+def mlflow_points(client: Any, run_id: str) -> list[Point]:
+    """Every metric of a run, but for MLflow's own system metrics, in order."""
+    names = sorted(name for name in client.get_run(run_id).data.metrics if not name.startswith("system/"))
+    return sorted((name, m.step, m.value) for name in names for m in client.get_metric_history(run_id, name))
+
+
+def tensorboard_points(folder: Path) -> list[Point]:
+    """Every scalar in a folder's event files, in order."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    if not folder.is_dir():
+        return []
+    accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
+    names = accumulator.Tags()[SCALARS]
+    return sorted((name, event.step, event.value) for name in names for event in accumulator.Scalars(name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What MLflow and TensorBoard say of one run."""
+
+    run_id: str
+    num_metrics: int
+    num_points: int
+    differences: tuple[str, ...]
+
+
+def compare_logs(run_id: str) -> Agreement:
+    """Compare every metric of a run with the event files among its artifacts, value by value at float32."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    try:
+        ours = mlflow_points(client, run_id)
+    except mlflow.MlflowException as error:
+        raise TrackingError(f"There is no run {run_id!r}: the MLflow page lists the runs and their ids.") from error
+    with tempfile.TemporaryDirectory() as folder:
+        if not client.list_artifacts(run_id, "tensorboard"):
+            raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool made it.")
+        theirs = tensorboard_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
+    return Agreement(
+        run_id=run_id,
+        num_metrics=len({name for name, _, _ in ours}),
+        num_points=len(ours),
+        differences=tuple(differences(ours, theirs)),
+    )
+
+
+def differences(ours: list[Point], theirs: list[Point]) -> Iterator[str]:
+    """One sentence for each point that one side lacks, has twice, or has with another value."""
+    sides = {"MLflow": ours, "TensorBoard": theirs}
+    values = {side: {(name, step): value for name, step, value in points} for side, points in sides.items()}
+    for side, points in sides.items():
+        for (name, step), count in Counter(point[:2] for point in points).items():
+            if count > 1:
+                yield f"{name} at step {step} is {count} times in {side}"
+            if any((name, step) not in other for other in values.values()):
+                yield f"{name} at step {step} is in {side} alone"
+    for point in sorted(values["MLflow"].keys() & values["TensorBoard"].keys()):
+        left, right = values["MLflow"][point], values["TensorBoard"][point]
+        if not np.array_equal(np.float32(left), np.float32(right), equal_nan=True):
+            yield f"{point[0]} at step {point[1]}: MLflow {left!r}, TensorBoard {right!r}"
