@@ -1,0 +1,151 @@
+"""CIFAR-10 through torchvision's own loading code: found, unpacked, or downloaded whole or not at all."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import shutil
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from vitcifar.data.pictures import Pictures
+from vitcifar.errors import DataError
+
+REACH_SECONDS = 6.0  # how long to look for the server, names included
+STALL_SECONDS = 30.0  # how long a started download may stand still
+
+
+class Cifar10:
+    """The 50,000 training and 10,000 test pictures of CIFAR-10, 32 x 32 pixels, kept in memory as uint8.
+
+    `dataset` is the torchvision class to read with (None = torchvision.datasets.CIFAR10).
+    """
+
+    name = "cifar10"
+
+    def __init__(self, data_dir: Path, dataset: Any = None) -> None:
+        if dataset is None:
+            from vitcifar.data.compat import torchvision
+
+            dataset = torchvision.datasets.CIFAR10
+        parts = _load(data_dir.expanduser(), dataset)
+        self.class_names = tuple(parts["train"].classes)
+        self._images = {part: loaded.data for part, loaded in parts.items()}  # (N, 32, 32, 3)
+        self._labels = {part: np.array(loaded.targets, dtype=np.int64) for part, loaded in parts.items()}
+
+    def labels(self, part: str) -> np.ndarray:
+        return self._labels[part]
+
+    def ids(self, part: str) -> tuple[str, ...]:
+        return tuple(f"{part}/{place:05d}" for place in range(len(self._labels[part])))
+
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
+        places = np.asarray(indices, dtype=np.int64)
+        source = self._images[part]
+        images = np.empty((len(places), *source.shape[1:]), dtype=np.uint8)
+        for row, place in enumerate(places):  # one copy: the source lies planes first, and indexing would copy twice
+            images[row] = source[place]
+        ids = tuple(f"{part}/{place:05d}" for place in places)
+        return Pictures(images=images, labels=self._labels[part][places], class_names=self.class_names, ids=ids)
+
+
+def _load(folder: Path, dataset: Any) -> dict[str, Any]:
+    try:
+        return _read(folder, dataset)
+    except RuntimeError:  # torchvision's word for pictures that are not there, or not whole
+        pass
+    _check_obtainable(folder, dataset)  # before the first thing is written
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".cifar10.lock"):  # of two that start at once, one waits and then finds the archive
+            if not _is_whole(folder, dataset):
+                _download(folder, dataset)
+            dataset(folder, download=True)  # the archive is whole: this only unpacks it, over anything half unpacked
+        return _read(folder, dataset)
+    except OSError as error:
+        raise DataError(f"CIFAR-10 cannot be put into {folder}: {error}.") from error
+
+
+def _read(folder: Path, dataset: Any) -> dict[str, Any]:
+    return {"train": dataset(folder, train=True), "test": dataset(folder, train=False)}
+
+
+def _is_whole(folder: Path, dataset: Any) -> bool:
+    archive = folder / dataset.filename
+    return archive.is_file() and _md5(archive) == dataset.tgz_md5
+
+
+def _check_obtainable(folder: Path, dataset: Any) -> None:
+    if not _is_whole(folder, dataset):
+        problem = _why_unreachable(dataset.url)
+        if problem:
+            raise _cannot_have(folder, dataset, f"{_host(dataset)} cannot be reached ({problem})")
+
+
+def _cannot_have(folder: Path, dataset: Any, problem: str) -> DataError:
+    archive = folder / dataset.filename
+    state = f"{archive} is broken or not whole" if archive.exists() else f"CIFAR-10 is not in {folder}"
+    cure = f"put a whole {archive.name} into {folder}, or type --preset digits, which needs no network"
+    return DataError(f"{state}, and {problem}: {cure}.")
+
+
+def _host(dataset: Any) -> str:
+    return urllib.parse.urlsplit(dataset.url).netloc
+
+
+def _download(folder: Path, dataset: Any) -> None:
+    """Into a folder beside, then one rename: a download that is cut off never lies where the next try looks."""
+    from vitcifar.data.compat import torchvision
+
+    beside = folder / ".cifar10-download"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with _network_timeout(STALL_SECONDS):
+            torchvision.datasets.utils.download_url(dataset.url, beside, dataset.filename, dataset.tgz_md5)
+        os.replace(beside / dataset.filename, folder / dataset.filename)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        problem = f"the download from {_host(dataset)} failed ({str(error).rstrip('.') or type(error).__name__})"
+        raise _cannot_have(folder, dataset, problem) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _why_unreachable(url: str) -> str:
+    """Why the server does not answer ("" = it does). In a thread, because looking up a name has no timeout."""
+    outcome = [f"no answer in {REACH_SECONDS:.0f} seconds"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
+                outcome[0] = ""
+        except OSError as error:  # URLError is one
+            outcome[0] = str(getattr(error, "reason", error)) or type(error).__name__
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return outcome[0]
+
+
+@contextlib.contextmanager
+def _network_timeout(seconds: float) -> Iterator[None]:
+    """torchvision opens its connections without a timeout, so a server that falls silent would hold us for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,153 @@
+"""Where pictures come from: CIFAR-10, a folder, or scikit-learn's digits; each has a train and a test part."""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from vitcifar.data.cifar10 import Cifar10
+from vitcifar.data.picture import read_picture
+from vitcifar.data.pictures import Pictures, stack
+from vitcifar.errors import DataError
+
+SOURCES = ("cifar10", "folder", "digits")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
+DIGITS_TEST_PER_CLASS = 40
+
+
+class Source(Protocol):
+    """Labels and ids are known at once; pictures are read when they are asked for. A part is "train" or "test"."""
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def labels(self, part: str) -> np.ndarray:
+        """int64 (N,), in the order of `ids`."""
+
+    def ids(self, part: str) -> tuple[str, ...]:
+        """A name of each picture, which no other picture of the source has."""
+
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
+        """The pictures at these places of the part, in this order."""
+
+
+def open_source(name: str, data_dir: Path) -> Source:
+    """Open `cifar10`, `folder` or `digits`. Raises DataError for what is missing, with what to type."""
+    if name == "cifar10":
+        return Cifar10(data_dir)
+    if name == "folder":
+        return Folder(data_dir)
+    if name == "digits":
+        return Digits()
+    raise DataError(f"There is no data source {name!r}: choose one of {', '.join(SOURCES)}.")
+
+
+class Digits:
+    """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 pixels, grey, no network.
+
+    The test part is 40 of each class, always the same: every fourth, so that it has all the writers in it.
+    """
+
+    name = "digits"
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # 0..16 -> 0..255
+        self.class_names = tuple(str(name) for name in digits.target_names)
+        self._images = np.repeat(grey[..., None], 3, axis=3)  # (1797, 8, 8, 3)
+        self._labels = digits.target.astype(np.int64)
+        classes = [np.flatnonzero(self._labels == label) for label in range(len(self.class_names))]
+        test = np.sort(np.concatenate([places[::4][:DIGITS_TEST_PER_CLASS] for places in classes]))
+        self._places = {"train": np.setdiff1d(np.arange(len(self._labels)), test), "test": test}
+
+    def labels(self, part: str) -> np.ndarray:
+        return self._labels[self._places[part]]
+
+    def ids(self, part: str) -> tuple[str, ...]:
+        return tuple(f"digits/{place:04d}" for place in self._places[part])
+
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
+        chosen = self._places[part][np.asarray(indices, dtype=np.int64)]
+        ids = tuple(f"digits/{place:04d}" for place in chosen)
+        return Pictures(images=self._images[chosen], labels=self._labels[chosen], class_names=self.class_names, ids=ids)
+
+
+class Folder:
+    """Picture files in `<dir>/train/<class>/` and `<dir>/test/<class>/`, of any classes and sizes."""
+
+    name = "folder"
+
+    def __init__(self, data_dir: Path) -> None:
+        self._dir = data_dir.expanduser()
+        if not self._dir.is_dir():
+            raise DataError(f"There is no folder {self._dir}: say where the pictures are with --data-dir.")
+        classes = {part: _class_folders(self._dir, part) for part in ("train", "test")}
+        self.class_names = _class_names(self._dir, classes)
+        self._ids: dict[str, tuple[str, ...]] = {}
+        self._labels: dict[str, np.ndarray] = {}
+        for part in classes:
+            files = [_picture_files(self._dir / part / name) for name in self.class_names]
+            self._ids[part] = tuple(
+                f"{part}/{name}/{file}" for name, inside in zip(self.class_names, files, strict=True) for file in inside
+            )
+            self._labels[part] = np.repeat(np.arange(len(files), dtype=np.int64), [len(inside) for inside in files])
+
+    def labels(self, part: str) -> np.ndarray:
+        return self._labels[part]
+
+    def ids(self, part: str) -> tuple[str, ...]:
+        return self._ids[part]
+
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
+        places = np.asarray(indices, dtype=np.int64)
+        ids = tuple(self._ids[part][place] for place in places)
+        with ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter lock
+            reading = pool.map(read_picture, (self._dir / id for id in ids))
+            images = list(tqdm(reading, total=len(ids), desc=f"Reading {part}", unit="picture", disable=None))
+        return Pictures(images=stack(images), labels=self._labels[part][places], class_names=self.class_names, ids=ids)
+
+
+def _class_folders(root: Path, part: str) -> set[str]:
+    folder = root / part
+    expected = f"expected {folder}/<class>/<pictures>"
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}: {expected}.")
+    names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    if not names:
+        raise DataError(f"{folder} holds no class: {expected}.")
+    return names
+
+
+def _class_names(root: Path, classes: dict[str, set[str]]) -> tuple[str, ...]:
+    """The classes of both parts, which must be the same."""
+    differences = [
+        f"{', '.join(sorted(classes[here] - classes[there]))} only in {here}"
+        for here, there in (("train", "test"), ("test", "train"))
+        if classes[here] - classes[there]
+    ]
+    if differences:
+        raise DataError(f"The classes in {root}/train and {root}/test differ: {'; '.join(differences)}.")
+    names = tuple(sorted(classes["train"]))
+    if len(names) < 2:
+        raise DataError(f"{root}/train holds one class, {names[0]}: at least 2 are needed to tell them apart.")
+    return names
+
+
+def _picture_files(folder: Path) -> list[str]:
+    """The names of the pictures in a folder, sorted; warns of files that are passed over."""
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    names = [name for name in names if name.lower() not in LEFT_BY_SYSTEMS]
+    pictures = [name for name in names if name.lower().endswith(ENDINGS)]
+    others = [name for name in names if not name.lower().endswith(ENDINGS)]
+    if not pictures:
+        raise DataError(f"{folder} holds no pictures: expected files that end with {', '.join(ENDINGS)}.")
+    if others:
+        warnings.warn(f"{folder}: passed over {len(others)} that are no pictures, such as {others[0]}.", stacklevel=2)
+    return pictures
