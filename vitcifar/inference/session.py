@@ -1,0 +1,164 @@
+"""Opens the ONNX file of a release and answers pictures with it, on the CPU.
+
+Letters of shapes: N pictures, H and W their sides in pixels, K classes.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from vitcifar.data.picture import read_picture
+from vitcifar.errors import PictureError, ReleaseError
+from vitcifar.inference.cores import available_cores
+
+# Pictures of one size go through the graph together, up to so many and so many pixels: memory stays bounded.
+MAX_BATCH = 32
+MAX_BATCH_PIXELS = 4_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Where the time of one answer went, in milliseconds: decode the file, run the graph, everything together."""
+
+    decode_ms: float
+    inference_ms: float
+    total_ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One picture's answer: the most likely class, every class's probability (largest first), and who answered."""
+
+    label: str
+    probabilities: dict[str, float]
+    release_id: str
+    timing: Timing
+
+    @property
+    def probability(self) -> float:
+        """The probability of the label."""
+        return self.probabilities[self.label]
+
+
+class OnnxClassifier:
+    """The ONNX file of a release, opened: graph `image` uint8 (N, H, W, 3) -> `logits` and `probabilities` (N, K).
+
+    `num_threads` 0 takes as many as there are cores for this process. Any number of threads may ask it at once.
+    Raises ReleaseError for a file that is broken or was not made by an export of ours.
+    """
+
+    def __init__(self, model: Path | bytes, *, num_threads: int = 0) -> None:
+        self.name = "The model" if isinstance(model, bytes) else str(model)
+        self.num_threads = num_threads or available_cores()
+        self._session = _open(model, self.name, self.num_threads)
+        said = self._session.get_modelmeta().custom_metadata_map
+        _check_graph(self._session, self.name)
+        self.class_names = _class_names(said, self.name)
+        self.release_id = said.get("release_id", "")
+        self.image_size = int(said.get("image_size", 0))
+        self.temperature = float(said.get("temperature", 1.0))
+
+    def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Pictures, each uint8 (H, W, 3) of any size -> logits float32 (N, K), in the order given."""
+        return self._run("logits", images)
+
+    def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Pictures, each uint8 (H, W, 3) of any size -> calibrated probabilities float32 (N, K)."""
+        return self._run("probabilities", images)
+
+    def answer(self, data: bytes | Path, name: str = "") -> Answer:
+        """Decode one picture and classify it. Raises PictureError for what is not a usable picture."""
+        start = time.perf_counter()
+        image = read_picture(data, name)  # (H, W, 3)
+        decoded = time.perf_counter()
+        probabilities = self.probabilities([image])[0]  # (K,)
+        inferred = time.perf_counter()
+        ranked = self.ranked(probabilities)
+        end = time.perf_counter()
+        timing = Timing(
+            decode_ms=1e3 * (decoded - start), inference_ms=1e3 * (inferred - decoded), total_ms=1e3 * (end - start)
+        )
+        return Answer(label=next(iter(ranked)), probabilities=ranked, release_id=self.release_id, timing=timing)
+
+    def ranked(self, probabilities: np.ndarray) -> dict[str, float]:
+        """One picture's probabilities (K,) by class name, the largest first."""
+        order = np.argsort(-probabilities, kind="stable")
+        return {self.class_names[index]: float(probabilities[index]) for index in order}
+
+    def warm(self) -> None:
+        """Run one empty picture, so that the first real one finds everything allocated."""
+        side = self.image_size or 32
+        self.probabilities([np.zeros((side, side, 3), np.uint8)])
+
+    def _run(self, output: str, images: Sequence[np.ndarray]) -> np.ndarray:
+        result = np.empty((len(images), len(self.class_names)), np.float32)
+        for indices in _batches(images):
+            batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
+            values = self._session.run([output], {"image": batch})[0]
+            if values.shape != result[indices].shape:
+                raise ReleaseError(
+                    f"{self.name} gives {values.shape[1:]} {output} for {len(self.class_names)} classes."
+                )
+            result[indices] = values
+        return result
+
+
+def _batches(images: Sequence[np.ndarray]) -> list[list[int]]:
+    """The pictures' indices, grouped by size and cut into batches that fit the bounds above."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise PictureError(f"Picture {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
+        by_size.setdefault(image.shape, []).append(index)
+    batches = []
+    for (height, width, _), indices in by_size.items():
+        length = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (height * width)))
+        batches += [indices[start : start + length] for start in range(0, len(indices), length)]
+    return batches
+
+
+def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors alone; they reach the user as the sentence below
+    if isinstance(model, bytes):
+        # Weights kept in other files would be looked for where the program happens to run: name a place without any.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nowhere")
+    elif not model.is_file():
+        raise ReleaseError(f"There is no file {model}: pull the version again.")
+    try:
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's own errors share no class
+        reason = str(error).splitlines()[0].removeprefix("[ONNXRuntimeError] : ")
+        raise ReleaseError(
+            f"{name} is not an ONNX file that can be opened ({reason}): pull the version again."
+        ) from None
+
+
+def _check_graph(session: onnxruntime.InferenceSession, name: str) -> None:
+    inputs = {entry.name: entry.type for entry in session.get_inputs()}
+    outputs = [entry.name for entry in session.get_outputs()]
+    if inputs != {"image": "tensor(uint8)"} or not {"logits", "probabilities"} <= set(outputs):
+        raise ReleaseError(
+            f"{name} is not an export of vitcifar: expected image (uint8) -> logits, probabilities; "
+            f"got {', '.join(f'{key} ({kind})' for key, kind in inputs.items())} -> {', '.join(outputs)}."
+        )
+
+
+def _class_names(said: dict[str, Any], name: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(said["class_names"])
+        if isinstance(names, list) and {type(one) for one in names} == {str} and len(set(names)) == len(names):
+            return tuple(names)
+    except (KeyError, ValueError):
+        pass
+    raise ReleaseError(f"{name} is not an export of vitcifar: it does not say its class names.")
