@@ -30,8 +30,10 @@ KNOWN_OTHERS = (
     (0, b"<svg", "an SVG drawing"),
 )
 
-# The limits above are stricter than Pillow's, and say more: its warning would come on top of our sentence.
+# What Pillow warns of (many pixels, odd metadata) we refuse in one sentence, or it does no harm. A filter for each
+# call would not be safe with threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def read_picture(source: bytes | Path, name: str = "") -> np.ndarray:
@@ -113,7 +115,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     size = _bounded(image.size)
     image.draft("RGB", size)  # a JPEG that is much larger is decoded at 1/2, 1/4 or 1/8: faster, never smaller
     image.load()
-    image = ImageOps.exif_transpose(image)  # after load: a TIFF turns itself while loading, a PNG may say it last
+    ImageOps.exif_transpose(image, in_place=True)  # after load: a TIFF turned itself, a PNG may say it last
     image = _to_8_bits(image, name)
     size = _bounded(image.size)
     if size != image.size:
