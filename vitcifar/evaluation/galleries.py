@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from vitcifar.data.pictures import Pictures
 from vitcifar.evaluation import style
+from vitcifar.evaluation.attention import overlay_weights
 
 
 def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, limit: int = 24) -> np.ndarray:
@@ -62,4 +63,57 @@ def _nothing(title: str, sentence: str) -> Figure:
     axes.set(xticks=[], yticks=[])
     style.dress(axes, title, grid="none")
     axes.text(0, 0.6, sentence, fontsize=10, color=style.MUTED, transform=axes.transAxes)
+    return figure
+
+
+def attention_gallery(
+    pictures: Pictures, probabilities: np.ndarray, maps: np.ndarray, places: np.ndarray, columns: int = 4
+) -> Figure:
+    """Pictures at `places` beside what their answers were made from; maps (len(places), rows, columns) of patches."""
+    rows = -(-len(places) // columns)
+    figure = style.new_figure(columns * 2.35, rows * 1.6 + 0.75, pad=0.05)
+    style.heading(
+        figure, "Where the network looked", "attention rollout; red: a wrong answer, and the true class below"
+    )
+    grid = figure.subplots(rows, 2 * columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.axis("off")
+    for position, (place, patches) in enumerate(zip(places, maps, strict=True)):
+        left, right = grid[position // columns, 2 * (position % columns) :][:2]
+        image, label = pictures.images[place], int(pictures.labels[place])
+        answer = int(probabilities[place].argmax())
+        show_picture(left, image)
+        show_picture(right, highlight(image, patches))
+        told = f"{pictures.class_names[answer]}  {probabilities[place, answer]:.0%}"
+        caption(left, told, style.BLUE if answer == label else style.RED, 0)
+        if answer != label:
+            caption(left, pictures.class_names[label], style.MUTED, 1)
+    return figure
+
+
+def highlight(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """The picture, dark where the map of patches is low: uint8, its longer side at least 128 pixels."""
+    grow = max(1, -(-128 // max(image.shape[:2])))
+    large = image.repeat(grow, axis=0).repeat(grow, axis=1)
+    weights = overlay_weights(patches, *large.shape[:2])[..., None]
+    return np.round(large * (0.25 + 0.75 * weights)).astype(np.uint8)
+
+
+def nearest_gallery(
+    pictures: Pictures, places: np.ndarray, train: Pictures, neighbours: np.ndarray, cosines: np.ndarray
+) -> Figure:
+    """Pictures at `places`, one a row, each with its nearest training pictures: neighbours, cosines (rows, k)."""
+    rows, k = neighbours.shape
+    figure = style.new_figure(1.45 * (k + 1), 1.75 * rows + 0.75, pad=0.06)
+    style.heading(figure, "Nearest training pictures", "left: the picture and its class; green: the same class")
+    grid = figure.subplots(rows, k + 1, squeeze=False)
+    for row, place in enumerate(places):
+        label = int(pictures.labels[place])
+        show_picture(grid[row, 0], pictures.images[place])
+        caption(grid[row, 0], pictures.class_names[label], style.INK, 0)
+        for axes, neighbour, cosine in zip(grid[row, 1:], neighbours[row], cosines[row], strict=True):
+            show_picture(axes, train.images[neighbour])
+            same = int(train.labels[neighbour]) == label
+            told = f"{train.class_names[train.labels[neighbour]]}  {cosine:.2f}"
+            caption(axes, told, style.GREEN if same else style.RED, 0)
     return figure

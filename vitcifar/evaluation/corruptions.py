@@ -1,0 +1,231 @@
+"""The 15 common corruptions at 5 severities, after Hendrycks & Dietterich (2019), with their numbers for CIFAR-10-C.
+
+Written anew on numpy, scipy and Pillow. Lengths are told for 32-pixel pictures and grow with the shorter side (`unit`).
+Frost is drawn by a fractal instead of the authors' photographs. Pixels are float (H, W, 3) between 0 and 1.
+"""
+
+import io
+import zlib
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
+from scipy.signal import fftconvolve
+
+Random = np.random.Generator
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def corrupt(image: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
+    """One uint8 (H, W, 3) picture, corrupted: same shape and type, the same for the same seed.
+
+    `name` is one of CORRUPTIONS, `severity` 1 to 5.
+    """
+    function, levels = CORRUPTIONS[name]
+    assert image.dtype == np.uint8 and image.ndim == 3 and 1 <= severity <= len(levels), (image.dtype, severity)
+    random = np.random.default_rng([seed, zlib.crc32(name.encode()), severity])
+    unit = min(image.shape[:2]) / 32
+    pixels = function(image / 255, levels[severity - 1], random, unit)
+    return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def gaussian_noise(pixels: np.ndarray, scale: float, random: Random, unit: float) -> np.ndarray:
+    return pixels + random.normal(scale=scale, size=pixels.shape)
+
+
+def shot_noise(pixels: np.ndarray, photons: float, random: Random, unit: float) -> np.ndarray:
+    return random.poisson(pixels * photons) / photons
+
+
+def impulse_noise(pixels: np.ndarray, share: float, random: Random, unit: float) -> np.ndarray:
+    draw = random.random(pixels.shape)
+    return np.where(draw < share / 2, 0.0, np.where(draw < share, 1.0, pixels))
+
+
+def defocus_blur(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: float) -> np.ndarray:
+    radius, smoothing = level[0] * unit, level[1] * unit
+    reach = int(np.ceil(radius + 3 * smoothing)) + 1
+    x, y = np.meshgrid(*[np.arange(-reach, reach + 1)] * 2)
+    disk = gaussian_filter((x**2 + y**2 <= radius**2).astype(float), smoothing, mode="constant")
+    return _convolve(pixels, disk)
+
+
+def glass_blur(pixels: np.ndarray, level: tuple[float, int, int], random: Random, unit: float) -> np.ndarray:
+    sigma, reach, rounds = level[0] * unit, max(1, round(level[1] * unit)), level[2]
+    pixels = gaussian_filter(pixels, (sigma, sigma, 0))
+    height, width = pixels.shape[:2]
+    rows, columns = np.indices((height, width))
+    for _ in range(rounds):
+        away = random.integers(-reach, reach, size=(2, height, width), endpoint=True)
+        pixels = pixels[np.clip(rows + away[0], 0, height - 1), np.clip(columns + away[1], 0, width - 1)]
+    return gaussian_filter(pixels, (sigma, sigma, 0))
+
+
+def motion_blur(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: float) -> np.ndarray:
+    return _smear(pixels, level[0] * unit, level[1] * unit, random.uniform(-45, 45))
+
+
+def zoom_blur(pixels: np.ndarray, farthest: float, random: Random, unit: float) -> np.ndarray:
+    zooms = np.arange(1, farthest, 0.01)
+    return (pixels + sum(_zoom(pixels, zoom) for zoom in zooms)) / (len(zooms) + 1)
+
+
+def snow(pixels: np.ndarray, level: tuple[float, ...], random: Random, unit: float) -> np.ndarray:
+    mean, deviation, zoom, least, radius, sigma, kept = level
+    height, width = pixels.shape[:2]
+    flakes = random.normal(mean, deviation, size=(int(np.ceil(height / unit)), int(np.ceil(width / unit))))
+    flakes = _zoom(_resize(flakes, height, width)[..., None], zoom)
+    flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
+    flakes = _smear(flakes, radius * unit, sigma * unit, random.uniform(-135, -45))
+    whitened = np.maximum(pixels, (pixels @ LUMA)[..., None] * 1.5 + 0.5)
+    return kept * pixels + (1 - kept) * whitened + flakes + np.rot90(flakes, k=2)
+
+
+def frost(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: float) -> np.ndarray:
+    kept, amount = level
+    height, width = pixels.shape[:2]
+    # Needles of ice: where a cloud crosses its middle, thin bright ridges; a second cloud says where ice is thick.
+    ridges = 1 - np.abs(2 * _cloud(height, width, 1.6, random) - 1)
+    ice = 0.45 * ridges**4 + 0.75 * _cloud(height, width, 1.9, random)
+    tint = np.array([0.86, 0.95, 1.0])
+    return kept * pixels + amount * np.clip(ice, 0, 1)[..., None] * tint
+
+
+def fog(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: float) -> np.ndarray:
+    amount, smoothness = level
+    brightest = max(float(pixels.max()), 1e-6)
+    cloud = _cloud(pixels.shape[0], pixels.shape[1], smoothness, random)[..., None]
+    return (pixels + amount * cloud) * brightest / (brightest + amount)
+
+
+def brightness(pixels: np.ndarray, amount: float, random: Random, unit: float) -> np.ndarray:
+    value = pixels.max(axis=2, keepdims=True)  # V of HSV; hue and saturation stay
+    raised = np.clip(value + amount, 0, 1)
+    return np.where(value > 0, pixels * raised / np.maximum(value, 1e-12), raised)
+
+
+def contrast(pixels: np.ndarray, kept: float, random: Random, unit: float) -> np.ndarray:
+    mean = pixels.mean(axis=(0, 1), keepdims=True)
+    return (pixels - mean) * kept + mean
+
+
+def elastic_transform(pixels: np.ndarray, level: tuple[float, ...], random: Random, unit: float) -> np.ndarray:
+    push, sigma, shake = 32 * unit * level[0], 32 * level[1], 32 * unit * level[2]
+    height, width = pixels.shape[:2]
+    third = max(min(height, width) // 3, 1)
+    corners = np.array([[1, 1], [1, -1], [-1, -1]]) * third  # around the centre
+    moved = corners + random.uniform(-shake, shake, size=(3, 2))
+    # The affine map that takes the moved corners back to where they were.
+    back = np.linalg.lstsq(np.c_[moved, np.ones(3)], corners, rcond=None)[0]
+    grid = np.indices((height, width)).reshape(2, -1).T - [height // 2, width // 2]
+    source = (np.c_[grid, np.ones(len(grid))] @ back).T.reshape(2, height, width)
+    for axis in range(2):
+        wobble = random.uniform(-1, 1, size=(int(np.ceil(height / unit)), int(np.ceil(width / unit))))
+        wobble = gaussian_filter(wobble, sigma, mode="reflect", truncate=3)
+        source[axis] += push * _resize(wobble, height, width) + (height // 2, width // 2)[axis]
+    return np.stack([map_coordinates(pixels[..., c], source, order=1, mode="mirror") for c in range(3)], axis=2)
+
+
+def pixelate(pixels: np.ndarray, share: float, random: Random, unit: float) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    # At 32 pixels this is the authors' resize; larger pictures get blocks of the same part of the picture.
+    small = (max(1, int(height / unit * share)), max(1, int(width / unit * share)))
+    picture = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+    picture = picture.resize(small[::-1], Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(picture) / 255
+
+
+def jpeg_compression(pixels: np.ndarray, quality: int, random: Random, unit: float) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(np.round(pixels * 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file).convert("RGB")) / 255
+
+
+def _convolve(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Each channel with a square kernel of odd side, edges repeated."""
+    reach = len(kernel) // 2
+    padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    return fftconvolve(padded, (kernel / kernel.sum())[..., None], mode="valid", axes=(0, 1))
+
+
+def _smear(pixels: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:
+    """Motion in one direction (degrees): weights fall to one side as half a Gaussian."""
+    steps = np.arange(0, min(2 * radius, 4 * sigma) + 0.5, 0.5)
+    reach = int(np.ceil(steps[-1])) + 1
+    kernel = np.zeros((2 * reach + 1,) * 2)
+    rows = reach + steps * np.sin(np.radians(angle))
+    columns = reach + steps * np.cos(np.radians(angle))
+    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    down, across = rows - top, columns - left
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    for row, column, share in (
+        (top, left, (1 - down) * (1 - across)),
+        (top + 1, left, down * (1 - across)),
+        (top, left + 1, (1 - down) * across),
+        (top + 1, left + 1, down * across),
+    ):
+        np.add.at(kernel, (row, column), weights * share)
+    return _convolve(pixels, kernel)
+
+
+def _zoom(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """The middle of a (H, W, C) picture, enlarged to its own size."""
+    centre = (np.array(pixels.shape[:2]) - 1) / 2
+    offset = centre - centre / factor
+    channels = [
+        affine_transform(c, [1 / factor] * 2, offset, order=1, mode="nearest") for c in np.moveaxis(pixels, 2, 0)
+    ]
+    return np.stack(channels, axis=2)
+
+
+def _cloud(height: int, width: int, decay: float, random: Random) -> np.ndarray:
+    """Fractal noise (H, W) between 0 and 1: each octave twice as fine and `decay` times as weak."""
+    total = np.zeros((height, width))
+    for octave in range(1, 6):
+        cells = random.uniform(-1, 1, size=(2**octave + 1, 2**octave + 1))
+        total += _resize(cells, height, width) / decay**octave
+    total -= total.min()
+    return total / max(float(total.max()), 1e-12)
+
+
+def _resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    image = Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float64)
+
+
+# Name -> how, and the five levels of make_cifar_c.py (github.com/hendrycks/robustness).
+Corruption = tuple[Callable[[np.ndarray, Any, Random, float], np.ndarray], tuple[Any, ...]]
+CORRUPTIONS: MappingProxyType[str, Corruption] = MappingProxyType(
+    {
+        "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+        "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
+        "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+        "defocus_blur": (defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
+        "glass_blur": (glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
+        "motion_blur": (motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
+        "zoom_blur": (zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
+        "snow": (
+            snow,
+            (
+                (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+                (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+                (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+                (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+                (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+            ),
+        ),
+        "frost": (frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
+        "fog": (fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+        "brightness": (brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+        "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+        "elastic_transform": (
+            elastic_transform,
+            ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+        ),
+        "pixelate": (pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
+        "jpeg_compression": (jpeg_compression, (80, 65, 58, 50, 40)),
+    }
+)

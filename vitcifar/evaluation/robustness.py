@@ -1,0 +1,80 @@
+"""How much accuracy a classifier keeps when pictures are noisy, blurred, in bad weather or badly compressed."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitcifar.data.pictures import Pictures
+from vitcifar.evaluation.corruptions import CORRUPTIONS, corrupt
+from vitcifar.evaluation.intervals import wilson_interval
+from vitcifar.evaluation.scores import Predictor
+
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Robustness:
+    """Accuracy on clean pictures and on corrupted ones: (corruptions, severities), in the order of the names."""
+
+    names: tuple[str, ...]
+    severities: tuple[int, ...]
+    num_pictures: int
+    clean_accuracy: float
+    accuracy: np.ndarray
+
+    @property
+    def mean_accuracy(self) -> float:
+        return float(self.accuracy.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, 95 %, of the mean accuracy, as if all answers were on one set of `num_pictures` pictures."""
+        return wilson_interval(round(self.mean_accuracy * self.num_pictures), self.num_pictures)
+
+    def scalars(self) -> dict[str, float]:
+        """Mean accuracy over everything, and of each corruption over its severities."""
+        means = {f"corruption/{name}": float(row.mean()) for name, row in zip(self.names, self.accuracy, strict=True)}
+        return {"corruption_accuracy": self.mean_accuracy, "clean_accuracy": self.clean_accuracy} | means
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "accuracy": self.accuracy.tolist()}
+
+    def corruption_error(self, baseline: "Robustness") -> float:
+        """Mean corruption error relative to another classifier's, 1 = as bad as it (Hendrycks & Dietterich 2019)."""
+        assert (self.names, self.severities) == (baseline.names, baseline.severities)
+        return float(((1 - self.accuracy).sum(axis=1) / (1 - baseline.accuracy).sum(axis=1)).mean())
+
+
+def score_robustness(
+    predictor: Predictor,
+    pictures: Pictures,
+    *,
+    names: Sequence[str] = tuple(CORRUPTIONS),
+    severities: Sequence[int] = SEVERITIES,
+    seed: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Robustness:
+    """Ask the predictor for every picture once per corruption and severity, and once clean.
+
+    `progress` is wrapped around the corruptions, for a progress bar.
+    """
+    grid = []
+    for name in progress(names):
+        row = []
+        for severity in severities:
+            images = [corrupt(image, name, severity, seed + place) for place, image in enumerate(pictures.images)]
+            row.append(_accuracy(predictor, images, pictures.labels))
+        grid.append(row)
+    return Robustness(
+        names=tuple(names),
+        severities=tuple(severities),
+        num_pictures=len(pictures),
+        clean_accuracy=_accuracy(predictor, list(pictures.images), pictures.labels),
+        accuracy=np.array(grid),
+    )
+
+
+def _accuracy(predictor: Predictor, images: Sequence[np.ndarray], labels: np.ndarray) -> float:
+    return float((np.asarray(predictor(images)).argmax(axis=1) == labels).mean())
