@@ -1,9 +1,11 @@
 """What several tests share: toy ONNX files, pictures as bytes, and a registry with two published versions."""
 
+import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,3 +71,79 @@ def toy_onnx(tmp_path: Path) -> Path:
 def picture() -> Callable[..., bytes]:
     """`picture("red", size=(w, h), kind="PNG")` -> the bytes of a file."""
     return make_picture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A registry of its own with two versions of a small network; version 1 is the champion."""
+
+    uri: str
+    folder: Path
+    model_name: str
+    splits: Any
+    networks: dict[int, Any]
+    config: Any
+    run_id: str
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Two published versions (random weights, with a head that is not zero), made once. Use `registry` to open it."""
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        return publish_two(folder, patch)
+
+
+def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> Published:
+    import mlflow
+    import torch
+
+    from vitcifar import tracking
+    from vitcifar.config import resolve
+    from vitcifar.data.sources import open_source
+    from vitcifar.data.splits import make_splits
+    from vitcifar.release.publish import publish
+    from vitcifar.release.registry import Registry
+    from vitcifar.training.network import build_network
+
+    uri = settle(folder, patch)
+    config = resolve("digits", train_per_class=2, validation_per_class=2, test_per_class=2, model_name="toy")
+    splits = make_splits(
+        open_source("digits", folder), train_per_class=2, validation_per_class=2, test_per_class=2, seed=0
+    )
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("toy", artifact_location=(folder / "artifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    networks = {}
+    for seed in (0, 1):
+        network = build_network(dataclasses.replace(config, seed=seed), splits.class_names)
+        torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(seed))
+        number = publish(network, splits=splits, evaluation={"accuracy": 0.1}, config=config, run_id=run_id)
+        networks[number] = network
+    client.set_terminated(run_id)
+    Registry("toy").promote(1, reason="the first")
+    tracking.connect(uri)
+    return Published(
+        uri=uri, folder=folder, model_name="toy", splits=splits, networks=networks, config=config, run_id=run_id
+    )
+
+
+def settle(folder: Path, patch: pytest.MonkeyPatch) -> str:
+    """Point MLflow at the store of a folder and our cache at a place beside it, until the patch is undone."""
+    from vitcifar import tracking
+
+    uri = f"sqlite:///{folder}/mlflow.db"
+    patch.setenv("MLFLOW_TRACKING_URI", uri)
+    patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
+    return tracking.connect(uri)
+
+
+@pytest.fixture
+def registry(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The registry of `published`, connected, its champion back at version 1 afterwards."""
+    from vitcifar.release.registry import Registry
+
+    settle(published.folder, monkeypatch)
+    opened = Registry(published.model_name)
+    yield opened
+    opened.client.set_registered_model_alias(published.model_name, "champion", "1")

@@ -1,0 +1,63 @@
+"""A version that can answer: its release verified first, its ONNX file opened after, and the two held to agree."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from vitcifar.errors import ReleaseError
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release.bundle import Release, verify
+
+if TYPE_CHECKING:
+    from vitcifar.release.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A verified release with its open session; `version` is None for a folder that came from no registry."""
+
+    model_name: str
+    version: int | None
+    release: Release
+    classifier: OnnxClassifier
+
+    @property
+    def name(self) -> str:
+        """Who answers, in words: `vitcifar version 3`."""
+        return f"{self.model_name} version {self.version if self.version is not None else self.release.release_id}"
+
+
+def open_version(registry: "Registry", spec: str | int, *, num_threads: int = 0) -> Opened:
+    """Pull a version (a number, an alias or `latest`), verify it, open it and run it once.
+
+    Raises RegistryError when there is no such version, ReleaseError when it is not a whole release.
+    """
+    release = registry.pull(spec)
+    return _open(release, registry.model_name, release.version, num_threads)
+
+
+def open_folder(folder: Path, *, num_threads: int = 0) -> Opened:
+    """Verify and open a release that MLflow brought into a folder; the version is what MLflow noted beside it.
+
+    Raises ReleaseError when it is not a whole release.
+    """
+    release = verify(folder)
+    noted = folder / "registered_model_meta"
+    name, version = release.model_name, None
+    if noted.is_file():
+        meta = yaml.safe_load(noted.read_text(encoding="utf-8"))
+        name, version = str(meta["model_name"]), int(meta["model_version"])
+    return _open(release, name, version, num_threads)
+
+
+def _open(release: Release, model_name: str, version: int | None, num_threads: int) -> Opened:
+    classifier = OnnxClassifier(release.onnx_path, num_threads=num_threads)
+    if classifier.class_names != release.class_names or classifier.release_id != release.release_id:
+        raise ReleaseError(
+            f"{release.onnx_path} is another release than its release.json says: expected {release.release_id}, "
+            f"got {classifier.release_id}. Pull the version again."
+        )
+    classifier.warm()
+    return Opened(model_name=model_name, version=version, release=release, classifier=classifier)
