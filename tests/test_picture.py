@@ -31,6 +31,9 @@ STORED = {  # EXIF orientation -> how a camera that was held so stores UPRIGHT
     8: np.rot90(UPRIGHT, -1),
 }
 
+# pytest puts its own warning filters in the place of those that the module sets
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+
 
 def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     image = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))

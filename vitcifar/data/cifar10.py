@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -126,7 +127,9 @@ def _why_unreachable(url: str) -> str:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
                 outcome[0] = ""
-        except OSError as error:  # URLError is one
+        except urllib.error.HTTPError:
+            outcome[0] = ""  # it answers; what it has against the question, the download will say
+        except (OSError, http.client.HTTPException) as error:
             outcome[0] = str(getattr(error, "reason", error)) or type(error).__name__
 
     thread = threading.Thread(target=ask, daemon=True)
