@@ -109,8 +109,9 @@ def test_what_systems_leave_behind_is_passed_over_without_a_word(folder):
 
 
 def test_other_files_among_the_pictures_are_passed_over_and_said(folder):
-    (folder / "train" / "cat" / "notes.txt").write_text("x")
-    with pytest.warns(UserWarning, match=r"cat: passed over 1 that are no pictures, such as notes\.txt"):
+    for name in ("notes.txt", "a.csv"):
+        (folder / "train" / "cat" / name).write_text("x")
+    with pytest.warns(UserWarning, match=r"Passed over in .*cat, by their endings no pictures: a\.csv and 1 more"):
         source = open_source("folder", folder)
     assert len(source.ids("train")) == 8
 

@@ -149,5 +149,6 @@ def _picture_files(folder: Path) -> list[str]:
     if not pictures:
         raise DataError(f"{folder} holds no pictures: expected files that end with {', '.join(ENDINGS)}.")
     if others:
-        warnings.warn(f"{folder}: passed over {len(others)} that are no pictures, such as {others[0]}.", stacklevel=2)
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warnings.warn(f"Passed over in {folder}, by their endings no pictures: {others[0]}{more}.", stacklevel=2)
     return pictures
