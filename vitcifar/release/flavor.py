@@ -1,0 +1,96 @@
+"""One MLflow model with three flavors: pytorch (pt2, no pickle), onnx, and python_function over onnxruntime.
+
+Given as `flavor` to `mlflow.models.Model.log`, which calls `save_model`.
+"""
+
+import importlib.metadata
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcifar.release.bundle import LOADER_MODULE, ONNX_FILE, RELEASE_FILE, Release, write_release
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+    from torch.export import ExportedProgram
+
+FLAVOR_NAME = "vitcifar"
+CONDA_FILE, PYTHON_FILE = "conda.yaml", "python_env.yaml"
+REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime", "Pillow", "torch")
+
+
+def save_model(
+    path: str,
+    mlflow_model: "Model",
+    *,
+    program: "ExportedProgram",
+    staged: Path,
+    release: Release,
+    **kwargs: Any,
+) -> None:
+    """Write the whole release into `path`: pt2, every file of the folder `staged` (moved), MLmodel, release.json last.
+
+    The pt2 takes any number of pictures of any size, as the ONNX file does.
+    """
+    import mlflow.pytorch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    signature = ModelSignature(  # -1 is what makes mlflow.pytorch export that axis as dynamic
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "image")]),
+        outputs=Schema(
+            [
+                TensorSpec(np.dtype(np.float32), (-1, len(release.class_names)), "logits"),
+                TensorSpec(np.dtype(np.float32), (-1, len(release.class_names)), "probabilities"),
+            ]
+        ),
+    )
+    mlflow.pytorch.save_model(
+        program.module(),
+        path,
+        mlflow_model=mlflow_model,
+        serialization_format="pt2",
+        signature=signature,
+        input_example=np.zeros((2, 40, 48, 3), dtype=np.uint8),
+        pip_requirements=requirements(),
+    )
+    folder = Path(path)
+    for file in sorted(staged.iterdir()):
+        shutil.move(file, folder / file.name)
+    _describe(mlflow_model, folder)
+    write_release(release, folder)
+
+
+def _describe(mlflow_model: "Model", folder: Path) -> None:
+    """Write MLmodel: the three flavors, and no signature, since ours takes files as well as arrays."""
+    import mlflow.onnx
+    import mlflow.pyfunc
+    import onnx
+
+    # The example would have MLflow load the model and rewrite MLmodel after release.json has its hash.
+    for name in ("input_example.json", "serving_input_example.json"):
+        (folder / name).unlink(missing_ok=True)
+    mlflow_model.saved_input_example_info = None  # type: ignore[assignment]
+    mlflow_model.signature = None
+    del mlflow_model.flavors["python_function"]
+    mlflow.pyfunc.add_to_model(mlflow_model, loader_module=LOADER_MODULE, conda_env=CONDA_FILE, python_env=PYTHON_FILE)
+    mlflow_model.add_flavor(
+        mlflow.onnx.FLAVOR_NAME,
+        onnx_version=onnx.__version__,
+        data=ONNX_FILE,
+        providers=["CPUExecutionProvider"],
+        onnx_session_options=None,
+        code=None,
+    )
+    mlflow_model.model_size_bytes = sum(
+        os.path.getsize(file) for file in folder.rglob("*") if file.is_file() and file.name != RELEASE_FILE
+    )
+    mlflow_model.save(str(folder / "MLmodel"))
+
+
+def requirements() -> list[str]:
+    """What it takes to load the release, as installed here; without the build of torch (+cpu), which PyPI lacks."""
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]

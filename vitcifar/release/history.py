@@ -1,0 +1,97 @@
+"""Who moved an alias, when, from which version to which, and why: kept in the registry itself.
+
+MLflow's aliases have no history. Each move is one tag of the registered model, under a key of its own: two people who
+promote at once write two tags and lose nothing, and no tag's value grows.
+"""
+
+import dataclasses
+import datetime
+import getpass
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PREFIX = "history/"
+MAX_REASON = 2000  # characters; MLflow takes 100,000 in a tag, and some servers 5,000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """One move of an alias. `done` is false for one that was interrupted before the alias moved."""
+
+    alias: str
+    before: int | None
+    after: int | None
+    kind: str  # promote, rollback
+    reason: str
+    who: str
+    when: str  # UTC, ISO 8601
+    forced: bool = False
+    gates: tuple[dict[str, Any], ...] = ()
+    done: bool = False
+
+    @property
+    def stamp(self) -> str:
+        return self.when.replace("-", "").replace(":", "")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+def new_event(alias: str, before: int | None, after: int | None, kind: str, reason: str, **more: Any) -> Event:
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+    return Event(
+        alias=alias,
+        before=before,
+        after=after,
+        kind=kind,
+        reason=reason[:MAX_REASON],
+        who=whoami(),
+        when=when.replace("+00:00", "Z"),
+        **more,
+    )
+
+
+def new_key(event: Event) -> str:
+    """A tag's name that sorts by time and that nobody else writes."""
+    return f"{PREFIX}{event.alias}/{event.stamp}-{secrets.token_hex(4)}"
+
+
+def whoami() -> str:
+    """The name of the user, as the machine knows it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def read_events(tags: Mapping[str, str], alias: str | None = None) -> list[Event]:
+    """The moves among a registered model's tags, in order of time; of one alias or of all."""
+    found = []
+    for key, value in tags.items():
+        if not key.startswith(PREFIX):
+            continue
+        try:
+            fields = json.loads(value)
+            event = Event(**{**fields, "gates": tuple(fields.get("gates", ()))})
+        except (ValueError, TypeError):
+            continue  # not one of ours
+        if alias in (None, event.alias):
+            found.append((event.when, key, event))
+    return [event for _, _, event in sorted(found, key=lambda entry: entry[:2])]
+
+
+def former_holders(events: Sequence[Event], holder: int | None) -> list[int]:
+    """Versions that held the alias before the present holder, the latest last; a rollback takes its version back."""
+    held: list[int] = []
+    for event in events:
+        if not event.done or event.after is None:
+            continue
+        if event.kind == "rollback" and event.after in held:
+            del held[held.index(event.after) + 1 :]
+        elif not held or held[-1] != event.after:
+            if event.before is not None and not held:
+                held.append(event.before)
+            held.append(event.after)
+    return held[:-1] if held and held[-1] == holder else held

@@ -1,0 +1,90 @@
+"""Does the ONNX file answer as the network does? Asked with real pictures, before anything is registered."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcifar.data.pictures import Pictures
+from vitcifar.errors import ReleaseError
+from vitcifar.release.export import at_rest
+
+if TYPE_CHECKING:
+    from vitcifar.training.network import Classifier
+
+MAX_LOGIT_DIFFERENCE = 1e-3
+BATCH_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far the ONNX file is from the network, over `num_pictures` pictures."""
+
+    max_logit_difference: float
+    num_changed: int  # pictures with another top-1 answer
+    num_pictures: int
+    worst_id: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def check_parity(network: "Classifier", onnx_path: Path, pictures: Pictures) -> Parity:
+    """Answer every picture with both; raises ReleaseError when they differ, or when there is nothing to compare."""
+    from vitcifar.inference.session import OnnxClassifier
+
+    classifier = OnnxClassifier(onnx_path)
+    expected, actual = [], []
+    for start in range(0, len(pictures), BATCH_SIZE):
+        images = [pictures.images[i] for i in range(start, min(start + BATCH_SIZE, len(pictures)))]
+        expected.append(network_logits(network, images))
+        actual.append(classifier.logits(images))
+    if not expected:
+        raise ReleaseError("There is no picture to compare the ONNX file with the network: give at least one.")
+    return hold(compare(np.concatenate(expected), np.concatenate(actual), pictures.ids))
+
+
+def network_logits(network: "Classifier", images: Sequence[np.ndarray]) -> np.ndarray:
+    """The network's own logits (N, K) in float32 on the CPU, pictures of one size at a time."""
+    import torch
+
+    rows: list[np.ndarray | None] = [None] * len(images)
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(index)
+    with at_rest(network), torch.no_grad():
+        for members in sizes.values():
+            batch = torch.from_numpy(np.stack([images[i] for i in members]))  # (N, H, W, 3)
+            for index, row in zip(members, network(batch).numpy(), strict=True):
+                rows[index] = row
+    return np.stack([row for row in rows if row is not None])
+
+
+def compare(expected: np.ndarray, actual: np.ndarray, ids: Sequence[str]) -> Parity:
+    """Measure two sets of logits (N, K) against each other; a number that is not finite counts as infinitely far."""
+    if expected.shape != actual.shape:
+        raise ReleaseError(f"The ONNX file answers {actual.shape}, expected {expected.shape}: export it again.")
+    finite = np.isfinite(expected).all(axis=1) & np.isfinite(actual).all(axis=1)
+    difference = np.full(len(expected), np.inf)
+    difference[finite] = np.abs(expected[finite].astype(np.float64) - actual[finite]).max(axis=1)
+    changed = (expected.argmax(axis=1) != actual.argmax(axis=1)) | ~finite
+    worst = int(np.lexsort((difference, changed))[-1])
+    return Parity(
+        max_logit_difference=float(difference.max()),
+        num_changed=int(changed.sum()),
+        num_pictures=len(expected),
+        worst_id=str(ids[worst]),
+    )
+
+
+def hold(parity: Parity) -> Parity:
+    """Let equal answers pass; raises ReleaseError for anything else."""
+    if parity.max_logit_difference <= MAX_LOGIT_DIFFERENCE and parity.num_changed == 0 and parity.num_pictures > 0:
+        return parity
+    raise ReleaseError(
+        f"The ONNX file does not answer as the network does: logits differ by up to {parity.max_logit_difference:.3g} "
+        f"(limit {MAX_LOGIT_DIFFERENCE:g}), {parity.num_changed} of {parity.num_pictures} answers changed, worst on "
+        f"{parity.worst_id!r}. Nothing was registered."
+    )

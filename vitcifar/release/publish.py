@@ -1,0 +1,159 @@
+"""From a trained network to a registered version: export, proof, one model, one registration. All or nothing."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from vitcifar import __version__
+from vitcifar.config import TrainConfig
+from vitcifar.data.splits import Splits
+from vitcifar.release import flavor
+from vitcifar.release.bundle import ONNX_FILE, RELEASE_FILE, Release, sha256_of
+from vitcifar.release.export import export_onnx, trace
+from vitcifar.release.parity import check_parity
+from vitcifar.release.registry import check_model_name
+from vitcifar.tracking import reaching
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from vitcifar.training.network import Classifier
+
+LOGGED_NAME = "release"
+
+
+def publish(
+    network: "Classifier",
+    *,
+    splits: Splits,
+    evaluation: Mapping[str, Any],
+    config: TrainConfig,
+    run_id: str,
+) -> int:
+    """Export the network, prove it on the test pictures, register it; returns the version's number.
+
+    Raises ReleaseError when a proof fails: nothing is registered then.
+    """
+    check_model_name(config.model_name)
+    release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id)
+    with tempfile.TemporaryDirectory(prefix="vitcifar-") as folder:
+        staged = Path(folder)
+        onnx_path = staged / ONNX_FILE
+        program = trace(network)
+        export_onnx(network, onnx_path, class_names=release.class_names, release_id=release.release_id, program=program)
+        parity = check_parity(network, onnx_path, splits.test)
+        release = dataclasses.replace(release, proofs={**release.proofs, "parity": parity.to_dict()})
+        model_id, digest = log_release(program, staged, release)
+    return register(release, model_id, digest)
+
+
+def describe(
+    network: "Classifier",
+    *,
+    splits: Splits,
+    evaluation: Mapping[str, Any],
+    config: TrainConfig,
+    run_id: str,
+) -> Release:
+    """Everything that release.json says but for the proofs that need the exported file, and the hashes."""
+    from vitcifar.training.network import MEAN, STD, weights_sha256
+
+    weights = weights_sha256(network)
+    identity = [weights, splits.class_names, network.image_size, splits.fingerprint]
+    return Release(
+        release_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+        model_name=config.model_name,
+        class_names=tuple(splits.class_names),
+        image_size=network.image_size,
+        temperature=float(network.temperature),
+        fingerprint=splits.fingerprint,
+        run_id=run_id,
+        preprocessing={"resize": "bilinear, antialiased", "mean": list(MEAN), "std": list(STD)},
+        counts=splits.counts(),
+        config=dataclasses.asdict(config),
+        git=git_of(run_id),
+        environment=environment(),
+        proofs={"test": dict(evaluation), "weights_sha256": weights},
+    )
+
+
+def log_release(program: "ExportedProgram", staged: Path, release: Release) -> tuple[str, str]:
+    """Store the three flavors beside the run; returns MLflow's id of the model and the digest of its release.json."""
+    from mlflow.models import Model
+
+    digests: list[str] = []
+
+    class Saver:
+        """The flavor, remembering the digest: MLflow deletes the folder before `log` returns."""
+
+        __name__ = flavor.__name__
+
+        def save_model(self, path: str, **kwargs: Any) -> None:
+            flavor.save_model(path, **kwargs)
+            digests.append(sha256_of(Path(path) / RELEASE_FILE))
+
+    with reaching(mlflow.get_tracking_uri()):
+        info = Model.log(
+            artifact_path=None,
+            name=LOGGED_NAME,
+            flavor=Saver(),
+            run_id=release.run_id,
+            program=program,
+            staged=staged,
+            release=release,
+        )
+    return info.model_id, digests[0]
+
+
+def register(release: Release, model_id: str, digest: str) -> int:
+    """Make the version, with its tags, in one step of the registry: it is there whole or not at all."""
+    client = mlflow.MlflowClient()
+    tags = {
+        "release_digest": digest,
+        "release_id": release.release_id,
+        "fingerprint": release.fingerprint,
+        "parity_max_logit_difference": str(release.proofs["parity"]["max_logit_difference"]),
+    }
+    if "accuracy" in release.proofs["test"]:
+        tags["test_accuracy"] = str(release.proofs["test"]["accuracy"])
+    with reaching(mlflow.get_tracking_uri()):
+        try:
+            client.create_registered_model(release.model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = client.create_model_version(
+            release.model_name, f"models:/{model_id}", run_id=release.run_id, tags=tags, model_id=model_id
+        )
+        link = json.dumps([{"name": release.model_name, "version": version.version}])
+        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})  # the page of the model shows it
+    return int(version.version)
+
+
+def git_of(run_id: str) -> dict[str, Any]:
+    """The commit that the run recorded, and whether the checkout had been changed."""
+    with reaching(mlflow.get_tracking_uri()):
+        tags = mlflow.MlflowClient().get_run(run_id).data.tags
+    commit = tags.get("git_commit") or tags.get("mlflow.source.git.commit")
+    dirty = tags.get("git_dirty")
+    return {"commit": commit, "dirty": None if dirty is None else dirty == "true"}
+
+
+def environment() -> dict[str, Any]:
+    """The lock of this environment: Python, platform and every installed package."""
+    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return {
+        "vitcifar": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }

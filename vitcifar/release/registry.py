@@ -1,0 +1,232 @@
+"""The registry: which versions there are, which one an alias means, and how it came to mean it."""
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from vitcifar.errors import RegistryError, ReleaseError
+from vitcifar.release.bundle import Release
+from vitcifar.release.history import Event, former_holders, new_event, new_key, read_events
+from vitcifar.release.pull import fetch
+from vitcifar.tracking import reaching
+
+DIGEST_TAG = "release_digest"
+NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Version:
+    """One registered version, as the registry lists it."""
+
+    model_name: str
+    number: int
+    aliases: tuple[str, ...]
+    status: str
+    created: str  # UTC, ISO 8601
+    run_id: str
+    source: str
+    tags: Mapping[str, str]
+
+    @property
+    def digest(self) -> str | None:
+        return self.tags.get(DIGEST_TAG)
+
+    @property
+    def release_id(self) -> str | None:
+        return self.tags.get("release_id")
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.tags.get("fingerprint")
+
+    @property
+    def test_accuracy(self) -> float | None:
+        return float(self.tags["test_accuracy"]) if "test_accuracy" in self.tags else None
+
+
+def check_model_name(name: str) -> None:
+    """Raises RegistryError for a name that MLflow or a models:/ address cannot hold."""
+    if not re.fullmatch(r"[\w. -]{1,200}", name) or name.strip() != name:
+        raise RegistryError(f"{name!r} cannot name a model: use letters, digits, spaces, '-', '_' and '.'.")
+
+
+def check_alias(alias: str) -> None:
+    """Raises RegistryError for an alias that could be taken for a number, and for MLflow's reserved ones."""
+    if alias == "latest" or re.fullmatch(r"[vV]?\d+", alias) or not re.fullmatch(r"[A-Za-z_][\w-]{0,99}", alias):
+        raise RegistryError(
+            f"{alias!r} cannot be an alias: `latest`, numbers and names such as v3 are reserved. "
+            "Use a word, such as champion or challenger."
+        )
+
+
+def parse_uri(uri: str) -> tuple[str, str]:
+    """models:/NAME/VERSION or models:/NAME@ALIAS -> name and what was asked for. Raises RegistryError."""
+    match = re.fullmatch(r"models:/(?P<name>[^/@]+)[/@](?P<spec>[^/@]+)", uri)
+    if match is None:
+        raise RegistryError(
+            f"{uri!r} is not the address of a version: type models:/vitcifar/3 or models:/vitcifar@champion."
+        )
+    return match["name"], match["spec"]
+
+
+class Registry:
+    """The versions of one model in the registry that MLflow points at (`tracking.connect`)."""
+
+    def __init__(self, model_name: str) -> None:
+        check_model_name(model_name)
+        self.model_name = model_name
+        self.client = mlflow.MlflowClient()
+
+    def versions(self) -> list[Version]:
+        """Every version with its aliases, the newest first; none when the model is not there."""
+        with reaching(mlflow.get_tracking_uri()):
+            found: list[Any] = []
+            token = None
+            while True:
+                page = self.client.search_model_versions(f"name='{self.model_name}'", page_token=token)
+                found.extend(page)
+                token = page.token
+                if not token:
+                    break
+            aliases = self.aliases() if found else {}
+        return sorted((self._version(entry, aliases) for entry in found), key=lambda v: v.number, reverse=True)
+
+    def aliases(self) -> dict[str, int]:
+        """Every alias and the version that holds it. Raises RegistryError when the model is not there."""
+        return {alias: int(number) for alias, number in self._model().aliases.items()}
+
+    def resolve(self, spec: str | int) -> int:
+        """A version's number, an alias, or `latest` -> the number. Raises RegistryError listing what there is."""
+        versions = self.versions()
+        numbers = {version.number for version in versions}
+        holders = {alias: version.number for version in versions for alias in version.aliases}
+        word = str(spec).strip()
+        if word == "latest" and numbers:
+            return max(numbers)
+        if re.fullmatch(r"[vV]?[0-9]{1,9}", word) and int(word.lstrip("vV")) in numbers:
+            return int(word.lstrip("vV"))
+        if word in holders:
+            return holders[word]
+        raise RegistryError(self._not_there(word, sorted(numbers), holders))
+
+    def show(self, spec: str | int) -> Version:
+        """One version. Raises RegistryError when it is not there."""
+        number = self.resolve(spec)
+        return next(version for version in self.versions() if version.number == number)
+
+    def pull(self, spec: str | int, *, pytorch: bool = False) -> Release:
+        """Bring a version's release into the cache, verified byte by byte; `pytorch` brings the pt2 as well.
+
+        Raises RegistryError when there is no such version, ReleaseError when it is not a whole release.
+        """
+        version = self.show(spec)
+        if version.digest is None:
+            raise ReleaseError(
+                f"{self.model_name} {version.number} was not released by vitcifar (it has no tag {DIGEST_TAG}): "
+                "choose another version."
+            )
+        with reaching(mlflow.get_tracking_uri()):
+            location = self.client.get_model_version_download_uri(self.model_name, str(version.number))
+        release = fetch(location, version.digest, pytorch=pytorch)
+        return dataclasses.replace(release, version=version.number)
+
+    @staticmethod
+    def pull_uri(uri: str, *, pytorch: bool = False) -> Release:
+        """Like `pull`, for models:/NAME/VERSION or models:/NAME@ALIAS."""
+        name, spec = parse_uri(uri)
+        return Registry(name).pull(spec, pytorch=pytorch)
+
+    @staticmethod
+    def state_dict(uri: str) -> dict[str, Any]:
+        """The weights of a release, to start training from: named as those of the network, loaded with pickle off."""
+        from vitcifar.release.weights import load_weights
+
+        return load_weights(Registry.pull_uri(uri, pytorch=True))
+
+    def promote(self, spec: str | int, alias: str = "champion", *, reason: str = "") -> Event:
+        """Let an alias mean this version; who, when, from which one and why is recorded.
+
+        The release is verified first: no alias ever points at less than a whole one. Raises VitCifarError.
+        """
+        check_alias(alias)
+        number = self.resolve(spec)
+        self.pull(number, pytorch=True)
+        return self._move(alias, number, "promote", reason)
+
+    def rollback(self, alias: str = "champion", *, to: str | int | None = None, reason: str = "") -> Event:
+        """Give an alias back to the version that held it before, or to `to`; recorded like a promotion."""
+        check_alias(alias)
+        holder = self.aliases().get(alias)
+        number = self._former(alias, holder) if to is None else self.resolve(to)
+        self.pull(number, pytorch=True)
+        return self._move(alias, number, "rollback", reason)
+
+    def history(self, alias: str | None = None) -> list[Event]:
+        """Every recorded move of an alias, or of all, the oldest first."""
+        with reaching(mlflow.get_tracking_uri()):
+            return read_events(self._model().tags, alias)
+
+    def _former(self, alias: str, holder: int | None) -> int:
+        there = {version.number for version in self.versions()}
+        former = [number for number in former_holders(self.history(alias), holder) if number in there]
+        if holder is None or not former:
+            raise RegistryError(
+                f"No version held {alias!r} of {self.model_name} before {holder if holder else 'now'}: "
+                "name the version with --to."
+            )
+        return former[-1]
+
+    def _move(self, alias: str, number: int, kind: str, reason: str, **more: Any) -> Event:
+        """Record, move, record that it moved: an alias never moves without a trace."""
+        holder = self.aliases().get(alias)
+        event = new_event(alias, holder, number, kind, reason, **more)
+        if holder == number:
+            return dataclasses.replace(event, done=True)
+        key = new_key(event)
+        with reaching(mlflow.get_tracking_uri()):
+            self.client.set_registered_model_tag(self.model_name, key, event.to_json())
+            self.client.set_registered_model_alias(self.model_name, alias, str(number))
+            done = dataclasses.replace(event, done=True)
+            self.client.set_registered_model_tag(self.model_name, key, done.to_json())
+        if (now := self.aliases().get(alias)) != number:
+            raise RegistryError(
+                f"{alias!r} of {self.model_name} was moved to {now} by somebody else at the same moment: "
+                "look at `vitcifar history` and promote again."
+            )
+        return done
+
+    def _model(self) -> Any:
+        try:
+            return self.client.get_registered_model(self.model_name)
+        except MlflowException as error:
+            if error.error_code in NOT_FOUND:
+                raise RegistryError(self._not_there("", [], {})) from None
+            raise
+
+    def _version(self, entry: Any, aliases: Mapping[str, int]) -> Version:
+        number = int(entry.version)
+        created = datetime.datetime.fromtimestamp(entry.creation_timestamp / 1000, datetime.UTC)
+        return Version(
+            model_name=self.model_name,
+            number=number,
+            aliases=tuple(sorted(alias for alias, holder in aliases.items() if holder == number)),
+            status=str(entry.status),
+            created=created.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            run_id=entry.run_id or "",
+            source=entry.source or "",
+            tags=dict(entry.tags),
+        )
+
+    def _not_there(self, word: str, numbers: list[int], holders: Mapping[str, int]) -> str:
+        if not numbers:
+            names = sorted(model.name for model in self.client.search_registered_models())
+            known = f"there are: {', '.join(names)}" if names else "the registry is empty, `vitcifar train` fills it"
+            return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
+        aliases = ", ".join(f"{alias} ({number})" for alias, number in sorted(holders.items())) or "none"
+        listed = ", ".join(str(number) for number in numbers[-20:])
+        return f"{self.model_name} has no version {word!r}: there are {listed}; aliases: {aliases}."
