@@ -38,7 +38,8 @@ def robustness_heatmap(robustness: Robustness) -> Figure:
     axes.set(xlim=(-0.5, len(columns) - 0.36), ylim=(len(order) - 0.5, -0.5), xlabel="Severity")
     axes.set_xticks([*range(len(columns) - 1), len(columns) - 0.88], columns)
     axes.set_yticks(range(len(order)), [robustness.names[place].replace("_", " ") for place in order])
-    note = f"mean {robustness.mean_accuracy:.1%} right, clean pictures {robustness.clean_accuracy:.1%}; darker: more of that lost"
+    clean = f"clean pictures {robustness.clean_accuracy:.1%}; darker: more of that lost"
+    note = f"mean {robustness.mean_accuracy:.1%} right, {clean}"
     style.dress(axes, "Corrupted pictures", note=note, grid="none")
     axes.tick_params(axis="y", labelcolor=style.INK)
     return figure
@@ -58,7 +59,7 @@ def slice_chart(slices: Sequence[Slice], accuracy: float) -> Figure:
     lowest = min([row.accuracy_low for row in rows], default=0.0)
     axes.set(xlim=(max(0.0, np.floor(lowest * 10) / 10 - 0.02), 1.01), ylim=(-0.6, len(rows) - 0.4))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    note = "95 % intervals; dashed: all pictures"
+    note = "95% intervals; dashed: all pictures"
     if any(_is_weak(row, accuracy) for row in rows):
         note += "; red: worse than the rest"
     style.dress(axes, "Kinds of pictures", note=note, grid="x")
@@ -92,7 +93,7 @@ def outlier_chart(results: Sequence[OutlierScore]) -> Figure:
     left.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
     lowest = min(0.45, *(row.auroc_low for row in rows))
     left.set(xlim=(max(0.0, lowest), 1.02), ylim=(-0.5, len(rows) - 0.3), xlabel="AUROC")
-    style.dress(left, "Telling another source apart", note="95 % intervals; dashed: chance", grid="x")
+    style.dress(left, "Telling another source apart", note="95% intervals; dashed: chance", grid="x")
     left.tick_params(axis="y", labelcolor=style.INK)
     _spread(right, best)
     return figure
@@ -107,7 +108,7 @@ def _spread(axes: Axes, best: OutlierScore) -> None:
     ):
         axes.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55, label=label)
     axes.axvline(best.threshold, color=style.INK, linewidth=1)
-    note = f"line: 95 % of this data lies above, and {best.false_positives:.0%} of the other"
+    note = f"line: 95% of this data lies above, and {best.false_positives:.0%} of the other"
     style.dress(axes, f"Best score: {best.name.replace('_', ' ')}", note=note)
     axes.set(xlabel=best.name.replace("_", " "), ylabel="Share of pictures")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

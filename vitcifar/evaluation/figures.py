@@ -76,7 +76,7 @@ def per_class(evaluation: Evaluation) -> Figure:
     reach = np.array([[s.recall - s.recall_low, s.recall_high - s.recall] for s in rows]).clip(0).T
     axes.barh(at, recall, height=0.62, color=style.BLUE, alpha=0.9, label="recall")
     axes.errorbar(
-        recall, at, xerr=reach, fmt="none", ecolor=style.INK, elinewidth=1.1, capsize=2.5, label="95 % interval"
+        recall, at, xerr=reach, fmt="none", ecolor=style.INK, elinewidth=1.1, capsize=2.5, label="95% interval"
     )
     axes.scatter([s.precision for s in rows], at, marker="D", s=30, color=style.ORANGE, zorder=3, label="precision")
     axes.scatter([s.f1 for s in rows], at, marker="o", s=30, color=style.GREEN, zorder=3, label="F1")
@@ -85,7 +85,10 @@ def per_class(evaluation: Evaluation) -> Figure:
     axes.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.4))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     style.dress(
-        axes, "Every class", note=f"number of pictures in brackets; mean recall {evaluation.recall_macro:.1%}", grid="x"
+        axes,
+        "Recall, precision and F1",
+        note=f"number of pictures in brackets; mean recall {evaluation.recall_macro:.1%}",
+        grid="x",
     )
     axes.tick_params(axis="y", labelcolor=style.INK)
     _legend(figure, axes.get_legend_handles_labels(), columns=4)
@@ -104,11 +107,11 @@ def reliability(evaluation: Evaluation) -> Figure:
     intervals = np.array([wilson_interval(round(b.accuracy * b.count), b.count) for b in bins])
     reach = np.abs(intervals.T - right)
     upper.bar(middle, right, width, color=style.BLUE, alpha=0.9, label="share right")
-    upper.errorbar(middle, right, yerr=reach, fmt="none", ecolor=style.INK, elinewidth=1, label="95 % interval")
+    upper.errorbar(middle, right, yerr=reach, fmt="none", ecolor=style.INK, elinewidth=1, label="95% interval")
     sure = [b.confidence for b in bins]
     upper.hlines(sure, middle - width / 2, middle + width / 2, color=style.ORANGE, linewidth=3, label="mean confidence")
     lower.bar(middle, [b.count for b in bins], width, color=style.MUTED)
-    note = f"ECE {evaluation.ece:.3f}    Brier {evaluation.brier:.3f}    temperature {evaluation.temperature:.2f}"
+    note = f"ECE {evaluation.ece:.3f}, Brier {evaluation.brier:.3f}, temperature {evaluation.temperature:.2f}"
     style.dress(upper, "Reliability", note=note)
     style.dress(lower)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="Share right")

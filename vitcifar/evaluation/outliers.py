@@ -24,7 +24,7 @@ class OutlierScore:
     auroc_low: float
     auroc_high: float
     average_precision: float  # of finding the outsiders
-    false_positives: float  # share of outsiders let in where 95 % of the insiders are (FPR95)
+    false_positives: float  # share of outsiders let in where 95% of the insiders are (FPR95)
     threshold: float  # the score at that place
     inside: np.ndarray  # (N_in,)
     outside: np.ndarray  # (N_out,)

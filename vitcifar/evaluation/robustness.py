@@ -30,7 +30,7 @@ class Robustness:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's, 95 %, of the mean accuracy, as if all answers were on one set of `num_pictures` pictures."""
+        """Wilson's, 95%, of the mean accuracy, as if all answers were on one set of `num_pictures` pictures."""
         return wilson_interval(round(self.mean_accuracy * self.num_pictures), self.num_pictures)
 
     def scalars(self) -> dict[str, float]:

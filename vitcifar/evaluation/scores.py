@@ -23,7 +23,7 @@ Predictor = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures, uint8 (H, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """One row of the per-class table; the interval is of the recall (Wilson, 95 %)."""
+    """One row of the per-class table; the interval is of the recall (Wilson, 95%)."""
 
     name: str
     support: int

@@ -12,7 +12,7 @@ from vitcifar.evaluation.intervals import wilson_interval
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """What answering only at `confidence` or above gives on one set of pictures; the interval is Wilson's, 95 %."""
+    """What answering only at `confidence` or above gives on one set of pictures; the interval is Wilson's, 95%."""
 
     target: float  # the precision that was asked for
     confidence: float

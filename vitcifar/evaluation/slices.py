@@ -15,7 +15,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The pictures whose property lies between low and high, both included; the interval is Wilson's, 95 %."""
+    """The pictures whose property lies between low and high, both included; the interval is Wilson's, 95%."""
 
     property: str
     name: str
