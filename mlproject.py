@@ -5,6 +5,7 @@ before a command needs it.
 """
 
 import dataclasses
+import json
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,25 @@ from vitcifar.config import PRESETS, TrainConfig, resolve
 from vitcifar.errors import VitCifarError
 
 TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
+DATA_SETTINGS = ("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "seed")
 FROM_PRESET = "preset"  # the value that leaves a setting to the preset, as MLproject writes it
+
+
+class Command(click.Command):
+    """A command whose options may be written with underscores: MLflow writes -P a_b=1 as --a_b 1."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        def dashes(word: str) -> str:
+            name, equals, value = word.partition("=")
+            return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+        return super().parse_args(ctx, [dashes(word) for word in args])
 
 
 class Program(click.Group):
     """A group of commands in the order of the road, that ends in one line for what a user can fix."""
+
+    command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -47,28 +62,26 @@ class Setting(click.ParamType):
         return None if value == FROM_PRESET else self.inner.convert(value, param, ctx)
 
 
-def settings(*names: str) -> Callable[[Callable], Callable]:
-    """Options for the named fields of TrainConfig (all when none is named), and --preset before them."""
+def settings(*names: str, default: str = "") -> Callable[[Callable], Callable]:
+    """Options for the named fields of TrainConfig (all when none is named), each saying its default."""
 
     def decorate(command: Callable) -> Callable:
         for field in reversed(dataclasses.fields(TrainConfig)):
-            if names and field.name not in names:
-                continue
-            option = click.option(
-                f"--{field.name.replace('_', '-')}",
-                type=Setting(field),
-                help=f"{field.metadata['help']}  [{default_of(field)}]",
-                show_default=False,
-            )
-            command = option(command)
-        return click.option(
-            "--preset",
-            type=click.Choice(list(PRESETS)),
-            default="cifar10",
-            help="Settings to start from; every other option overrides it.",
-        )(command)
+            if not names or field.name in names:
+                help = f"{field.metadata['help']}  [{default or default_of(field)}]"
+                option = click.option(f"--{field.name.replace('_', '-')}", type=Setting(field), help=help)
+                command = option(command)
+        return command
 
     return decorate
+
+
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="cifar10",
+    help="Settings to start from; every other option overrides it.",
+)
 
 
 def default_of(field: dataclasses.Field) -> str:
@@ -89,17 +102,35 @@ tracking_uri = click.option(
     help="MLflow's tracking store and registry: sqlite:///FILE or http://HOST:PORT.",
 )
 model_name = click.option("--model-name", default="vitcifar", help="Name in the registry.")
-version = click.option("--version", "spec", default="champion", help="A version's number, an alias, or latest.")
-as_json = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What is printed.")
+version_option = click.option("--version", default="champion", help="A version's number, an alias, or latest.")
+version_argument = click.argument("version")
+alias_option = click.option("--alias", default="champion", help="The alias that moves, such as champion or challenger.")
+reason_option = click.option("--reason", default="none", help="Why, for the history (none = no reason given).")
 
 
 def registry_of(tracking_uri: str, model_name: str) -> Any:
-    from vitcifar.release.registry import Registry
-
     from vitcifar import tracking
+    from vitcifar.release.registry import Registry
 
     tracking.connect(tracking_uri)
     return Registry(model_name)
+
+
+def words(text: str) -> str:
+    """An option's text; none = nothing."""
+    return "" if text == "none" else text
+
+
+def print_score(score: Any) -> None:
+    click.echo(
+        f"test accuracy  {score.accuracy:.4f}  "
+        f"(95 % interval {score.accuracy_low:.4f} to {score.accuracy_high:.4f}, {score.num_pictures} pictures)"
+    )
+
+
+def print_event(event: Any) -> None:
+    before = "nothing" if event.before is None else f"version {event.before}"
+    click.echo(f"{event.alias} now means version {event.after}, before that {before}.")
 
 
 @click.group(
@@ -108,7 +139,6 @@ def registry_of(tracking_uri: str, model_name: str) -> Any:
         "help_option_names": ["-h", "--help"],
         "show_default": True,
         "max_content_width": 110,
-        "token_normalize_func": lambda token: token.replace("_", "-"),  # MLflow writes -P a_b=1 as --a_b 1
     },
 )
 @click.version_option(__version__, prog_name="vitcifar")
@@ -123,6 +153,7 @@ def main() -> None:
 
 
 @main.command()
+@preset_option
 @settings()
 @tracking_uri
 def train(preset: str, tracking_uri: str, **options: Any) -> None:
@@ -137,11 +168,7 @@ def train(preset: str, tracking_uri: str, **options: Any) -> None:
     config = pipeline.plan(preset, given(options))
     tracking.connect(tracking_uri)
     trained = pipeline.train(config)
-    score = trained.evaluation
-    click.echo(
-        f"test accuracy  {score.accuracy:.4f}  "
-        f"(95 % interval {score.accuracy_low:.4f} to {score.accuracy_high:.4f}, {score.num_pictures} pictures)"
-    )
+    print_score(trained.evaluation)
     click.echo(f"run            {trained.run_id}")
     click.echo(f"weights        sha256 {trained.weights_sha256}")
     held_by = f", holds {trained.alias}" if trained.alias else ""
@@ -151,7 +178,8 @@ def train(preset: str, tracking_uri: str, **options: Any) -> None:
 
 
 @main.command()
-@settings("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "seed")
+@preset_option
+@settings(*DATA_SETTINGS)
 @click.option("--sheet", type=click.Path(dir_okay=False), default="preview.png", help="Where the preview sheet goes.")
 def data(preset: str, sheet: str, **options: Any) -> None:
     """Prepare the pictures; print counts and fingerprint, draw a preview sheet.
@@ -159,17 +187,151 @@ def data(preset: str, sheet: str, **options: Any) -> None:
     \b
     vitcifar data --data folder --data-dir pictures --sheet preview.png
     """
+    from vitcifar import pipeline
     from vitcifar.data.preview import preview_sheet
 
-    from vitcifar import pipeline
-
     splits = pipeline.read_splits(resolve(preset, **given(options)))
-    for role, pictures in splits.by_role().items():
+    for role, pictures in splits.roles.items():
         click.echo(f"{role:<12} {len(pictures)} pictures, {len(pictures) // len(splits.class_names)} per class")
     click.echo(f"classes      {', '.join(splits.class_names)}")
     click.echo(f"fingerprint  {splits.fingerprint}")
     preview_sheet(splits.train).save(sheet)
     click.echo(f"preview      {sheet}")
+
+
+@main.command()
+@version_option
+@settings(*DATA_SETTINGS, default="default: as the version was trained")
+@click.option("--experiment", default="vitcifar", help="MLflow experiment of the evaluation's own run.")
+@model_name
+@tracking_uri
+def evaluate(version: str, experiment: str, model_name: str, tracking_uri: str, **options: Any) -> None:
+    """Score a registered version on test pictures, as a run of its own that is linked to the version.
+
+    \b
+    vitcifar evaluate --version champion
+    vitcifar evaluate --version 3 --data folder --data-dir pictures --test-per-class 0
+    """
+    from vitcifar import pipeline
+
+    registry = registry_of(tracking_uri, model_name)
+    run_id, score = pipeline.evaluate_version(registry, version, experiment=experiment, **given(options))
+    print_score(score)
+    click.echo(f"run            {run_id}")
+
+
+@main.command()
+@model_name
+@tracking_uri
+def versions(model_name: str, tracking_uri: str) -> None:
+    """List the versions: number, aliases, test accuracy, when, run.
+
+    \b
+    vitcifar versions
+    """
+    rows = registry_of(tracking_uri, model_name).versions()
+    if not rows:
+        raise click.ClickException(f"The registry has no version of {model_name!r} yet: type vitcifar train.")
+    click.echo(f"{'version':>7}  {'aliases':<22}  {'accuracy':>8}  {'created':<20}  run")
+    for row in rows:
+        accuracy = "-" if row.test_accuracy is None else f"{row.test_accuracy:.4f}"
+        click.echo(
+            f"{row.number:>7}  {', '.join(row.aliases) or '-':<22}  {accuracy:>8}  {row.created:<20}  {row.run_id}"
+        )
+
+
+@main.command()
+@version_argument
+@model_name
+@tracking_uri
+def show(version: str, model_name: str, tracking_uri: str) -> None:
+    """Show one VERSION whole, as JSON: its release with classes, data, proofs and files.
+
+    \b
+    vitcifar show champion
+    """
+    registry = registry_of(tracking_uri, model_name)
+    row = dataclasses.asdict(registry.show(version))
+    release = dataclasses.asdict(registry.pull(row["number"]))
+    click.echo(json.dumps({"version": row, "release": release}, indent=2, default=str))
+
+
+@main.command()
+@version_argument
+@alias_option
+@reason_option
+@model_name
+@tracking_uri
+def promote(version: str, alias: str, reason: str, model_name: str, tracking_uri: str) -> None:
+    """Let an alias mean VERSION, once the release has been verified; recorded with who, when and why.
+
+    \b
+    vitcifar promote 2 --reason "better on night pictures"
+    """
+    event = registry_of(tracking_uri, model_name).promote(version, alias, reason=words(reason))
+    print_event(event)
+
+
+@main.command()
+@alias_option
+@click.option("--to", default="former", help="The version that gets it back (former = who held it before).")
+@reason_option
+@model_name
+@tracking_uri
+def rollback(alias: str, to: str, reason: str, model_name: str, tracking_uri: str) -> None:
+    """Give an alias back to the version that held it before.
+
+    \b
+    vitcifar rollback --reason "wrong on every truck since Monday"
+    """
+    registry = registry_of(tracking_uri, model_name)
+    print_event(registry.rollback(alias, to=None if to == "former" else to, reason=words(reason)))
+
+
+@main.command()
+@version_option
+@click.option("--host", default="127.0.0.1", help="Address to listen on (0.0.0.0 = every one).")
+@click.option("--port", default=7860, type=click.IntRange(0, 65535), help="Port to listen on (0 = any free one).")
+@model_name
+@tracking_uri
+def app(version: str, host: str, port: int, model_name: str, tracking_uri: str) -> None:
+    """Serve a version as a page: pictures in, probabilities, timing and the version that answered out.
+
+    \b
+    vitcifar app --version champion --port 7860
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.serving.page import launch
+
+    launch(registry, version=version, host=host, port=port)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True)
+@version_option
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What is printed.")
+@model_name
+@tracking_uri
+def predict(files: tuple[str, ...], version: str, form: str, model_name: str, tracking_uri: str) -> None:
+    """Answer picture FILES with a registered version, without torch.
+
+    \b
+    vitcifar predict cat.jpg dog.png
+    vitcifar predict --version 3 --format json photos/*.jpg
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.serving.batch import Table, predict_files
+    from vitcifar.serving.opened import open_version
+
+    opened = open_version(registry, version)
+    table, num_failed = Table(opened, files), 0
+    if form == "text":
+        click.echo(table.heading())
+    for prediction in predict_files(opened, files):
+        num_failed += prediction.answer is None
+        click.echo(prediction.to_json() if form == "json" else table.line(prediction), err=prediction.answer is None)
+    if num_failed:
+        raise click.ClickException(f"{num_failed} of {len(files)} files could not be answered.")
 
 
 @main.command("compare-logs")

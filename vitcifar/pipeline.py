@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ from vitcifar.config import TrainConfig, resolve
 from vitcifar.data.pictures import Pictures
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import Splits, make_splits
-from vitcifar.errors import ConfigError, TrainingError
-from vitcifar.evaluation.calibration import fit_temperature
+from vitcifar.errors import ConfigError, DataError, TrainingError
+from vitcifar.evaluation.calibration import fit_temperature, softmax
 from vitcifar.evaluation.figures import figures
 from vitcifar.evaluation.scores import Evaluation, evaluate
 
 if TYPE_CHECKING:
+    from vitcifar.release.registry import Registry
     from vitcifar.training.network import Classifier
 
 
@@ -39,6 +41,7 @@ def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
     from vitcifar.release.publish import publish
     from vitcifar.release.registry import Registry
+    from vitcifar.training.checkpoint import LAST
     from vitcifar.training.loop import fit
     from vitcifar.training.network import weights_sha256
     from vitcifar.training.predict import predict_logits
@@ -64,7 +67,7 @@ def train(config: TrainConfig) -> Trained:
             config,
             log=run.log,
             folder=run.folder,
-            resume=run.folder if resumed else None,
+            resume=run.folder / LAST if resumed else None,
         )
         # 4. Calibration on validation
         validation_logits = predict_logits(network, splits.validation.images, config.batch_size)
@@ -72,8 +75,8 @@ def train(config: TrainConfig) -> Trained:
         network.temperature.fill_(temperature)
         # 5. The test pictures, once
         test_logits = predict_logits(network, splits.test.images, config.batch_size)
-        evaluation = evaluate(test_logits, splits.test.labels, splits.class_names, temperature=temperature)
-        record_evaluation(run, evaluation, splits.test, test_logits / temperature)
+        evaluation = score(test_logits, splits, temperature)
+        record_evaluation(run, evaluation, splits.test, softmax(test_logits, temperature))
         digest = weights_sha256(network)
         run.set_tags({"weights_sha256": digest})
         # 6. Export, proofs, one registered version
@@ -91,6 +94,38 @@ def train(config: TrainConfig) -> Trained:
         version=version,
         alias=alias,
     )
+
+
+def evaluate_version(registry: "Registry", spec: str, *, experiment: str, **options: Any) -> tuple[str, Evaluation]:
+    """Score a registered version's ONNX file on test pictures, those of its training unless options say others.
+
+    Returns the id of the evaluation's own run, which is linked to the version, and the scores.
+    """
+    from vitcifar.inference.session import OnnxClassifier
+
+    release = registry.pull(spec)
+    config = TrainConfig(**{**release.config, **options})
+    splits = read_splits(config)
+    if splits.class_names != release.class_names:
+        raise DataError(
+            f"{registry.model_name} {release.version} knows the classes {', '.join(release.class_names)}, the pictures "
+            f"have {', '.join(splits.class_names)}: name pictures of the same classes with --data and --data-dir."
+        )
+    classifier = OnnxClassifier(release.onnx_path)
+    tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
+    name = f"evaluate-{registry.model_name}-{release.version}"
+    with tracking.start_run(experiment=experiment, output_dir=Path("runs"), run_name=name, tags=tags) as run:
+        logits = classifier.logits(splits.test.images)
+        evaluation = score(logits, splits, release.temperature)
+        record_data(run, config, {"test": splits.test}, splits)
+        record_evaluation(run, evaluation, splits.test, softmax(logits, release.temperature))
+    return run.run_id, evaluation
+
+
+def score(logits: np.ndarray, splits: Splits, temperature: float) -> Evaluation:
+    """Scores of logits (N, K) on the test pictures."""
+    fingerprint = splits.fingerprints["test"]
+    return evaluate(logits, splits.test.labels, splits.class_names, temperature=temperature, fingerprint=fingerprint)
 
 
 def read_splits(config: TrainConfig) -> Splits:
@@ -121,23 +156,29 @@ def run_name(config: TrainConfig) -> str:
 
 def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, network: "Classifier") -> None:
     """Config, data sets with their roles, code and model, before the first step."""
+    from vitcifar.training.network import count_parameters
+
     run.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint})
-    trainable = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-    total = sum(weight.numel() for weight in network.parameters())
-    run.log_params({"trainable_parameters": trainable, "total_parameters": total}, prefix="model.")
+    counts = {"trainable_parameters": count_parameters(network, trained=True), "parameters": count_parameters(network)}
+    run.log_params(counts, prefix="model.")
     run.set_tags({"vitcifar_version": __version__, **git_state()})
-    location = str(Path(config.data_dir).absolute())
-    for role, pictures in splits.by_role().items():
-        run.log_pictures(role, pictures, source=config.data, location=location)
+    record_data(run, config, splits.roles, splits)
     (run.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     run.log_json("config.json", dataclasses.asdict(config))
 
 
-def record_evaluation(run: tracking.Run, evaluation: Evaluation, pictures: Pictures, logits: np.ndarray) -> None:
+def record_data(run: tracking.Run, config: TrainConfig, roles: Mapping[str, Pictures], splits: Splits) -> None:
+    """Each role's pictures as an MLflow dataset input."""
+    location = str(Path(config.data_dir).absolute())
+    for role, pictures in roles.items():
+        run.log_pictures(role, len(pictures), splits.fingerprints[role], source=config.data, location=location)
+
+
+def record_evaluation(run: tracking.Run, evaluation: Evaluation, pictures: Pictures, probabilities: np.ndarray) -> None:
     """Numbers, JSON and figures of the test pictures, in both trackers."""
     run.log(0, {f"test/{name}": value for name, value in evaluation.scalars().items()})
     run.log_json("evaluation/test.json", evaluation.to_dict())
-    for name, figure in figures(evaluation, pictures, logits).items():
+    for name, figure in figures(evaluation, pictures, probabilities).items():
         run.log_figure(f"test/{name}", figure)
 
 
@@ -171,7 +212,7 @@ def plan(preset: str, options: dict[str, Any]) -> TrainConfig:
 
 def resumed_folder(output_dir: Path, resume: str) -> Path:
     """The folder of the run to go on with: the newest checkpoint for `last`."""
-    checkpoints = sorted(output_dir.glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    checkpoints = sorted(output_dir.glob("*/last.pt"), key=lambda path: path.stat().st_mtime)
     names = [path.parent.name for path in checkpoints]
     if not names:
         raise TrainingError(f"There is no checkpoint under {output_dir}: start a run without --resume.")

@@ -6,6 +6,7 @@ MLflow keeps doubles, TensorBoard's files keep float32: `compare_logs` holds the
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 import time
@@ -16,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitcifar.data.fingerprint import fingerprint
-from vitcifar.data.pictures import Pictures
 from vitcifar.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def connect(uri: str | None = None) -> str:
     """
     import mlflow
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
@@ -159,16 +160,15 @@ class Run:
     def log_json(self, name: str, content: dict[str, Any]) -> None:
         self.log_text(name, json.dumps(content, indent=2))
 
-    def log_pictures(self, role: str, pictures: Pictures, *, source: str, location: str) -> None:
-        """A split as an MLflow dataset input: role is training, validation or test; the digest is cut from the
-        fingerprint to the 36 characters that MLflow takes, the whole is a tag."""
+    def log_pictures(self, role: str, num_pictures: int, fingerprint: str, *, source: str, location: str) -> None:
+        """A split as an MLflow dataset input; its digest is the 36 characters of the fingerprint that MLflow takes,
+        the whole is a tag."""
         import mlflow
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.data.sources import LocalArtifactDatasetSource
 
-        whole = fingerprint(pictures)
-        dataset = MetaDataset(LocalArtifactDatasetSource(location), name=f"{source}-{role}", digest=whole[:36])
-        tags = {"fingerprint": whole, "num_pictures": str(len(pictures))}
+        dataset = MetaDataset(LocalArtifactDatasetSource(location), name=f"{source}-{role}", digest=fingerprint[:36])
+        tags = {"fingerprint": fingerprint, "num_pictures": str(num_pictures)}
         mlflow.log_input(dataset, context=role, tags=tags)
 
     def close(self) -> None:
@@ -196,10 +196,9 @@ def start_run(
 
     given = run_id or (None if nested else os.environ.get("MLFLOW_RUN_ID"))
     with reaching(os.environ["MLFLOW_TRACKING_URI"]):
-        if given is None and not nested:
-            mlflow.set_experiment(experiment)
         active = mlflow.start_run(
             run_id=given,
+            experiment_id=None if given or nested else experiment_id(experiment),
             run_name=run_name if given is None else None,
             nested=nested,
             tags=tags,
@@ -219,6 +218,19 @@ def start_run(
             with contextlib.suppress(Exception):  # what is being raised says more
                 run.close()
         mlflow.end_run(status)
+
+
+def experiment_id(name: str) -> str:
+    """The id of the experiment, made when it is new (also when another process makes it at the same moment)."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    with contextlib.suppress(mlflow.MlflowException):
+        return client.create_experiment(name)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise TrackingError(f"The experiment {name!r} was deleted: restore it, or name another with --experiment.")
+    return experiment.experiment_id
 
 
 def mlflow_points(client: Any, run_id: str) -> list[Point]:

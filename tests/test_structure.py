@@ -1,0 +1,71 @@
+"""The shape of the project: its floors, its top level, and what its imports cost."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def tracked() -> list[str]:
+    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("the project is not in a git checkout")
+    return done.stdout.splitlines()
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter holds after running some code."""
+    code += "\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_floor_imports_only_floors_above_it():
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_mlproject_is_a_file_and_never_a_folder():
+    names = [Path(name).parts[0] for name in tracked()]
+    alike = sorted({name for name in names if name.lower().startswith("mlproject")})
+    assert alike == ["MLproject", "mlproject.py"]
+    assert (ROOT / "MLproject").is_file()
+    assert not (ROOT / "mlproject").is_dir()
+
+
+def test_the_readme_lists_the_top_level_and_the_rooms_as_they_are():
+    tree = README.split("<!-- tree -->")[1]
+    listed = set(re.findall(r"^\s*([\w./-]+)  ", tree, flags=re.MULTILINE))
+    top = {name.split("/")[0] + ("/" if "/" in name else "") for name in tracked()}
+    rooms = {path.name + ("/" if path.is_dir() else "") for path in (ROOT / "vitcifar").iterdir()}
+    rooms -= {"__init__.py", "__pycache__/"}
+    assert listed == {name for name in top if not name.startswith(".")} | {".ci/run"} | rooms
+
+
+def test_ci_runs_the_command_that_the_readme_gives():
+    command = "pip install -q -e '.[test]' && pytest"
+    assert command in README.splitlines()
+    assert command in (ROOT / ".ci/run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["app"], ["promote"]], ids=" ".join)
+def test_help_loads_neither_torch_nor_mlflow(words):
+    code = f"import mlproject\ntry: mlproject.main({[*words, '--help']})\nexcept SystemExit: pass"
+    heavy = {"torch", "torchvision", "mlflow", "numpy", "onnxruntime", "gradio", "PIL", "sklearn"}
+    assert not heavy & loaded_by(code)
+
+
+def test_importing_a_room_does_nothing():
+    rooms = [path.stem for path in (ROOT / "vitcifar").iterdir() if not path.name.startswith("_")]
+    code = "import os; before = sorted(os.listdir())\n"
+    code += "\n".join(f"import vitcifar.{room}" for room in sorted(rooms))
+    code += "\nassert before == sorted(os.listdir())"
+    assert "vitcifar.pipeline" in loaded_by(code)

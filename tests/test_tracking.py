@@ -1,0 +1,138 @@
+"""One writer, two trackers: the same names, values and steps, and a run that always ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from vitcifar import tracking
+from vitcifar.errors import TrackingError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch, database):
+    """Each test works in a folder of its own; the store is one for all, since making one takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    yield tracking.connect(database)
+    mlflow.set_tracking_uri(None)
+
+
+def start(**given):
+    return tracking.start_run(experiment="tests", output_dir=Path("runs"), **given)
+
+
+def test_both_trackers_hold_the_same_names_values_and_steps():
+    with start() as run:
+        for step in range(1, 251):
+            run.log(step, {"step/loss": 1 / step, "step/learning_rate": 1e-3 / step})
+        run.log(250, {"train/loss": 0.1, "validation/accuracy": 2 / 3})
+    agreement = tracking.compare_logs(run.run_id)
+    assert agreement.differences == ()
+    assert (agreement.num_metrics, agreement.num_points) == (4, 502)
+
+
+def test_a_value_changed_in_one_tracker_is_found():
+    with start() as run:
+        run.log(1, {"train/loss": 0.5})
+        run.client.log_metric(run.run_id, "train/loss", 0.25, step=2)
+        run.writer.add_scalar("train/loss", 0.75, 2)
+        run.client.log_metric(run.run_id, "train/accuracy", 1.0, step=1)
+    found = tracking.compare_logs(run.run_id).differences
+    assert found == (
+        "train/accuracy at step 1 is in MLflow alone",
+        "train/loss at step 2: MLflow 0.25, TensorBoard 0.75",
+    )
+
+
+def test_a_resumed_run_has_no_gap_and_no_double_point():
+    with pytest.raises(RuntimeError), start() as run:
+        for step in range(1, 8):
+            run.log(step, {"step/loss": 1 / step})
+        raise RuntimeError("the machine went down")
+    with start(run_id=run.run_id) as resumed:
+        for step in range(4, 11):  # from the last checkpoint on
+            resumed.log(step, {"step/loss": 1 / step})
+    steps = [metric.step for metric in resumed.client.get_metric_history(run.run_id, "step/loss")]
+    assert sorted(steps) == list(range(1, 11))
+    assert tracking.compare_logs(run.run_id).differences == ()
+    assert resumed.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")]
+)
+def test_a_run_that_breaks_is_never_left_running(error, status):
+    with pytest.raises(error), start() as run:
+        raise error
+    assert run.client.get_run(run.run_id).info.status == status
+
+
+def test_the_run_that_mlflow_made_is_used(monkeypatch):
+    made = mlflow.MlflowClient().create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    with start() as run:
+        run.log_params({"learning_rate": 1e-3})
+    written = run.client.get_run(made.info.run_id)
+    assert run.run_id == made.info.run_id
+    assert written.data.params == {"config.learning_rate": "0.001"}
+
+
+def test_system_metrics_are_logged(monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with start() as run:
+        time.sleep(1)
+    names = run.client.get_run(run.run_id).data.metrics
+    assert any(name.startswith("system/") for name in names)
+
+
+def test_processes_that_start_at_once_share_one_new_store(tmp_path):
+    code = "from vitcifar import tracking; tracking.connect('sqlite:///new/mlflow.db')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) for _ in range(3)]
+    assert [process.wait(120) for process in started] == [0, 0, 0]
+    assert [path.name for path in (tmp_path / "new").iterdir() if not path.name.endswith(".lock")] == ["mlflow.db"]
+
+
+def test_a_kill_while_the_store_is_made_leaves_none_behind(tmp_path):
+    code = "from vitcifar import tracking; tracking.connect('sqlite:///new/mlflow.db')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    while not list((tmp_path / "new").glob("mlflow.db.*/mlflow.db")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "new" / "mlflow.db").exists()
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment).returncode == 0
+
+
+def test_a_relative_store_is_made_absolute(tmp_path, database):
+    (tmp_path / "here.db").symlink_to(database.removeprefix("sqlite:///"))
+    assert tracking.connect("sqlite:///here.db") == f"sqlite:///{tmp_path}/here.db"
+
+
+def test_a_server_that_is_away_is_one_sentence():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(TrackingError, match="start it, or name another with --tracking-uri"):
+        tracking.connect(uri)
+
+
+def test_an_unknown_run_cannot_be_compared():
+    with pytest.raises(TrackingError, match="There is no run 'nowhere'"):
+        tracking.compare_logs("nowhere")
