@@ -1,0 +1,210 @@
+"""The loop: it learns, it can be killed and go on, and it stops before harm is done."""
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vitcifar.config import resolve
+from vitcifar.data.pictures import Pictures
+from vitcifar.errors import TrainingError
+from vitcifar.training import checkpoint
+from vitcifar.training.loop import fit
+from vitcifar.training.network import build_network, weights_sha256
+from vitcifar.training.schedule import learning_rate
+
+CLASSES = ("dark", "middle", "bright")
+
+
+def shades(per_class: int, seed: int = 0, size: int = 8) -> Pictures:
+    """Pictures that can be told apart: noise around three shades of grey."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(3), per_class)
+    images = random.integers(0, 80, (len(labels), size, size, 3)) + labels[:, None, None, None] * 80
+    ids = tuple(f"{seed}-{place}" for place in range(len(labels)))
+    return Pictures(images=images.astype(np.uint8), labels=labels.astype(np.int64), class_names=CLASSES, ids=ids)
+
+
+def settings(**given):
+    return resolve("digits", **{"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "device": "cpu", **given})
+
+
+class Logged(dict):
+    """Remembers every value by (name, step)."""
+
+    def __call__(self, step, metrics):
+        for name, value in metrics.items():
+            assert (name, step) not in self, f"{name} logged twice at step {step}"
+            self[name, step] = value
+
+
+def train(folder: Path, config=None, *, resume=None, log=None, pictures=None):
+    config = config or settings()
+    network = build_network(config, CLASSES)
+    data = pictures or shades(8)
+    outcome = fit(
+        network, data, shades(4, seed=1), config, log=Logged() if log is None else log, folder=folder, resume=resume
+    )
+    return network, outcome
+
+
+def test_the_loss_falls_and_every_name_is_logged_at_its_step(tmp_path):
+    log = Logged()
+    _, outcome = train(tmp_path, log=log)
+    assert outcome.num_steps == 9
+    assert log["train/loss", 9] < log["train/loss", 3]
+    per_epoch = {"train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "learning_rate"}
+    assert {name for name, step in log if step == 3} == per_epoch | {"step/loss", "step/learning_rate"}
+    assert {name for name, step in log if step == 2} == {"step/loss", "step/learning_rate"}
+
+
+def test_a_log_function_that_does_nothing_is_enough(tmp_path):
+    train(tmp_path, log=lambda step, metrics: None)
+
+
+def test_the_epochs_loss_is_counted_over_pictures_not_batches(tmp_path):
+    log = Logged()
+    train(tmp_path, settings(epochs=1, batch_size=23), log=log)  # batches of 23 and 1
+    assert log["train/loss", 2] == pytest.approx((23 * log["step/loss", 1] + log["step/loss", 2]) / 24)
+
+
+def test_the_best_epoch_is_the_one_that_the_network_ends_with(tmp_path):
+    log = Logged()
+    network, outcome = train(tmp_path, settings(epochs=4, learning_rate=0.02, schedule="constant"), log=log)
+    accuracies = [log["validation/accuracy", step] for step in (3, 6, 9, 12)]
+    assert outcome.best_metrics["validation/accuracy"] == max(accuracies)
+    assert accuracies[outcome.best_epoch - 1] == max(accuracies)
+    best = checkpoint.load(tmp_path / checkpoint.BEST)
+    assert best["epoch"] == outcome.best_epoch
+    assert torch.equal(best["weights"]["head.weight"], network.head.weight)
+
+
+def test_training_the_head_leaves_the_backbone_as_it_was_bit_for_bit(tmp_path):
+    config = settings(train_layers="head")
+    before = weights_sha256(build_network(config, CLASSES).backbone)
+    network, outcome = train(tmp_path, config)
+    assert weights_sha256(network.backbone) == before
+    assert network.head.weight.abs().sum() > 0
+    assert outcome.num_trained_parameters == 96 * 3 + 3
+
+
+def test_one_seed_gives_the_same_weights_twice_and_another_seed_others(tmp_path):
+    one, same, other = (train(tmp_path / str(n), settings(seed=seed))[0] for n, seed in enumerate((0, 0, 1)))
+    assert weights_sha256(one) == weights_sha256(same) != weights_sha256(other)
+
+
+def test_pictures_of_mixed_sizes_train(tmp_path):
+    data = shades(8)
+    images = [image[: 5 + place % 4] for place, image in enumerate(data.images)]
+    mixed = Pictures(images=images, labels=data.labels, class_names=CLASSES, ids=data.ids)
+    log = Logged()
+    train(tmp_path, log=log, pictures=mixed)
+    assert log["train/loss", 9] < log["train/loss", 3]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_take_it_in(tmp_path):
+    config = settings()
+    network = build_network(config, CLASSES)
+    with torch.no_grad():
+        network.head.bias[0] = math.nan
+    before = {name: weight.clone() for name, weight in network.state_dict().items()}
+    with pytest.raises(TrainingError, match="step/loss became nan at step 1"):
+        fit(network, shades(8), shades(4, seed=1), config, log=Logged(), folder=tmp_path)
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight.nan_to_num(), before[name].nan_to_num()), name
+
+
+def test_resuming_with_other_settings_says_which(tmp_path):
+    train(tmp_path)
+    with pytest.raises(TrainingError, match=r"made with learning_rate 0.001, not 0.01"):
+        train(tmp_path, settings(learning_rate=0.01), resume=tmp_path / checkpoint.LAST)
+
+
+def test_resuming_with_other_pictures_or_a_broken_checkpoint_is_refused(tmp_path):
+    train(tmp_path)
+    with pytest.raises(TrainingError, match="other pictures"):
+        train(tmp_path, resume=tmp_path / checkpoint.LAST, pictures=shades(8, seed=9))
+    (tmp_path / checkpoint.LAST).write_bytes(b"cut off")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train(tmp_path, resume=tmp_path / checkpoint.LAST)
+
+
+def test_resuming_a_finished_run_gives_its_best_weights_again(tmp_path):
+    network, outcome = train(tmp_path)
+    again, same = train(tmp_path, resume=tmp_path / checkpoint.LAST)
+    assert weights_sha256(again) == weights_sha256(network)
+    assert same == outcome
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_training import settings, train
+
+def log(step, metrics):
+    if step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(Path(sys.argv[1]), settings(**eval(sys.argv[3])), log=log)
+"""
+
+
+def kill_at(step: int, folder: Path, **given) -> None:
+    """Train in another process that is killed with SIGKILL when it logs `step`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", KILLED, str(folder), str(step), repr(given)]
+    done = subprocess.run(command, cwd=root, env=environment, timeout=120, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("step", [4, 9])
+def test_killed_at_any_step_and_resumed_equals_never_killed_bit_for_bit(tmp_path, step):
+    whole, again = Logged(), Logged()
+    network, outcome = train(tmp_path / "whole", log=whole)
+    kill_at(step, tmp_path / "killed")
+    resumed, same = train(tmp_path / "killed", resume=tmp_path / "killed" / checkpoint.LAST, log=again)
+    assert weights_sha256(resumed) == weights_sha256(network)
+    assert again == {key: value for key, value in whole.items() if key[1] > (step - 1) // 3 * 3}
+    assert same == outcome
+
+
+def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
+    script = """
+import sys, torch
+from pathlib import Path
+from vitcifar.training import checkpoint
+for number in range(10**6):
+    checkpoint.save({"number": number, "weights": torch.full((300_000,), float(number))}, Path(sys.argv[1]))
+"""
+    path = tmp_path / "last.pt"
+    writer = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=Path(__file__).parents[1])
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    writer.kill()
+    writer.wait()
+    state = checkpoint.load(path)
+    assert torch.equal(state["weights"], torch.full((300_000,), float(state["number"])))
+
+
+def test_the_learning_rate_rises_then_falls_to_nearly_nothing():
+    rates = [learning_rate(step, num_steps=100, warmup_steps=10, peak=1.0, schedule="cosine") for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert rates[-1] < 0.001
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 0.01)])
+def test_other_schedules_end_where_they_should(schedule, last):
+    assert learning_rate(99, num_steps=100, warmup_steps=0, peak=1.0, schedule=schedule) == pytest.approx(last)

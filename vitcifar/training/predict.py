@@ -1,0 +1,35 @@
+"""Pictures in, logits out, with PyTorch: what ONNX is compared with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitcifar.training.network import Classifier
+
+
+def predict_logits(network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
+    """Logits (N, K), float32, of uint8 pictures (N, H, W, 3) or of a list of (H, W, 3) of mixed sizes."""
+    device = network.head.weight.device
+    was_training = network.training
+    network.eval()
+    logits = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            batch = take(images, range(start, min(start + batch_size, len(images))), device)
+            logits.append(network(batch).float().cpu().numpy())
+    network.train(was_training)
+    return np.concatenate(logits) if logits else np.zeros((0, len(network.class_names)), np.float32)
+
+
+def take(
+    images: np.ndarray | Sequence[np.ndarray], indices: Sequence[int] | np.ndarray, device: torch.device
+) -> Tensor | list[Tensor]:
+    """A batch on the device, still uint8: one tensor (B, H, W, 3), or a list of (H, W, 3) when sizes are mixed."""
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images[np.asarray(indices)]).to(device, non_blocking=True)
+    batch = [images[index] for index in indices]
+    if len({image.shape for image in batch}) == 1:
+        return torch.from_numpy(np.stack(batch)).to(device, non_blocking=True)
+    return [torch.from_numpy(np.ascontiguousarray(image)).to(device, non_blocking=True) for image in batch]
