@@ -57,8 +57,51 @@ class TrainConfig:
     warmup_epochs: float = setting(1.0, "Epochs in which the learning rate rises from 0 (0 = none).", minimum=0.0)
     optimizer: str = setting("adam", "The optimizer.", choices=("adam", "adamw", "sgd"))
     weight_decay: float = setting(0.0, "Weight decay, on matrices alone (0 = none).", minimum=0.0)
-    device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"))
+    layer_decay: float = setting(
+        1.0,
+        "Learning rate of a block as a share of that of the block above it (1 = the same).",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    clip_norm: float = setting(0.0, "Longest gradient; longer ones are shortened to it (0 = any length).", minimum=0.0)
+    label_smoothing: float = setting(
+        0.0, "Share of the label that is spread over all classes (0 = none).", minimum=0.0, maximum=0.9
+    )
+    augmentation: str = setting(
+        "none", "How training pictures are varied.", choices=("none", "crop", "flip", "crop-flip", "trivial", "rand")
+    )
+    mixup: float = setting(0.0, "Mixup's alpha: pairs of pictures blended (0 = none).", minimum=0.0)
+    cutmix: float = setting(0.0, "CutMix's alpha: a piece of one picture put into another (0 = none).", minimum=0.0)
+    ema_decay: float = setting(
+        0.0, "Moving average of the weights, kept when better, such as 0.99 (0 = none).", minimum=0.0, maximum=0.99999
+    )
+    patience: int = setting(0, "Epochs without a better one after which training stops (0 = never).", minimum=0)
+    head_epochs: int = setting(0, "Epochs for the head alone, before what train_layers says (0 = none).", minimum=0)
+    lora_rank: int = setting(
+        0,
+        "Rank of LoRA on the attention of the blocks that train, in place of all their weights (0 = none).",
+        minimum=0,
+    )
     resume: str = setting("none", "Go on from the last checkpoint of a run: none, last, or a run's id.")
+
+    # Speed
+    precision: str = setting(
+        "auto",
+        "Number format of the forward pass (auto = the faster one here).",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    compile: str = setting("off", "Compile the network with torch.compile.", choices=("off", "on"))
+    accumulation_steps: int = setting(
+        1, "Parts that a batch is worked through in, to save memory; the result is the same.", minimum=1
+    )
+    num_views: int = setting(
+        4,
+        "Augmented views of a picture that frozen parts are computed for, once (0 = computed every epoch).",
+        minimum=0,
+    )
+    cache_memory: float = setting(4.0, "Most memory in GB for what frozen parts computed.", minimum=0.0)
+    num_workers: int = setting(0, "Processes beside the main one that prepare batches.", minimum=0)
+    device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"))
 
     # Tracking
     experiment: str = setting("vitcifar", "MLflow experiment.")
@@ -75,6 +118,12 @@ class TrainConfig:
         layers = self.train_layers
         if layers not in ("head", "all") and not (layers.isdecimal() and int(layers) > 0):
             raise ConfigError(f"train_layers is {layers!r}: type head, all, or a number of blocks such as 2.")
+        if self.lora_rank and layers == "head":
+            raise ConfigError("lora_rank is for blocks, and train_layers is head: type --train-layers all.")
+        if self.accumulation_steps > self.batch_size:
+            raise ConfigError(
+                f"accumulation_steps is {self.accumulation_steps}: it must be at most batch_size, {self.batch_size}."
+            )
 
 
 def check(field: dataclasses.Field, value: Any) -> None:
