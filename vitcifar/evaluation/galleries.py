@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from vitcifar.data.pictures import Pictures
 from vitcifar.evaluation import style
 from vitcifar.evaluation.attention import overlay_weights
+from vitcifar.evaluation.neighbours import Nearest
 
 
 def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, limit: int = 24) -> np.ndarray:
@@ -99,21 +100,20 @@ def highlight(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
     return np.round(large * (0.25 + 0.75 * weights)).astype(np.uint8)
 
 
-def nearest_gallery(
-    pictures: Pictures, places: np.ndarray, train: Pictures, neighbours: np.ndarray, cosines: np.ndarray
-) -> Figure:
-    """Pictures at `places`, one a row, each with its nearest training pictures: neighbours, cosines (rows, k)."""
-    rows, k = neighbours.shape
+def nearest_gallery(pictures: Pictures, nearest: Nearest) -> Figure:
+    """The pictures, one a row, each with its nearest training pictures."""
+    rows, k = nearest.indices.shape
+    train = nearest.train
     figure = style.new_figure(1.45 * (k + 1), 1.75 * rows + 0.75, pad=0.06)
     style.heading(figure, "Nearest training pictures", "left: the picture and its class; green: the same class")
     grid = figure.subplots(rows, k + 1, squeeze=False)
-    for row, place in enumerate(places):
+    for row, place in enumerate(nearest.places):
         label = int(pictures.labels[place])
         show_picture(grid[row, 0], pictures.images[place])
         caption(grid[row, 0], pictures.class_names[label], style.INK, 0)
-        for axes, neighbour, cosine in zip(grid[row, 1:], neighbours[row], cosines[row], strict=True):
-            show_picture(axes, train.images[neighbour])
-            same = int(train.labels[neighbour]) == label
-            told = f"{train.class_names[train.labels[neighbour]]}  {cosine:.2f}"
+        for axes, index, cosine in zip(grid[row, 1:], nearest.indices[row], nearest.cosines[row], strict=True):
+            show_picture(axes, train.images[index])
+            same = int(train.labels[index]) == label
+            told = f"{train.class_names[train.labels[index]]}  {cosine:.2f}"
             caption(axes, told, style.GREEN if same else style.RED, 0)
     return figure

@@ -29,6 +29,24 @@ class Duplicate:
     same_label: bool
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Nearest:
+    """Of the pictures at `places`, the training pictures most alike, best first: indices and cosines (places, k)."""
+
+    places: np.ndarray
+    train: Pictures
+    indices: np.ndarray
+    cosines: np.ndarray
+
+
+def nearest_training(
+    places: np.ndarray, embeddings: np.ndarray, train: Pictures, train_embeddings: np.ndarray, k: int = 5
+) -> Nearest:
+    """The k training pictures nearest to each picture at `places`; embeddings are (N, D) and (N_train, D)."""
+    indices, cosines = nearest(embeddings[places], train_embeddings, k)
+    return Nearest(places=places, train=train, indices=indices, cosines=cosines)
+
+
 def nearest(queries: np.ndarray, embeddings: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """The k embeddings of largest cosine to each query, best first: (places (Q, k), cosines (Q, k))."""
     k = min(k, len(embeddings))

@@ -81,8 +81,9 @@ def tell_apart(name: str, inside: np.ndarray, outside: np.ndarray) -> OutlierSco
 
 def auroc_interval(auroc: float, num_inside: int, num_outside: int, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of an area under the ROC curve, cut at 0 and 1 (Hanley & McNeil 1982)."""
-    one_outside, one_inside = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    # Chances that two insiders are both above one outsider, and that one insider is above two outsiders.
+    two_above, above_two = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
     variance = auroc * (1 - auroc)
-    variance += (num_inside - 1) * (one_outside - auroc**2) + (num_outside - 1) * (one_inside - auroc**2)
+    variance += (num_inside - 1) * (two_above - auroc**2) + (num_outside - 1) * (above_two - auroc**2)
     half = float(norm.ppf((1 + confidence) / 2)) * np.sqrt(max(0.0, variance) / (num_inside * num_outside))
     return float(max(0.0, auroc - half)), float(min(1.0, auroc + half))

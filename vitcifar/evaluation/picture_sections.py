@@ -6,7 +6,7 @@ import numpy as np
 
 from vitcifar.data.pictures import Pictures
 from vitcifar.evaluation.galleries import highlight, most_confident_mistakes
-from vitcifar.evaluation.neighbours import Duplicate
+from vitcifar.evaluation.neighbours import Duplicate, Nearest
 from vitcifar.evaluation.report import Section, Table, Tile
 from vitcifar.evaluation.scores import Evaluation
 
@@ -40,27 +40,19 @@ def attention_section(pictures: Pictures, probabilities: np.ndarray, maps: Mappi
     )
 
 
-def neighbour_section(
-    pictures: Pictures,
-    probabilities: np.ndarray,
-    places: Sequence[int],
-    train: Pictures,
-    neighbours: np.ndarray,
-    cosines: np.ndarray,
-) -> Section:
-    """Mistakes with the training pictures that look most alike to the network; neighbours and cosines are (rows, k)."""
-    tiles = []
-    for row, place in enumerate(places):
+def neighbour_section(pictures: Pictures, probabilities: np.ndarray, nearest: Nearest) -> Section:
+    """Mistakes with the training pictures that look most alike to the network."""
+    train, tiles = nearest.train, []
+    for place, indices, cosines in zip(nearest.places, nearest.indices, nearest.cosines, strict=True):
         tiles.append(answer_tile(pictures, probabilities, int(place)))
-        for neighbour, cosine in zip(neighbours[row], cosines[row], strict=True):
-            label = int(train.labels[neighbour])
-            same = label == int(pictures.labels[place])
+        for index, cosine in zip(indices, cosines, strict=True):
+            same = train.labels[index] == pictures.labels[place]
             tiles.append(
                 Tile(
-                    image=train.images[neighbour],
-                    title=train.class_names[label],
+                    image=train.images[index],
+                    title=train.class_names[train.labels[index]],
                     note=f"cosine {cosine:.3f}",
-                    id=train.ids[neighbour],
+                    id=train.ids[index],
                     tone="good" if same else "bad",
                 )
             )
@@ -68,7 +60,7 @@ def neighbour_section(
         title="Nearest training pictures",
         text="Each mistake, followed by the training pictures nearest to it; green ones have its true class.",
         tiles=tiles,
-        columns=1 + neighbours.shape[1],
+        columns=1 + nearest.indices.shape[1],
     )
 
 

@@ -198,6 +198,12 @@ def _figure(figure: Figure, salt: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([^;\"]*?)(\d[\d.]*px) [^;\"]*", r"font: \1\2 system-ui, sans-serif", svg)
+    # Most ids name nothing that is referred to; the others get the figure's name, to be the only ones on the page.
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{salt}-", svg)
+    referred = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
+    svg = re.sub(
+        r' id="([^"]+)"', lambda match: f' id="{salt}-{match[1]}"' if f"{salt}-{match[1]}" in referred else "", svg
+    )
     for colour, variable in (
         (style.INK, "--ink"),
         (style.MUTED, "--muted"),

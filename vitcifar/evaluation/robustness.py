@@ -44,7 +44,9 @@ class Robustness:
     def corruption_error(self, baseline: "Robustness") -> float:
         """Mean corruption error relative to another classifier's, 1 = as bad as it (Hendrycks & Dietterich 2019)."""
         assert (self.names, self.severities) == (baseline.names, baseline.severities)
-        return float(((1 - self.accuracy).sum(axis=1) / (1 - baseline.accuracy).sum(axis=1)).mean())
+        errors, theirs = (1 - self.accuracy).sum(axis=1), (1 - baseline.accuracy).sum(axis=1)
+        # A baseline without any mistake counts as one with half of one.
+        return float((errors / np.maximum(theirs, 0.5 / baseline.num_pictures)).mean())
 
 
 def score_robustness(

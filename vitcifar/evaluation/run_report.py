@@ -7,9 +7,9 @@ import numpy as np
 from vitcifar.data.pictures import Pictures
 from vitcifar.evaluation import picture_sections, sections
 from vitcifar.evaluation.compare import Comparison
-from vitcifar.evaluation.neighbours import Duplicate
+from vitcifar.evaluation.neighbours import Duplicate, Nearest
 from vitcifar.evaluation.outliers import OutlierScore
-from vitcifar.evaluation.report import Section, html_report
+from vitcifar.evaluation.report import html_report
 from vitcifar.evaluation.robustness import Robustness
 from vitcifar.evaluation.scores import Evaluation
 from vitcifar.evaluation.selective import Threshold
@@ -32,7 +32,7 @@ def run_report(
     outlier_source: str = "another source",
     duplicates: Sequence[Duplicate] | None = None,
     attention: Mapping[int, np.ndarray] | None = None,
-    neighbours: Section | None = None,
+    nearest: Nearest | None = None,
 ) -> str:
     """The whole report as HTML; probabilities are (N, K), attention maps places of pictures to rollout maps.
 
@@ -44,7 +44,7 @@ def run_report(
         sections.class_section(evaluation),
         picture_sections.mistakes_section(evaluation, pictures, probabilities),
         picture_sections.attention_section(pictures, probabilities, attention) if attention else None,
-        neighbours,
+        picture_sections.neighbour_section(pictures, probabilities, nearest) if nearest else None,
         sections.confidence_section(evaluation, threshold),
         sections.slice_section(slices, evaluation) if slices else None,
         sections.robustness_section(robustness) if robustness else None,
