@@ -80,6 +80,7 @@ def test_a_clearly_better_version_is_better_and_the_other_way_round_worse():
     assert found.outcome == "better" and found.bootstrap_low > 0 and found.score_low > 0
     assert found.difference == pytest.approx(22 / 250)
     assert (found.only_challenger_right, found.only_champion_right) == (30, 8)
+    assert found.gained == tuple(range(30)) and found.lost == tuple(range(30, 38))
     turned = c.compare(worse, better)
     assert turned.outcome == "worse" and turned.difference == -found.difference
     assert found.sentence().startswith("better: 76.0% against 67.2%")

@@ -213,7 +213,8 @@ def test_report_is_well_formed_and_has_a_section_for_all_that_was_given(page):
     reader = Reader(page)
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
-        "Summary", "Against another version", "Classes", "Most confident mistakes", "Where the network looked",
+        "Summary", "Against another version", "Lost to the other version",
+        "Classes", "Most confident mistakes", "Where the network looked",
         "Nearest training pictures", "Confidence", "Kinds of pictures", "Corrupted pictures",
         "Pictures of something else", "Duplicates",
     ]  # fmt: skip

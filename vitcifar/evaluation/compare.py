@@ -28,8 +28,6 @@ class Comparison:
     accuracy: float
     champion_accuracy: float
     difference: float
-    only_challenger_right: int
-    only_champion_right: int
     p_value: float  # McNemar, exact, two-sided
     bootstrap_low: float
     bootstrap_high: float
@@ -40,6 +38,16 @@ class Comparison:
     detectable: float  # the difference that `pictures_needed` is for
     pictures_needed: int  # to call that difference better or worse
     pictures_needed_not_worse: int  # to show not worse than the margin, if the two are equally good; 0 = no margin
+    gained: tuple[int, ...]  # places of the pictures that only the challenger got right
+    lost: tuple[int, ...]  # and only the champion
+
+    @property
+    def only_challenger_right(self) -> int:
+        return len(self.gained)
+
+    @property
+    def only_champion_right(self) -> int:
+        return len(self.lost)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -77,8 +85,9 @@ def compare(
     """
     _same_pictures(challenger, champion)
     total = challenger.num_pictures
-    gained = int((challenger.correct & ~champion.correct).sum())
-    lost = int((champion.correct & ~challenger.correct).sum())
+    gained_places = np.flatnonzero(challenger.correct & ~champion.correct)
+    lost_places = np.flatnonzero(champion.correct & ~challenger.correct)
+    gained, lost = len(gained_places), len(lost_places)
     difference = (gained - lost) / total
     p_value = mcnemar(gained, lost)
     outcome: Outcome = "not enough evidence"
@@ -96,8 +105,6 @@ def compare(
         accuracy=challenger.accuracy,
         champion_accuracy=champion.accuracy,
         difference=difference,
-        only_challenger_right=gained,
-        only_champion_right=lost,
         p_value=p_value,
         bootstrap_low=bootstrap[0],
         bootstrap_high=bootstrap[1],
@@ -108,6 +115,8 @@ def compare(
         detectable=wanted,
         pictures_needed=pictures_needed(discordant, wanted, confidence=confidence, power=power),
         pictures_needed_not_worse=pictures_needed_not_worse(discordant, margin, confidence=confidence, power=power),
+        gained=tuple(gained_places.tolist()),
+        lost=tuple(lost_places.tolist()),
     )
 
 

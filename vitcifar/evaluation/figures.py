@@ -13,6 +13,8 @@ from vitcifar.evaluation.intervals import wilson_interval
 from vitcifar.evaluation.scores import Evaluation
 from vitcifar.evaluation.selective import Threshold, best_aurc, risk_coverage
 
+MOST_CLASSES = 40  # that a figure tells one by one
+
 
 def figures(evaluation: Evaluation, pictures: Pictures, probabilities: np.ndarray) -> dict[str, Figure]:
     """Every figure of one evaluation by its name; probabilities are (N, K)."""
@@ -51,9 +53,9 @@ def _cell(figure: Figure, row: int, column: int, count: int, share: float, size:
     # Even one wrong answer should be seen, so the ramp of mistakes rises as the square root.
     ramp = style.BLUES(share) if row == column else style.ORANGES(share**0.5)
     colour = ramp if count else style.PANEL
-    if count or size <= 40:
+    if count or size <= MOST_CLASSES:
         axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=colour, linewidth=0))
-    if count and size <= 40:
+    if count and size <= MOST_CLASSES:
         axes.text(
             column,
             row,
@@ -67,8 +69,11 @@ def _cell(figure: Figure, row: int, column: int, count: int, share: float, size:
 
 
 def per_class(evaluation: Evaluation) -> Figure:
-    """Recall with its interval, precision and F1 of each class, worst recall last."""
-    rows = sorted(evaluation.classes, key=lambda score: (score.recall, score.f1))
+    """Recall with its interval, precision and F1 of each class, the lowest recall at the bottom; at most 40 classes."""
+    rows = sorted(evaluation.classes, key=lambda score: (score.recall, score.f1))[:MOST_CLASSES]
+    note = f"number of pictures in brackets; mean recall {evaluation.recall_macro:.1%}"
+    if len(rows) < len(evaluation.classes):
+        note += f"; the {len(rows)} of {len(evaluation.classes)} classes with the lowest recall"
     figure = style.new_figure(7.6, 1.5 + 0.36 * len(rows))
     axes = figure.add_subplot()
     at = np.arange(len(rows))
@@ -84,12 +89,7 @@ def per_class(evaluation: Evaluation) -> Figure:
     axes.set_yticks(at, [f"{_short([score.name])[0]}  ({score.support})" for score in rows])
     axes.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.4))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    style.dress(
-        axes,
-        "Recall, precision and F1",
-        note=f"number of pictures in brackets; mean recall {evaluation.recall_macro:.1%}",
-        grid="x",
-    )
+    style.dress(axes, "Recall, precision and F1", note=note, grid="x")
     axes.tick_params(axis="y", labelcolor=style.INK)
     _legend(figure, axes.get_legend_handles_labels(), columns=4)
     return figure

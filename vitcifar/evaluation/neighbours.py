@@ -67,7 +67,8 @@ def find_duplicates(
 ) -> tuple[Duplicate, ...]:
     """Pictures of one split that are also in another: the same pixels, or embeddings of at least this cosine.
 
-    Without embeddings, near-duplicates are found by `thumbnails`. Most alike first.
+    Without embeddings, near-duplicates are found by `thumbnails`, for which 0.99 is a good limit; a fine-tuned network
+    puts all pictures of a class close together, so take a higher one there. Most alike first.
     """
     if embeddings is None:
         embeddings = {name: thumbnails(pictures.images) for name, pictures in splits.items()}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vitcifar.data.pictures import Pictures
+from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.galleries import highlight, most_confident_mistakes
 from vitcifar.evaluation.neighbours import Duplicate, Nearest
 from vitcifar.evaluation.report import Section, Table, Tile
@@ -20,6 +21,16 @@ def mistakes_section(evaluation: Evaluation, pictures: Pictures, probabilities: 
         title="Most confident mistakes",
         text=text if wrong else "No picture was answered wrongly.",
         tiles=[answer_tile(pictures, probabilities, int(place)) for place in places],
+    )
+
+
+def lost_section(pictures: Pictures, probabilities: np.ndarray, comparison: Comparison, limit: int = 24) -> Section:
+    """Pictures that this classifier gets wrong and the other one got right."""
+    places = sorted(comparison.lost, key=lambda place: -float(probabilities[place].max()))[:limit]
+    return Section(
+        title="Lost to the other version",
+        text=f"{len(places)} of {len(comparison.lost)} pictures that only the other version answered rightly.",
+        tiles=[answer_tile(pictures, probabilities, place) for place in places],
     )
 
 

@@ -41,6 +41,7 @@ def run_report(
     parts = [
         sections.summary(evaluation),
         sections.comparison_section(comparison) if comparison else None,
+        picture_sections.lost_section(pictures, probabilities, comparison) if comparison and comparison.lost else None,
         sections.class_section(evaluation),
         picture_sections.mistakes_section(evaluation, pictures, probabilities),
         picture_sections.attention_section(pictures, probabilities, attention) if attention else None,
