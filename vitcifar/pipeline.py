@@ -1,5 +1,6 @@
 """The whole story on one page: data -> model -> train -> evaluate -> export -> release."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -21,6 +22,7 @@ from vitcifar.evaluation.scores import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from vitcifar.release.registry import Registry
+    from vitcifar.training.loop import Outcome
     from vitcifar.training.network import Classifier
 
 
@@ -39,52 +41,73 @@ class Trained:
 
 def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
-    from vitcifar.release.publish import publish
-    from vitcifar.release.registry import Registry
-    from vitcifar.training.checkpoint import LAST
-    from vitcifar.training.loop import fit
-    from vitcifar.training.network import weights_sha256
-    from vitcifar.training.predict import predict_logits
-
-    # 1. What can fail for want of a file or a right name fails before there is a run.
+    # What can fail for want of a file or a right name fails before there is a run.
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
     resumed = config.resume if config.resume != "none" else None
-    with tracking.start_run(
-        experiment=config.experiment,
-        output_dir=Path(config.output_dir),
-        run_name=run_name(config),
-        run_id=resumed,
-    ) as run:
-        # 2. What went in
-        if not resumed:
-            record_inputs(run, config, splits, network)
-        # 3. Training; the best epoch on validation is what goes on
-        fit(
-            network,
-            splits.train,
-            splits.validation,
-            config,
-            log=run.log,
-            folder=run.folder,
-            resume=run.folder / LAST if resumed else None,
-        )
-        # 4. Calibration on validation
-        validation_logits = predict_logits(network, splits.validation.images, config.batch_size)
-        temperature = fit_temperature(validation_logits, splits.validation.labels)
-        network.temperature.fill_(temperature)
-        # 5. The test pictures, once
-        test_logits = predict_logits(network, splits.test.images, config.batch_size)
-        evaluation = score(test_logits, splits, temperature)
-        record_evaluation(run, evaluation, splits.test, softmax(test_logits, temperature))
-        digest = weights_sha256(network)
-        run.set_tags({"weights_sha256": digest})
-        # 6. Export, proofs, one registered version
-        version = publish(network, splits=splits, evaluation=evaluation.to_dict(), config=config, run_id=run.run_id)
-        alias = None if config.promote_to == "none" else config.promote_to
-        if alias:
-            Registry(config.model_name).promote(str(version), alias, reason=f"asked for by run {run.run_id}")
-        run.set_tags({"version": f"{config.model_name}/{version}"})
+    with start_run(config, run_id=resumed) as run:
+        learn(run, network, splits, config, resumed=resumed is not None)
+        temperature = calibrate(network, splits, config)
+        evaluation = test(run, network, splits, config, temperature)
+        return release(run, network, splits, config, evaluation)
+
+
+def start_run(config: TrainConfig, **more: Any) -> contextlib.AbstractContextManager[tracking.Run]:
+    """The run that a config asks for, in both trackers."""
+    name = config.run_name if config.run_name != "none" else f"{config.arch}-{config.data}-{config.train_layers}"
+    return tracking.start_run(experiment=config.experiment, output_dir=Path(config.output_dir), run_name=name, **more)
+
+
+def learn(
+    run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, *, resumed: bool = False
+) -> "Outcome":
+    """Record what goes in, then train; the network ends with the weights of its best epoch on validation."""
+    from vitcifar.training.checkpoint import LAST
+    from vitcifar.training.loop import fit
+
+    if not resumed:
+        record_inputs(run, config, splits, network)
+    resume = run.folder / LAST if resumed else None
+    return fit(network, splits.train, splits.validation, config, log=run.log, folder=run.folder, resume=resume)
+
+
+def calibrate(network: "Classifier", splits: Splits, config: TrainConfig) -> float:
+    """Fit the temperature on the validation pictures and put it into the network."""
+    from vitcifar.training.predict import predict_logits
+
+    logits = predict_logits(network, splits.validation.images, config.batch_size)
+    temperature = fit_temperature(logits, splits.validation.labels)
+    network.temperature.fill_(temperature)
+    return temperature
+
+
+def test(
+    run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, temperature: float
+) -> Evaluation:
+    """Score the test pictures, once, and record it."""
+    from vitcifar.training.predict import predict_logits
+
+    logits = predict_logits(network, splits.test.images, config.batch_size)
+    evaluation = score(logits, splits, temperature)
+    record_evaluation(run, evaluation, splits.test, softmax(logits, temperature))
+    return evaluation
+
+
+def release(
+    run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, evaluation: Evaluation
+) -> Trained:
+    """Export, prove, register as one version, and give it the alias that was asked for."""
+    from vitcifar.release.publish import publish
+    from vitcifar.release.registry import Registry
+    from vitcifar.training.network import weights_sha256
+
+    digest = weights_sha256(network)
+    run.set_tags({"weights_sha256": digest})
+    version = publish(network, splits=splits, evaluation=evaluation.to_dict(), config=config, run_id=run.run_id)
+    run.set_tags({"version": f"{config.model_name}/{version}"})
+    alias = None if config.promote_to == "none" else config.promote_to
+    if alias:
+        Registry(config.model_name).promote(str(version), alias, reason=f"asked for by run {run.run_id}")
     return Trained(
         run_id=run.run_id,
         evaluation=evaluation,
@@ -148,10 +171,6 @@ def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> "Classifi
         return Registry(config.model_name).state_dict(uri)
 
     return build_network(config, class_names, load_release=load_release)
-
-
-def run_name(config: TrainConfig) -> str:
-    return config.run_name if config.run_name != "none" else f"{config.arch}-{config.data}-{config.train_layers}"
 
 
 def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, network: "Classifier") -> None:

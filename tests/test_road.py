@@ -1,0 +1,198 @@
+"""The whole road as people take it: through the real `mlflow` command and the real `vitcifar` command."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+QUICK = {"preset": "digits", "train_per_class": "20", "validation_per_class": "5", "test_per_class": "5", "epochs": "2"}
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """What a person's shell has with the virtual environment activated, and a store and cache of the test's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    kept["PATH"] = f"{BIN}{os.pathsep}{kept['PATH']}"
+    kept["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    kept["VITCIFAR_CACHE"] = str(folder / "cache")
+    return {**kept, **more}
+
+
+def vitcifar(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mlproject", *words]
+    more["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True)
+
+
+def mlflow_run(folder: Path, *words: str, entry: dict[str, str], **more: str) -> subprocess.CompletedProcess:
+    parameters = [word for name, value in entry.items() for word in ("-P", f"{name}={value}")]
+    command = [BIN / "mlflow", "run", str(ROOT), *words, *parameters]
+    return subprocess.run(command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True)
+
+
+def options(settings: dict[str, str]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A folder in which `mlflow run . --env-manager local` has gone the whole road once."""
+    folder = tmp_path_factory.mktemp("road")
+    # output_dir is not declared in MLproject: MLflow hands it over as --output_dir
+    done = mlflow_run(folder, "--env-manager", "local", entry={**QUICK, "output_dir": str(folder / "runs")})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+@pytest.fixture
+def store(road):
+    mlflow.set_tracking_uri(f"sqlite:///{road[0]}/mlflow.db")
+    yield mlflow.MlflowClient()
+    mlflow.set_tracking_uri(None)
+
+
+def only_run(client):
+    runs = [run for run in client.search_runs(["0", "1"]) if "evaluates" not in run.data.tags]
+    assert len(runs) == 1
+    return runs[0]
+
+
+def test_mlflow_run_ends_in_a_promoted_version(road, store):
+    version = store.get_model_version_by_alias("vitcifar", "champion")
+    assert version.version == "1" or version.version == 1
+    assert version.run_id == only_run(store).info.run_id
+    assert "vitcifar 1, holds champion" in road[1].stdout
+
+
+def test_the_run_holds_config_data_figures_and_event_files(store):
+    run = only_run(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["config.epochs"] == "2"
+    assert run.data.params["config.learning_rate"]
+    assert int(run.data.params["model.trainable_parameters"]) > 10_000
+    roles = {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags if tag.key == "mlflow.data.context"}
+    assert roles == {"train", "validation", "test"}
+    assert len(run.data.tags["weights_sha256"]) == 64
+    files = {item.path for item in store.list_artifacts(run.info.run_id, "figures/test")}
+    assert "figures/test/confusion_matrix.png" in files
+    assert store.list_artifacts(run.info.run_id, "tensorboard")
+    per_epoch = {metric.step for metric in store.get_metric_history(run.info.run_id, "validation/accuracy")}
+    assert len(per_epoch) == 2
+
+
+def test_tensorboard_and_mlflow_agree_on_the_whole_run(road, store):
+    done = vitcifar(road[0], "compare-logs", only_run(store).info.run_id)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"agree on \d{2,} values of \d{2,} metrics", done.stdout)
+
+
+def test_an_evaluation_is_a_run_of_its_own_linked_to_the_version(road, store):
+    done = vitcifar(road[0], "evaluate", "--version", "champion")
+    assert done.returncode == 0, done.stderr
+    run = store.get_run(re.search(r"run +(\w{32})", done.stdout)[1])
+    assert run.data.tags["evaluates"] == "models:/vitcifar/1"
+    ours = store.get_run(store.get_model_version("vitcifar", "1").run_id)
+    assert run.data.metrics["test/accuracy"] == ours.data.metrics["test/accuracy"]
+
+
+def test_predict_answers_good_files_and_says_why_not_for_bad_ones(road):
+    from PIL import Image
+
+    folder = road[0]
+    Image.fromarray(np.full((40, 30, 3), 90, np.uint8)).save(folder / "grey.png")
+    (folder / "notes.png").write_text("not a picture")
+    done = vitcifar(folder, "predict", "grey.png", "notes.png", "missing.png", "--format", "json")
+    assert done.returncode == 1
+    answer = json.loads(done.stdout.splitlines()[0])
+    assert answer["version"] == 1
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert "notes.png" in done.stderr and "missing.png" in done.stderr
+    assert "2 of 3 files could not be answered" in done.stderr
+
+
+def test_two_runs_with_one_seed_have_the_same_weights(tmp_path):
+    settings = options({**QUICK, "epochs": "1", "promote_to": "none"})
+    digests = []
+    for _ in range(2):
+        done = vitcifar(tmp_path, "train", *settings)
+        assert done.returncode == 0, done.stderr
+        digests.append(re.search(r"sha256 (\w{64})", done.stdout)[1])
+    assert digests[0] == digests[1]
+
+
+def test_a_run_killed_and_resumed_ends_as_one_that_was_not(tmp_path, road, store):
+    settings = options({**QUICK, "epochs": "6", "promote_to": "none", "experiment": "killed"})
+    whole = vitcifar(tmp_path, "train", *settings)
+    assert whole.returncode == 0, whole.stderr
+    there = set(os.listdir(tmp_path / "runs"))
+    command = [sys.executable, "-m", "mlproject", "train", *settings]
+    started = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path, PYTHONPATH=str(ROOT)))
+    while not list(tmp_path.glob("runs/*/last.pt")) or len(list(tmp_path.glob("runs/*/last.pt"))) < 2:
+        assert started.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    (run_id,) = set(os.listdir(tmp_path / "runs")) - there
+
+    refused = vitcifar(tmp_path, "train", "--resume", run_id, "--learning-rate", "0.5")
+    assert refused.returncode == 1 and "learning_rate" in refused.stderr
+    resumed = vitcifar(tmp_path, "train", "--resume", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", whole.stdout)[0]
+    assert run_id in resumed.stdout  # it is the same run
+    agreement = vitcifar(tmp_path, "compare-logs", run_id)
+    assert agreement.returncode == 0, agreement.stdout
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    losses = [
+        [(m.step, m.value) for m in sorted(store.get_metric_history(run, "step/loss"), key=lambda m: m.step)]
+        for run in (run_id, *there)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_without_network_the_default_run_stops_at_once_and_leaves_no_run(tmp_path, road):
+    """No address of the outside can be reached: the proxies that Python's downloads heed lead nowhere."""
+    nowhere = "http://127.0.0.1:9"
+    began = time.monotonic()
+    done = vitcifar(tmp_path, "train", http_proxy=nowhere, https_proxy=nowhere, TORCH_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "--preset digits" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 60
+    assert not (tmp_path / "runs").exists()
+
+
+CONDA = """#!/usr/bin/env bash
+# Stands in for conda: its one environment is the one that runs the tests.
+case "$1" in
+--help) echo usage ;;
+env) [ "$2" = list ] && echo '{"envs": []}' || echo "$@" >>"$CONDA_LOG" ;;
+info) echo '{}' ;;
+esac
+"""
+
+
+def test_the_bare_call_makes_the_conda_environment_and_runs_in_it(tmp_path):
+    home = tmp_path / "conda"
+    (home / "bin").mkdir(parents=True)
+    for name, text in {"conda": CONDA, "activate": "#!/usr/bin/env bash\n"}.items():
+        (home / "bin" / name).write_text(text)
+        (home / "bin" / name).chmod(0o755 | stat.S_IXUSR)
+    (home / "etc/profile.d").mkdir(parents=True)
+    (home / "etc/profile.d/conda.sh").write_text("conda() { :; }\n")
+    log = tmp_path / "conda.log"
+    more = {"MLFLOW_CONDA_HOME": str(home), "CONDA_LOG": str(log)}
+    done = mlflow_run(tmp_path, "-e", "versions", entry={"model_name": "nobody"}, **more)
+    assert "--file" in log.read_text() and "conda.yaml" in log.read_text()
+    assert done.returncode == 1
+    assert "The registry has no version of 'nobody' yet" in done.stderr
