@@ -150,6 +150,7 @@ def main() -> None:
     vitcifar app --version champion       the page that serves what was promoted
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does, never leaves it RUNNING
+    warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
 
 
 @main.command()
