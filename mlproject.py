@@ -7,6 +7,7 @@ before a command needs it.
 import dataclasses
 import json
 import signal
+import warnings
 from collections.abc import Callable
 from typing import Any
 
