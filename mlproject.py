@@ -18,7 +18,7 @@ from vitcifar.config import PRESETS, TrainConfig, resolve
 from vitcifar.errors import VitCifarError
 
 TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
-DATA_SETTINGS = ("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "seed")
+DATA_SETTINGS = ("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "data_seed")
 FROM_PRESET = "preset"  # the value that leaves a setting to the preset, as MLproject writes it
 
 

@@ -36,7 +36,8 @@ class TrainConfig:
     train_per_class: int = setting(100, "Training pictures per class (0 = all that are left).", minimum=0)
     validation_per_class: int = setting(25, "Validation pictures per class, from what training left over.", minimum=1)
     test_per_class: int = setting(25, "Test pictures per class (0 = all).", minimum=0)
-    seed: int = setting(0, "Seed of the subset, the new weights and the order of the batches.", minimum=0)
+    data_seed: int = setting(0, "Seed of the subset: which pictures are taken, and in which order.", minimum=0)
+    seed: int = setting(0, "Seed of the new weights, the order of the batches and the augmentation.", minimum=0)
 
     # Model
     arch: str = setting("vit_b_16", "The vision transformer.", choices=VITS)

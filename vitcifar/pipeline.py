@@ -158,7 +158,7 @@ def read_splits(config: TrainConfig) -> Splits:
         train_per_class=config.train_per_class,
         validation_per_class=config.validation_per_class,
         test_per_class=config.test_per_class,
-        seed=config.seed,
+        seed=config.data_seed,
     )
 
 
