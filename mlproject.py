@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from vitcifar import __version__
-from vitcifar.config import PRESETS, TrainConfig, resolve
+from vitcifar.config import PRESETS, TrainConfig, groups, resolve
 from vitcifar.errors import VitCifarError
 
 TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
@@ -31,6 +31,16 @@ class Command(click.Command):
             return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
         return super().parse_args(ctx, [dashes(word) for word in args])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings, rows = groups(), {}  # type: ignore[var-annotated]
+        for param in self.get_params(ctx):
+            heading = headings[param.name or ""] if isinstance(param.type, Setting) else "Options"
+            if record := param.get_help_record(ctx):
+                rows.setdefault(heading, []).append(record)
+        for heading, records in sorted(rows.items(), key=lambda row: row[0] == "Options"):
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 class Program(click.Group):

@@ -4,6 +4,7 @@ The command line, MLproject, MLflow's parameters and the README are generated fr
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -127,11 +128,33 @@ class TrainConfig:
             )
 
 
+# Headings of the help, each with the first field under it.
+GROUPS = {
+    "Data": "data",
+    "Model": "arch",
+    "Training": "epochs",
+    "Speed": "precision",
+    "Tracking": "experiment",
+    "Release": "model_name",
+}
+
+
+def groups() -> dict[str, str]:
+    """The name of every field -> the heading that it stands under."""
+    heading_at, heading, placed = {first: heading for heading, first in GROUPS.items()}, "", {}
+    for field in dataclasses.fields(TrainConfig):
+        heading = heading_at.get(field.name, heading)
+        placed[field.name] = heading
+    return placed
+
+
 def check(field: dataclasses.Field, value: Any) -> None:
     """Hold a value against its field's type, choices and bounds; raises ConfigError."""
     expected = field.type
     if isinstance(value, bool) or not isinstance(value, (int, float) if expected is float else expected):  # type: ignore[arg-type]
         raise ConfigError(f"{field.name} is {value!r}: expected {expected.__name__}.")  # type: ignore[union-attr]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{field.name} is {value!r}: expected a finite number.")
     meta = field.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(f"{field.name} is {value!r}: choose one of {', '.join(meta['choices'])}.")
