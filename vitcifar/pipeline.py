@@ -41,7 +41,12 @@ class Trained:
 
 def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
+    from vitcifar.release.registry import Registry, check_alias
+
     # What can fail for want of a file or a right name fails before there is a run.
+    Registry(config.model_name)
+    if config.promote_to != "none":
+        check_alias(config.promote_to)
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
     resumed = config.resume if config.resume != "none" else None
