@@ -105,6 +105,28 @@ class TrainConfig:
     num_workers: int = setting(0, "Processes beside the main one that prepare batches.", minimum=0)
     device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"))
 
+    # Evaluation
+    examine: str = setting(
+        "quick",
+        "Checks beyond the scores: quick (kinds of pictures, duplicates, attention; seconds) or full (also nearest "
+        "training pictures and corruptions; minutes for a ViT-B/16 on a CPU); none = the scores alone.",
+        choices=("none", "quick", "full"),
+    )
+    target_precision: float = setting(
+        0.95,
+        "Share of right answers that the confidence threshold is chosen for, on validation (0 = no threshold).",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    robustness_pictures: int = setting(
+        20, "Test pictures that `examine full` asks for 75 times each, corrupted (0 = none).", minimum=0
+    )
+    outliers: str = setting(
+        "auto",
+        "Pictures of something else, to be told from these: none, digits, cifar10 or a folder (auto = digits with "
+        "`examine full`, none where these are digits).",
+    )
+
     # Tracking
     experiment: str = setting("vitcifar", "MLflow experiment.")
     run_name: str = setting("none", "Name of the run in MLflow (none = made from the settings).")
@@ -120,12 +142,18 @@ class TrainConfig:
         layers = self.train_layers
         if layers not in ("head", "all") and not (layers.isdecimal() and int(layers) > 0):
             raise ConfigError(f"train_layers is {layers!r}: type head, all, or a number of blocks such as 2.")
+        if self.head_epochs and layers == "head":
+            raise ConfigError(
+                "head_epochs come before other layers train, and train_layers is head: type --epochs alone."
+            )
         if self.lora_rank and layers == "head":
             raise ConfigError("lora_rank is for blocks, and train_layers is head: type --train-layers all.")
         if self.accumulation_steps > self.batch_size:
             raise ConfigError(
                 f"accumulation_steps is {self.accumulation_steps}: it must be at most batch_size, {self.batch_size}."
             )
+        if self.examine == "none" and self.outliers not in ("none", "auto"):
+            raise ConfigError(f"outliers is {self.outliers!r}, and examine is none: type --examine quick.")
 
 
 # Headings of the help, each with the first field under it.
@@ -134,6 +162,7 @@ GROUPS = {
     "Model": "arch",
     "Training": "epochs",
     "Speed": "precision",
+    "Evaluation": "examine",
     "Tracking": "experiment",
     "Release": "model_name",
 }
@@ -173,6 +202,7 @@ PRESETS = types.MappingProxyType(
             "weights": "none",
             "train_layers": "all",
             "epochs": 20,
+            "examine": "full",
             "promote_to": "champion",
         },
     }
