@@ -1,12 +1,12 @@
 """The training loop, top to bottom: epoch, batch, forward, loss, backward, step, log, validate, keep the best.
 
-Every random number is a function of the seed, the epoch and the picture, never of what was drawn before: a run that
-was killed and resumed, and one that was not, go through the same numbers.
+Every random number is a function of the seed, the epoch and the picture, never of what was drawn before. So a run
+that was killed and resumed goes through the same numbers as one that was not, with any number of workers.
 """
 
 import dataclasses
-import hashlib
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,22 @@ from tqdm import tqdm
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.pictures import Pictures
-from vitcifar.errors import ConfigError, TrainingError
+from vitcifar.errors import TrainingError
 from vitcifar.training import checkpoint
-from vitcifar.training.network import Classifier, count_parameters
-from vitcifar.training.optimizer import build_optimizer
-from vitcifar.training.predict import take
+from vitcifar.training.average import Average
+from vitcifar.training.batches import Loader, plan_epoch
+from vitcifar.training.feed import Feed, prepare_feed
+from vitcifar.training.lora import add_lora, merge_lora
+from vitcifar.training.mixing import draw_mix
+from vitcifar.training.network import Classifier, frozen_depth
+from vitcifar.training.optimizer import build_optimizer, set_learning_rate
+from vitcifar.training.precision import autocast, choose_device, choose_precision
+from vitcifar.training.processes import num_processes, rank, sum_gradients, sum_over_processes, wait_for_all
+from vitcifar.training.resume import identify, load_matching
 from vitcifar.training.schedule import learning_rate
+from vitcifar.training.stages import Position, enter, plan_stages
 
 Log = Callable[[int, Mapping[str, float]], Any]
-
-# Settings that may differ between a run and its continuation: they change no weight.
-FREE_ON_RESUME = ("data_dir", "resume", "experiment", "run_name", "output_dir", "model_name", "promote_to")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,10 @@ class Outcome:
     num_trained_parameters: int
 
 
+def say_on_stderr(sentence: str) -> None:
+    tqdm.write(sentence, file=sys.stderr)
+
+
 def fit(
     network: Classifier,
     train: Pictures,
@@ -52,96 +61,182 @@ def fit(
     log: Log,
     folder: Path,
     resume: Path | None = None,
+    say: Callable[[str], Any] = say_on_stderr,
 ) -> Outcome:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
-    Every epoch leaves a checkpoint in `folder`; `resume` is such a checkpoint to go on from. Raises TrainingError at
-    the first loss that is not finite, and for a checkpoint that belongs to other settings, weights or pictures.
+    Every epoch leaves a checkpoint in `folder`, after all its values were logged; `resume` is such a checkpoint to go
+    on from. `say` hears, in a sentence, what is done in another way than one may think. Started by torchrun, inside
+    `processes.together()`, the processes share every batch, and the first one logs and writes. Raises TrainingError
+    at the first loss that is not finite, and for a checkpoint of other settings, weights or pictures.
     """
+    is_first = rank() == 0
+    say = say if is_first else lambda sentence: None
     device = choose_device(config.device)
-    network.to(device).train()
-    optimizer = build_optimizer(network, config)
-    num_batches = math.ceil(len(train) / config.batch_size)
-    num_steps = config.epochs * num_batches
-    warmup_steps = round(config.warmup_epochs * num_batches)
-    identity = describe(network, train, config)
-    first_epoch, step = 1, 0
-    best: dict[str, Any] = {"epoch": 0, "accuracy": -1.0, "loss": math.inf}
+    precision = choose_precision(config, device, network.backbone.hidden_dim)
+    network.to(device)
+    stages = plan_stages(config)
+    if config.lora_rank:
+        add_lora(network.blocks[frozen_depth(network, config.train_layers) or 0 :], config.lora_rank, config.seed)
+    changed = enter(network, stages[-1], config.lora_rank)  # the last stage trains what any stage trains
+    identity = identify(network, changed, train, config)
+    position = Position(num_trained_parameters=sum(weight.numel() for weight in changed.values()))
+    resumed: dict[str, Any] = {}
     if resume is not None:
-        state = load_matching(resume, identity)
-        first_epoch, step, best = state["epoch"] + 1, state["step"], state["best"]
-        network.load_state_dict(state["weights"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
+        resumed = load_matching(resume, identity)
+        position = Position(**resumed["position"])
+        network.load_state_dict(resumed["weights"], strict=False)
+    elif is_first:
+        checkpoint.save(
+            {"identity": identity, "position": position.state_dict(), "weights": {}}, folder / checkpoint.LAST
+        )
 
-    bar = tqdm(total=num_steps, initial=step, desc="training", unit="step", disable=None)
-    for epoch in range(first_epoch, config.epochs + 1):
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
-        loss_sum, num_right = 0.0, 0
-        for start in range(0, len(order), config.batch_size):
-            chosen = order[start : start + config.batch_size]
-            images = take(train.images, chosen, device)  # uint8 (B, H, W, 3)
-            labels = torch.from_numpy(train.labels[chosen]).to(device)
-            rate = learning_rate(
-                step,
-                num_steps=num_steps,
-                warmup_steps=warmup_steps,
-                peak=config.learning_rate,
-                schedule=config.schedule,
+    mixing = bool(config.mixup or config.cutmix)
+    num_batches = math.ceil(len(train) / config.batch_size)
+    labels_on_device = torch.from_numpy(train.labels).to(device)
+    bar = tqdm(
+        total=num_batches * sum(stage.num_epochs for stage in stages),
+        initial=position.step,
+        desc="training",
+        unit="step",
+        disable=None if is_first else True,
+    )
+    while position.stage < len(stages):
+        stage = stages[position.stage]
+        if position.over(stage, config.patience):
+            position.next_stage()
+            continue
+        weights = enter(network, stage, config.lora_rank)
+        optimizer = build_optimizer(weights, config, len(network.blocks))
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        average = Average(weights, config.ema_decay) if config.ema_decay else None
+        if position.stage_epoch:
+            optimizer.load_state_dict(resumed["optimizer"])
+            scaler.load_state_dict(resumed["scaler"])
+            if average:
+                average.load_state_dict(resumed["average"])
+        feed = prepare_feed(network, train, validation, config, stage.train_layers, precision=precision, say=say)
+
+        while not position.over(stage, config.patience):
+            epoch = position.epoch + 1
+            batches = plan_epoch(
+                len(train),
+                batch_size=config.batch_size,
+                num_parts=config.accumulation_steps,
+                key=(config.seed, epoch),
+                rank=rank(),
+                num_processes=num_processes(),
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            logits = network(images)  # (B, K)
-            loss = functional.cross_entropy(logits, labels)
-            must_be_finite("step/loss", loss.item(), step + 1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            loss_sum += loss.item() * len(chosen)
-            num_right += int((logits.argmax(dim=1) == labels).sum())
-            log(step, {"step/loss": loss.item(), "step/learning_rate": rate})
-            bar.update()
+            parts = [pair for batch in batches for pair in zip(batch.parts, batch.partners, strict=True)]
+            loaded = feed.train([(epoch, np.concatenate(pair) if mixing else pair[0]) for pair in parts])
+            loss_sum = right_sum = 0.0
+            network.train()
+            for batch in batches:
+                rate = learning_rate(
+                    position.stage_step,
+                    num_steps=stage.num_epochs * num_batches,
+                    warmup_steps=round(config.warmup_epochs * num_batches),
+                    peak=config.learning_rate,
+                    schedule=config.schedule,
+                )
+                set_learning_rate(optimizer, rate)
+                optimizer.zero_grad(set_to_none=True)
+                sums = torch.zeros(2, device=device)  # loss, right answers
+                key = (config.seed, epoch, position.step, 1)
+                mix = draw_mix(config, key, network.image_size)
+                for part, partners in zip(batch.parts, batch.partners, strict=True):
+                    labels = labels_on_device[part]  # (B,)
+                    inputs = feed.prepare(next(loaded))  # pixels (B, 3, S, S), or features
+                    if mix:
+                        inputs = mix(*inputs.chunk(2))
+                    with autocast(device, precision):
+                        logits = feed.classify(inputs).float()  # (B, K)
+                    loss = sum_of_losses(logits, labels, config.label_smoothing)
+                    if mix:
+                        others = sum_of_losses(logits, labels_on_device[partners], config.label_smoothing)
+                        loss = mix.share * loss + (1 - mix.share) * others
+                    scaler.scale(loss / batch.size).backward()
+                    sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
+                sum_gradients(weights.values())
+                batch_loss, batch_right = sum_over_processes(sums).tolist()
+                must_be_finite("step/loss", batch_loss / batch.size, position.step + 1)
+                if config.clip_norm:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(weights.values(), config.clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                if average:
+                    average.update(weights)
+                position.step += 1
+                position.stage_step += 1
+                loss_sum += batch_loss
+                right_sum += batch_right
+                if is_first:
+                    log(position.step, {"step/loss": batch_loss / batch.size, "step/learning_rate": rate})
+                bar.update()
 
-        metrics = {"train/loss": loss_sum / len(train), "train/accuracy": num_right / len(train)}
-        loss_value, accuracy = validate(network, validation, config.batch_size)
-        must_be_finite("validation/loss", loss_value, step)
-        metrics |= {"validation/loss": loss_value, "validation/accuracy": accuracy, "learning_rate": rate}
-        log(step, metrics)
-        bar.set_postfix(epoch=epoch, loss=f"{loss_value:.3f}", accuracy=f"{accuracy:.3f}")
-        weights = trained_weights(network)
-        if (accuracy, -loss_value) > (best["accuracy"], -best["loss"]):
-            best = {"epoch": epoch, "accuracy": accuracy, "loss": loss_value, "metrics": metrics}
-            checkpoint.save({"identity": identity, "epoch": epoch, "weights": weights}, folder / checkpoint.BEST)
-        state = {"identity": identity, "epoch": epoch, "step": step, "best": best, "weights": weights}
-        checkpoint.save({**state, "optimizer": optimizer.state_dict()}, folder / checkpoint.LAST)
+            position.epoch, position.stage_epoch = epoch, position.stage_epoch + 1
+            validation_loss, accuracy = validate(network, feed, validation.labels, config.batch_size, precision)
+            must_be_finite("validation/loss", validation_loss, position.step)
+            metrics = {
+                "train/loss": loss_sum / len(train),
+                "train/accuracy": right_sum / len(train),
+                "validation/loss": validation_loss,
+                "validation/accuracy": accuracy,
+                "learning_rate": rate,
+            }
+            keep_best(position, network, changed, metrics, identity, folder)
+            if average:
+                with average.in_place_of(weights):
+                    average_loss, accuracy = validate(network, feed, validation.labels, config.batch_size, precision)
+                    averaged = {**metrics, "validation/loss": average_loss, "validation/accuracy": accuracy}
+                    keep_best(position, network, changed, averaged, identity, folder)
+                metrics |= {"validation/average_loss": average_loss, "validation/average_accuracy": accuracy}
+            bar.set_postfix(epoch=epoch, loss=f"{validation_loss:.3f}", accuracy=f"{accuracy:.3f}")
+            if is_first:
+                log(position.step, metrics)
+                state = {"identity": identity, "position": position.state_dict(), "weights": detached(changed)}
+                state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+                state |= {"average": average.state_dict() if average else {}}
+                checkpoint.save(state, folder / checkpoint.LAST)
+        position.next_stage()
     bar.close()
 
-    restored = load_matching(folder / checkpoint.BEST, identity)
-    network.load_state_dict(restored["weights"], strict=False)
+    wait_for_all()  # until the first process has written the best weights
+    best = load_matching(folder / checkpoint.BEST, identity)
+    network.load_state_dict(best["weights"], strict=False)
+    merge_lora(network)
     network.eval()
     return Outcome(
-        best_epoch=best["epoch"],
-        best_metrics=best["metrics"],
-        num_epochs=config.epochs,
-        num_steps=step,
-        num_trained_parameters=count_parameters(network, trained=True),
+        best_epoch=position.best_epoch,
+        best_metrics=position.best_metrics,
+        num_epochs=position.epoch,
+        num_steps=position.step,
+        num_trained_parameters=position.num_trained_parameters,
     )
 
 
-def validate(network: Classifier, pictures: Pictures, batch_size: int) -> tuple[float, float]:
-    """Loss and accuracy, counted over pictures."""
-    device = network.head.weight.device
-    loss_sum, num_right = 0.0, 0
+def sum_of_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+
+
+@torch.no_grad()
+def validate(
+    network: Classifier, feed: Feed, labels: np.ndarray, batch_size: int, precision: str
+) -> tuple[float, float]:
+    """Loss and accuracy on validation, counted over pictures; several processes share the work."""
+    loader: Loader = feed.validation
+    mine = np.arange(len(labels))[rank() :: num_processes()]
+    requests = [(1, mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+    sums = torch.zeros(2, dtype=torch.float64, device=loader.device)
     network.eval()
-    with torch.no_grad():
-        for start in range(0, len(pictures), batch_size):
-            chosen = np.arange(start, min(start + batch_size, len(pictures)))
-            labels = torch.from_numpy(pictures.labels[chosen]).to(device)
-            logits = network(take(pictures.images, chosen, device))
-            loss_sum += functional.cross_entropy(logits, labels, reduction="sum").item()
-            num_right += int((logits.argmax(dim=1) == labels).sum())
-    network.train()
-    return loss_sum / len(pictures), num_right / len(pictures)
+    for (_, places), images in zip(requests, loader(requests), strict=True):
+        expected = torch.from_numpy(labels[places]).to(loader.device)
+        with autocast(loader.device, precision):
+            logits = feed.classify(feed.prepare(images)).float()
+        sums += torch.stack([sum_of_losses(logits, expected, 0.0), (logits.argmax(dim=1) == expected).sum()])
+    loss, num_right = sum_over_processes(sums).tolist()
+    return loss / len(labels), num_right / len(labels)
 
 
 def must_be_finite(metric: str, value: float, step: int) -> None:
@@ -152,40 +247,25 @@ def must_be_finite(metric: str, value: float, step: int) -> None:
         )
 
 
-def choose_device(name: str) -> torch.device:
-    """auto = the first GPU when there is one; raises ConfigError for a GPU that is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', but no GPU can be used here: type --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+def keep_best(
+    position: Position,
+    network: Classifier,
+    changed: Mapping[str, Tensor],
+    metrics: Mapping[str, float],
+    identity: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write the weights down when no epoch before was as good on validation."""
+    if not position.better(metrics["validation/accuracy"], metrics["validation/loss"]):
+        return
+    position.best_epoch = position.epoch
+    position.best_accuracy, position.best_loss = metrics["validation/accuracy"], metrics["validation/loss"]
+    position.best_metrics = dict(metrics)
+    if rank() == 0:
+        state = {"identity": identity, "epoch": position.epoch, "weights": detached(changed)}
+        checkpoint.save(state, folder / checkpoint.BEST)
 
 
-def trained_weights(network: Classifier) -> dict[str, Tensor]:
-    """Only what training changes: frozen weights come from where training started."""
-    return {name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad}
-
-
-def describe(network: Classifier, train: Pictures, config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint belongs to: settings, classes, pictures and frozen weights."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_ON_RESUME}
-    digest = hashlib.sha256()
-    for name, weight in sorted(network.state_dict(keep_vars=True).items()):
-        if not weight.requires_grad:
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    pictures = hashlib.sha256("\n".join(train.ids).encode()).hexdigest()
-    classes = list(network.class_names)
-    return {"settings": settings, "classes": classes, "pictures": pictures, "frozen weights": digest.hexdigest()}
-
-
-def load_matching(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint that belongs to this identity; raises TrainingError with what differs."""
-    state = checkpoint.load(path)
-    was = state.get("identity", {})
-    for name, value in identity["settings"].items():
-        got = was.get("settings", {}).get(name)
-        if got != value:
-            raise TrainingError(f"The checkpoint {path} was made with {name} {got!r}, not {value!r}: type that value.")
-    for name in ("classes", "pictures", "frozen weights"):
-        if was.get(name) != identity[name]:
-            raise TrainingError(f"The checkpoint {path} was made with other {name}: train without --resume.")
-    return state
+def detached(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Only what training changes is saved: frozen weights come from where training started."""
+    return {name: weight.detach() for name, weight in weights.items()}

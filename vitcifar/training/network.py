@@ -65,7 +65,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """uint8 (B, H, W, 3), or a list of (H, W, 3) -> logits (B, K)."""
-        return self.upper(self.lower(self.preprocess(images), 0), 0)
+        return self.from_pixels(self.preprocess(images))
+
+    def from_pixels(self, pixels: Tensor) -> Tensor:
+        """Preprocessed (B, 3, S, S) -> logits (B, K)."""
+        return self.upper(self.lower(pixels, 0), 0)
 
     def embed(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """uint8 (B, H, W, 3), or a list of (H, W, 3) -> what the head sees (B, D)."""

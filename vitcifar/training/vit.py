@@ -9,6 +9,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import VisionTransformer, WeightsEnum
 from torchvision.models.vision_transformer import ConvStemConfig, interpolate_embeddings
+from torchvision.transforms import v2 as transforms
 
 from vitcifar.errors import ConfigError
 
@@ -19,6 +20,7 @@ __all__ = [
     "find_weights",
     "interpolate_embeddings",
     "own_image_size",
+    "transforms",
 ]
 
 TINY_IMAGE_SIZE = 32
