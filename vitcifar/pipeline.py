@@ -51,10 +51,17 @@ def train(config: TrainConfig) -> Trained:
     network = make_network(config, splits.class_names)
     resumed = config.resume if config.resume != "none" else None
     with start_run(config, run_id=resumed) as run:
-        learn(run, network, splits, config, resumed=resumed is not None)
-        temperature = calibrate(network, splits, config)
-        evaluation = test(run, network, splits, config, temperature)
+        _, evaluation = learn_and_test(run, network, splits, config, resumed=resumed is not None)
         return release(run, network, splits, config, evaluation)
+
+
+def learn_and_test(
+    run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, *, resumed: bool = False
+) -> tuple["Outcome", Evaluation]:
+    """All of a run that comes before its release."""
+    outcome = learn(run, network, splits, config, resumed=resumed)
+    temperature = calibrate(network, splits, config)
+    return outcome, test(run, network, splits, config, temperature)
 
 
 def start_run(config: TrainConfig, **more: Any) -> contextlib.AbstractContextManager[tracking.Run]:
@@ -186,7 +193,7 @@ def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, networ
     counts = {"trainable_parameters": count_parameters(network, trained=True), "parameters": count_parameters(network)}
     run.log_params(counts, prefix="model.")
     run.set_tags({"vitcifar_version": __version__, **git_state()})
-    record_data(run, config, splits.roles, splits)
+    record_data(run, config, {role: pictures for role, pictures in splits.roles.items() if len(pictures)}, splits)
     (run.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     run.log_json("config.json", dataclasses.asdict(config))
 

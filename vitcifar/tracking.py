@@ -191,15 +191,18 @@ def start_run(
 ) -> Iterator[Run]:
     """A run in both trackers; ends FINISHED, FAILED, or KILLED on an interrupt, never RUNNING.
 
-    The run that `mlflow run` made (MLFLOW_RUN_ID) is used when there is one; a given `run_id` is continued.
+    The run that `mlflow run` made (MLFLOW_RUN_ID) is used when there is one; a given `run_id` is continued. A nested
+    run is a child of the one that is open, in that one's experiment.
     """
     import mlflow
 
-    given = run_id or (None if nested else os.environ.get("MLFLOW_RUN_ID"))
+    by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # left there, MLflow would take it for a nested run's id
+    given = run_id or (None if nested else by_project)
+    parent = mlflow.active_run() if nested else None
     with reaching(os.environ["MLFLOW_TRACKING_URI"]):
         active = mlflow.start_run(
             run_id=given,
-            experiment_id=None if given or nested else experiment_id(experiment),
+            experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
             run_name=run_name if given is None else None,
             nested=nested,
             tags=tags,
