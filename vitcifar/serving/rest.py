@@ -4,8 +4,6 @@ MLflow calls `_load_pyfunc` with the folder of the version; what comes back answ
 {"inputs": ["iVBORw0…"]} or {"dataframe_records": [{"image": "iVBORw0…"}]}.
 """
 
-import base64
-import binascii
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from vitcifar.data.picture import read_picture
 from vitcifar.errors import PictureError
 from vitcifar.serving.opened import Opened, open_folder
+from vitcifar.serving.sent import decode_base64
 
 COLUMN = "image"
 MAX_PICTURES = 100  # in one request
@@ -108,18 +107,7 @@ def _read(item: Any, name: str) -> np.ndarray:
     if isinstance(item, dict) and COLUMN in item:
         item = item[COLUMN]
     if isinstance(item, str):
-        item = _decode_base64(item, name)
+        item = decode_base64(item, name)
     if not isinstance(item, (bytes, bytearray)):
         raise PictureError(f"{name} is {type(item).__name__}, not base64 text: {HOW}.")
     return read_picture(bytes(item), name)
-
-
-def _decode_base64(text: str, name: str) -> bytes:
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise PictureError(f"{name} is a data: URL without base64: send data:image/png;base64,…")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise PictureError(f"{name} is not base64: {HOW}.") from None
