@@ -22,7 +22,7 @@ from vitcifar.evaluation.scores import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from vitcifar.release.registry import Registry
-    from vitcifar.training.loop import Outcome
+    from vitcifar.training.loop import Log, Outcome
     from vitcifar.training.network import Classifier
 
 
@@ -41,18 +41,23 @@ class Trained:
 
 def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
-    from vitcifar.release.registry import Registry, check_alias
-
     # What can fail for want of a file or a right name fails before there is a run.
-    Registry(config.model_name)
-    if config.promote_to != "none":
-        check_alias(config.promote_to)
+    check_names(config)
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
     resumed = config.resume if config.resume != "none" else None
     with start_run(config, run_id=resumed) as run:
         _, evaluation = learn_and_test(run, network, splits, config, resumed=resumed is not None)
         return release(run, network, splits, config, evaluation)
+
+
+def check_names(config: TrainConfig) -> None:
+    """Hold the names that a release will take against the registry's rules; raises RegistryError."""
+    from vitcifar.release.registry import Registry, check_alias
+
+    Registry(config.model_name)
+    if config.promote_to != "none":
+        check_alias(config.promote_to)
 
 
 def learn_and_test(
@@ -71,16 +76,25 @@ def start_run(config: TrainConfig, **more: Any) -> contextlib.AbstractContextMan
 
 
 def learn(
-    run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, *, resumed: bool = False
+    run: tracking.Run,
+    network: "Classifier",
+    splits: Splits,
+    config: TrainConfig,
+    *,
+    resumed: bool = False,
+    log: "Log | None" = None,
 ) -> "Outcome":
-    """Record what goes in, then train; the network ends with the weights of its best epoch on validation."""
+    """Record what goes in, then train; the network ends with the weights of its best epoch on validation.
+
+    `log(step, metrics)` is called in place of the run's own.
+    """
     from vitcifar.training.checkpoint import LAST
     from vitcifar.training.loop import fit
 
     if not resumed:
         record_inputs(run, config, splits, network)
     resume = run.folder / LAST if resumed else None
-    return fit(network, splits.train, splits.validation, config, log=run.log, folder=run.folder, resume=resume)
+    return fit(network, splits.train, splits.validation, config, log=log or run.log, folder=run.folder, resume=resume)
 
 
 def calibrate(network: "Classifier", splits: Splits, config: TrainConfig) -> float:
