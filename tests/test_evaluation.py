@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics
@@ -59,6 +59,7 @@ def test_wilson_interval_gives_the_published_examples(successes, trials, low, hi
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
 def test_wilson_interval_equals_scipys(trials, share, confidence):
     successes = round(share * trials)
@@ -147,6 +148,7 @@ def test_fitted_temperature_is_the_one_that_the_logits_were_multiplied_by(temper
     assert calibration.fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.03)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.3, 4))
 def test_fitted_temperature_is_at_the_bottom_of_the_loss(seed, scale):
     logits, labels = some_logits(80, seed=seed)
@@ -163,15 +165,21 @@ def test_nothing_is_learned_about_temperature_when_every_answer_is_right():
 
 
 def test_calibration_error_worked_out_by_hand():
-    # Two bins are filled: (0.5, 0.6] with one of two right at 0.55, (0.9, 1] with three of four right at 0.95.
+    # Two bins are filled: (0.5, 0.6] with two of two right at 0.55, (0.9, 1] with three of four right at 0.95.
     confidences = np.array([0.55, 0.55, 0.95, 0.95, 0.95, 0.95])
-    correct = np.array([1, 0, 1, 1, 1, 0], bool)
-    expected = 2 / 6 * abs(0.55 - 0.5) + 4 / 6 * abs(0.95 - 0.75)
+    correct = np.array([1, 1, 1, 1, 1, 0], bool)
+    expected = 2 / 6 * (1 - 0.55) + 4 / 6 * (0.95 - 0.75)
     assert calibration.ece(confidences, correct, num_bins=10) == pytest.approx(expected)
     filled = [b for b in calibration.reliability_bins(confidences, correct, 10) if b.count]
-    assert [(round(b.low, 9), b.count, b.accuracy) for b in filled] == [(0.5, 2, 0.5), (0.9, 4, 0.75)]
+    assert [(round(b.low, 9), b.count, b.accuracy) for b in filled] == [(0.5, 2, 1.0), (0.9, 4, 0.75)]
 
 
+def test_confidence_on_an_edge_belongs_to_the_bin_below():
+    bins = calibration.reliability_bins(np.array([0.0, 0.5, 1.0]), np.ones(3, bool), 2)
+    assert [b.count for b in bins] == [2, 1]
+
+
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
 def test_every_picture_is_in_one_bin(answers):
     confidences, correct = map(np.array, zip(*answers, strict=True))
@@ -202,6 +210,7 @@ def test_risk_coverage_worked_out_by_hand():
     assert selective.best_aurc(correct) == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40), st.randoms())
 def test_area_does_not_depend_on_the_order_of_the_pictures(answers, random):
     shuffled = list(answers)
@@ -228,6 +237,7 @@ def test_threshold_does_not_split_pictures_of_one_confidence():
     assert selective.fit_threshold(confidences, correct, 0.9) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.floats(0.3, 1))
 def test_threshold_reaches_its_target_where_it_was_chosen(seed, target):
     logits, labels = some_logits(60, signal=1, seed=seed)

@@ -113,7 +113,7 @@ def test_slices_find_that_dark_pictures_are_the_weak_ones():
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=30))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_each_picture_is_in_one_slice_of_each_property(sides):
     images = [np.full((side, side, 3), 40 * side, np.uint8) for side in sides]
     labels = np.zeros(len(sides), np.int64)
@@ -191,7 +191,8 @@ def test_no_more_neighbours_than_there_are():
     assert n.nearest(np.ones((2, 3)), np.eye(3), k=9)[0].shape == (2, 3)
 
 
-def test_duplicates_are_found_with_their_ids_and_whether_their_labels_agree():
+def test_duplicates_are_found_with_their_ids_and_whether_their_labels_agree(monkeypatch):
+    monkeypatch.setattr(n, "CHUNK", 7)
     train, test, validation = noise(40, 1), noise(20, 2), noise(10, 3)
     test[3] = train[7]
     validation[2] = train[7]

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
@@ -34,6 +34,7 @@ def test_mcnemar_gives_the_published_example():
     assert c.mcnemar(7, 1) == c.mcnemar(1, 7)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_twice_the_binomial_tail(gained, lost):
     total = gained + lost
@@ -53,6 +54,7 @@ def test_score_interval_of_two_that_never_differ_is_as_wide_as_the_number_of_pic
     assert c.score_interval(0, 0, total) == pytest.approx((-z / (total + z), z / (total + z)))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 200))
 def test_score_interval_is_where_the_statistic_reaches_its_limits(gained, lost, rest):
     total = gained + lost + rest
@@ -84,6 +86,13 @@ def test_a_clearly_better_version_is_better_and_the_other_way_round_worse():
     turned = c.compare(worse, better)
     assert turned.outcome == "worse" and turned.difference == -found.difference
     assert found.sentence().startswith("better: 76.0% against 67.2%")
+
+
+def test_a_difference_that_chance_explains_is_not_enough_evidence():
+    found = c.compare(*pair(12, 5, 200))  # McNemar's p is 0.14
+    assert found.outcome == "not enough evidence" and found.p_value == pytest.approx(0.143, abs=5e-4)
+    assert found.detectable == pytest.approx(7 / 217)
+    assert c.compare(*pair(12, 5, 200), confidence=0.8).outcome == "better"
 
 
 def test_a_tie_is_not_enough_evidence_and_says_how_many_pictures_it_would_take():

@@ -50,6 +50,11 @@ def test_corruption_is_the_same_for_the_same_seed_and_leaves_its_input_alone(nam
     assert (image == before).all()
 
 
+def test_corruption_is_the_same_in_every_process():
+    grey = np.full((2, 2, 3), 128, np.uint8)
+    assert corrupt(grey, "gaussian_noise", 3, seed=5)[0, 0].tolist() == [108, 126, 122]
+
+
 @pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "snow", "frost", "fog", "motion_blur"])
 def test_another_seed_gives_another_corruption(name):
     assert (corrupt(picture(), name, 4, seed=7) != corrupt(picture(), name, 4, seed=8)).any()
@@ -127,6 +132,20 @@ def test_robustness_asks_for_every_corruption_at_every_severity():
     assert asked == [20] * 7 and found.accuracy.shape == (3, 2)
     assert found.mean_accuracy == found.clean_accuracy == 1.0
     assert set(found.scalars()) == {"corruption_accuracy", "clean_accuracy", *(f"corruption/{n}" for n in NAMES[:3])}
+
+
+def test_each_picture_is_corrupted_in_its_own_way():
+    same = Pictures(
+        images=np.stack([picture()] * 4), labels=np.zeros(4, np.int64), class_names=("a", "b"), ids=("",) * 4
+    )
+    seen = []
+
+    def predictor(images):
+        seen.append(len({image.tobytes() for image in images}))
+        return np.zeros((4, 2))
+
+    score_robustness(predictor, same, names=("shot_noise",), severities=(3,))
+    assert sorted(seen) == [1, 4]  # clean, corrupted
 
 
 def test_classifier_that_looks_at_noise_loses_by_noise_and_not_by_blur():
