@@ -19,6 +19,7 @@ from vitcifar.errors import ReleaseError
 
 RELEASE_FILE = "release.json"
 ONNX_FILE = "model.onnx"
+INT8_FILE = "model.int8.onnx"
 PT2_FILE = "data/model.pt2"
 FORMAT = 1
 LOADER_MODULE = "vitcifar.serving.rest"

@@ -56,10 +56,16 @@ def export_onnx(
     The file appears whole or not at all, holds no path of this machine and needs no other file. `program` is the
     network's trace, when there is one already.
     """
-    import onnx
-
     proto = _to_onnx(program or trace(network))
     _strip(proto)
+    label(proto, network, class_names=class_names, release_id=release_id)
+    save(proto, path)
+
+
+def label(proto: Any, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> None:
+    """Write into the file what it takes to serve it: class names, release id, image size, temperature."""
+    import onnx
+
     properties = {
         "class_names": json.dumps(list(class_names)),
         "release_id": release_id,
@@ -69,6 +75,12 @@ def export_onnx(
     onnx.helper.set_model_props(proto, properties)
     proto.producer_name = "vitcifar"
     proto.producer_version = ""
+
+
+def save(proto: Any, path: Path) -> None:
+    """Write an ONNX file: whole or not at all."""
+    import onnx
+
     partial = path.with_name(path.name + ".partial")
     try:
         onnx.save_model(proto, str(partial))

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitcifar.data.picture import read_picture
 from vitcifar.data.pictures import Pictures
 from vitcifar.errors import ReleaseError
 from vitcifar.release.export import at_rest
+from vitcifar.release.odd import odd_files, to_png
 
 if TYPE_CHECKING:
     from vitcifar.training.network import Classifier
@@ -20,30 +22,38 @@ BATCH_SIZE = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far the ONNX file is from the network, over `num_pictures` pictures."""
+    """How far the serving path is from the network, over `num_pictures` pictures."""
 
     max_logit_difference: float
     num_changed: int  # pictures with another top-1 answer
     num_pictures: int
     worst_id: str
+    num_odd_files: int = 0  # of them, files of unusual kinds
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
 def check_parity(network: "Classifier", onnx_path: Path, pictures: Pictures) -> Parity:
-    """Answer every picture with both; raises ReleaseError when they differ, or when there is nothing to compare."""
+    """Answer every picture, and a set of odd files, on both paths; raises ReleaseError when the answers differ.
+
+    The serving path starts from the bytes of a file; the network gets a test picture's pixels as training gave them.
+    """
     from vitcifar.inference.session import OnnxClassifier
 
-    classifier = OnnxClassifier(onnx_path)
+    if not len(pictures):
+        raise ReleaseError("There is no picture to compare the ONNX file with the network: give at least one.")
+    classifier, odd = OnnxClassifier(onnx_path), odd_files()
     expected, actual = [], []
     for start in range(0, len(pictures), BATCH_SIZE):
         images = [pictures.images[i] for i in range(start, min(start + BATCH_SIZE, len(pictures)))]
         expected.append(network_logits(network, images))
-        actual.append(classifier.logits(images))
-    if not expected:
-        raise ReleaseError("There is no picture to compare the ONNX file with the network: give at least one.")
-    return hold(compare(np.concatenate(expected), np.concatenate(actual), pictures.ids))
+        actual.append(classifier.logits([read_picture(to_png(image)) for image in images]))
+    images = [read_picture(data, name) for name, data in odd.items()]
+    expected.append(network_logits(network, images))
+    actual.append(classifier.logits(images))
+    parity = compare(np.concatenate(expected), np.concatenate(actual), (*pictures.ids, *odd))
+    return hold(dataclasses.replace(parity, num_odd_files=len(odd)))
 
 
 def network_logits(network: "Classifier", images: Sequence[np.ndarray]) -> np.ndarray:

@@ -17,7 +17,7 @@ from vitcifar import __version__
 from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits
 from vitcifar.release import flavor
-from vitcifar.release.bundle import ONNX_FILE, RELEASE_FILE, Release, sha256_of
+from vitcifar.release.bundle import INT8_FILE, ONNX_FILE, RELEASE_FILE, Release, sha256_of
 from vitcifar.release.export import export_onnx, trace
 from vitcifar.release.parity import check_parity
 from vitcifar.release.registry import check_model_name
@@ -38,9 +38,11 @@ def publish(
     evaluation: Mapping[str, Any],
     config: TrainConfig,
     run_id: str,
+    int8: bool = False,
 ) -> int:
     """Export the network, prove it on the test pictures, register it; returns the version's number.
 
+    With `int8` the int8 forms are tried too; the best one serves if it earned its place, else the float file does.
     Raises ReleaseError when a proof fails: nothing is registered then.
     """
     check_model_name(config.model_name)
@@ -52,8 +54,21 @@ def publish(
         export_onnx(network, onnx_path, class_names=release.class_names, release_id=release.release_id, program=program)
         parity = check_parity(network, onnx_path, splits.test)
         release = dataclasses.replace(release, proofs={**release.proofs, "parity": parity.to_dict()})
+        if int8:
+            release = _try_int8(network, onnx_path, splits, release)
         model_id, digest = log_release(program, staged, release)
     return register(release, model_id, digest)
+
+
+def _try_int8(network: "Classifier", onnx_path: Path, splits: Splits, release: Release) -> Release:
+    from vitcifar.release.int8 import consider_int8
+
+    candidates = consider_int8(
+        network, onnx_path, splits, class_names=release.class_names, release_id=release.release_id
+    )
+    serves = INT8_FILE if any(candidate.kept for candidate in candidates) else ONNX_FILE
+    evidence = [candidate.to_dict() for candidate in candidates]
+    return dataclasses.replace(release, serves=serves, proofs={**release.proofs, "int8": evidence})
 
 
 def describe(

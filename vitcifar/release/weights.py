@@ -8,20 +8,26 @@ from vitcifar.release.pull import environment
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 PREFIX = "network."  # what the released module calls the network inside it
 NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
 def load_weights(release: Release) -> "dict[str, Tensor]":
-    """The state dict of the network in a verified release, from its pt2, with pickle off. Raises ReleaseError."""
+    """The state dict of the network in a verified release, from its pt2. Raises ReleaseError."""
+    module = load_module(release)
+    return {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
+
+
+def load_module(release: Release) -> "Module":
+    """The network in a verified release as it was traced, from its pt2, with pickle off. Raises ReleaseError."""
     import mlflow.pytorch
     from mlflow.exceptions import MlflowException
 
     assert release.folder is not None
     try:
         with environment(NO_PICKLE, "false"):
-            module = mlflow.pytorch.load_model(str(release.folder))
+            return mlflow.pytorch.load_model(str(release.folder))
     except MlflowException as error:
         raise ReleaseError(f"The weights in {release.folder} are not plain tensors: {error}") from error
-    return {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}

@@ -1,0 +1,97 @@
+"""One picture on a CPU: the int8 form of a release against onnxruntime's default float file and eager PyTorch.
+
+    python benchmarks/serving_latency.py
+
+ViT-B/16 at 224 with random weights (time does not depend on them), batch 1, in turns in one run. The last line is the
+int8 form's median over onnxruntime's float median; the line before it, over eager PyTorch's.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from vitcifar.config import TrainConfig
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release.export import export_onnx, save
+from vitcifar.release.fast import draw, to_proto
+from vitcifar.release.latency import sample, this_machine, time_in_turns
+from vitcifar.training.network import Classifier, build_network
+
+CLASS_NAMES = tuple("abcdefghij")
+
+
+def build(arch: str) -> Classifier:
+    """The network with a head that is not zero."""
+    network = build_network(TrainConfig(arch=arch, weights="none"), CLASS_NAMES)
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    return network.eval()
+
+
+def write_forms(network: Classifier, folder: Path) -> dict[str, Path]:
+    """The float file, what onnxruntime's own tool makes of it, and our graph in float and in int8."""
+    labels = {"class_names": CLASS_NAMES, "release_id": "benchmark"}
+    paths = {name: folder / f"{name}.onnx" for name in ("float", "quantize_dynamic", "ours_float", "ours_int8")}
+    export_onnx(network, paths["float"], **labels)
+    for name in ("ours_float", "ours_int8"):
+        save(to_proto(draw(network, int8=name == "ours_int8"), network, **labels), paths[name])
+    operators = ["MatMul", "Gemm"]
+    quantize_dynamic(
+        paths["float"],
+        paths["quantize_dynamic"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=operators,
+    )
+    return paths
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", default="vit_b_16")
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=0, help="0 = as many as there are cores")
+    options = parser.parse_args()
+    machine = this_machine()
+    threads = options.threads or machine.num_cores
+    torch.set_num_threads(threads)
+    network = build(options.arch)
+    picture = sample(network.image_size)
+    images = torch.from_numpy(picture[None])
+
+    @torch.inference_mode()
+    def eager() -> torch.Tensor:
+        return network(images)
+
+    asks = {"torch": eager}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_forms(network, Path(folder))
+        sizes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}
+        for name, path in paths.items():
+            classifier = OnnxClassifier(path, num_threads=threads)
+            asks[name] = lambda classifier=classifier: classifier.logits([picture])
+    times = time_in_turns(asks, num_runs=options.runs)
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    print(f"{machine.processor}, {threads} threads, {' '.join(machine.flags)}; {versions}")
+    print(f"{options.arch} at {network.image_size}, one picture, {options.runs} runs in turns")
+    expected = eager().numpy()
+    for name, values in times.items():
+        off = np.abs(np.asarray(asks[name]()) - expected).max()
+        p50, p95, p99 = np.percentile(values, [50, 95, 99])
+        print(
+            f"{name:<17} p50 {p50:7.1f} ms  p95 {p95:7.1f}  p99 {p99:7.1f}  least {values.min():7.1f}  "
+            f"{sizes.get(name, 0):6.1f} MB  logits off by {off:.4f}"
+        )
+    ours = times["ours_int8"]
+    for name in ("torch", "float"):
+        ratio = statistics.median(ours) / statistics.median(times[name])
+        print(f"int8 / {name}: {ratio:.2f} at the median, {ours.min() / times[name].min():.2f} at the least")
+    print(f"ratio {statistics.median(ours) / statistics.median(times['float']):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""The vision transformer written as the graph that onnxruntime runs fastest on a CPU, in float or with int8 products.
+
+Measured on ViT-B/16 at 224, batch 1, 2 cores with AMX, onnxruntime 1.32 (benchmarks/serving_latency.py): heads are
+split by one transpose each and multiplied with FusedMatMul (MultiHeadAttention took 1.4 times as long), sums and norms
+stand alone (SkipLayerNormalization took 4 times as long), biases ride on the products, normalisation is folded into
+the first convolution, and the last block answers for the class token alone.
+Letters in the shapes: N pictures, T tokens, D hidden size, A heads, K classes.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitcifar.errors import ReleaseError
+from vitcifar.release.export import OPSET, label
+
+if TYPE_CHECKING:
+    from vitcifar.training.network import Classifier
+
+MICROSOFT = "com.microsoft"
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass
+class Graph:
+    """Nodes and constants as they are written down; `products` says how a linear layer is."""
+
+    int8: bool
+    ranges: Mapping[str, Range] | None  # of each linear layer's input, from calibration; None = measured as it runs
+    nodes: list[Any] = dataclasses.field(default_factory=list)
+    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    linear_inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # layer -> the tensor that goes in
+
+    def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
+        from onnx import numpy_helper
+
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype), name)
+        return name
+
+    def add(self, kind: str, *inputs: str, outputs: int = 1, name: str = "", **attributes: Any) -> Any:
+        """Write one node; returns the name of its output, or a list of names."""
+        from onnx import helper
+
+        ours = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "FusedMatMul"}
+        stem = name or f"{kind}_{len(self.nodes)}"
+        names = [stem] if outputs == 1 else [f"{stem}_{i}" for i in range(outputs)]
+        domain = MICROSOFT if kind in ours else ""
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=stem, domain=domain, **attributes))
+        return stem if outputs == 1 else names
+
+    def linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
+        """x (N, T, in) -> (N, T, out); weight (out, in). int8: a scale for each output, activations 0 to 255."""
+        self.linear_inputs[name] = x
+        added = self.constant(f"{name}.bias", bias)
+        if not self.int8:
+            return self.add("Add", self.add("MatMul", x, self.constant(f"{name}.weight", weight.T)), added)
+        scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127  # (out,)
+        rounded = self.constant(f"{name}.weight", np.rint(weight / scale[:, None]).T, np.int8)
+        scales = self.constant(f"{name}.scale", scale)
+        if self.ranges is None:
+            return self.add("DynamicQuantizeMatMul", x, rounded, scales, "", added)
+        low, high = self.ranges[name]
+        low, high = min(low, 0.0), max(high, 0.0)  # 0 must have a number of its own
+        step = max(high - low, 1e-12) / 255
+        x_scale = self.constant(f"{name}.input_scale", step)
+        x_zero = self.constant(f"{name}.input_zero", np.rint(-low / step), np.uint8)
+        x = self.add("QuantizeLinear", x, x_scale, x_zero)
+        return self.add("MatMulIntegerToFloat", x, rounded, x_scale, scales, x_zero, "", added)
+
+    def norm(self, x: str, name: str, layer: Any) -> str:
+        weight = self.constant(f"{name}.weight", numbers(layer.weight))
+        bias = self.constant(f"{name}.bias", numbers(layer.bias))
+        return self.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=layer.eps)
+
+    def heads(self, x: str, num_heads: int, width: int) -> str:
+        """(N, T, D) -> (N, A, T, D / A)"""
+        split = self.add("Reshape", x, self.constant("heads", [0, 0, num_heads, width // num_heads], np.int64))
+        return self.add("Transpose", split, perm=[0, 2, 1, 3])
+
+    def first_token(self, x: str) -> str:
+        """(N, T, D) -> (N, 1, D)"""
+        zero, one = self.constant("zero", [0], np.int64), self.constant("one", [1], np.int64)
+        return self.add("Slice", x, zero, one, one)
+
+
+def draw(network: "Classifier", *, int8: bool, ranges: Mapping[str, Range] | None = None) -> Graph:
+    """The network as nodes: `image` uint8 (N, H, W, 3) -> `logits`, `probabilities` (N, K); any N, H, W.
+
+    int8 products take their activations' range from `ranges` (static), or measure it as they run (dynamic).
+    """
+    graph = Graph(int8, ranges)
+    _blocks(graph, network, _tokens(graph, network))
+    return graph
+
+
+def to_proto(graph: Graph, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> Any:
+    """The nodes as a whole ONNX model."""
+    from onnx import TensorProto, helper
+
+    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(class_names)])
+        for name in ("logits", "probabilities")
+    ]
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, "vision_transformer", inputs, outputs, list(graph.constants.values())),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=10,
+    )
+    label(proto, network, class_names=class_names, release_id=release_id)
+    return proto
+
+
+def _tokens(graph: Graph, network: "Classifier") -> str:
+    """image (N, H, W, 3) -> tokens (N, T, D), position added."""
+    from onnx import TensorProto
+
+    backbone, size = network.backbone, network.image_size
+    pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    number = graph.add("Shape", "image", start=0, end=1)
+    sides = graph.add("Concat", number, graph.constant("sides", [3, size, size], np.int64), axis=0)
+    pixels = graph.add(  # as torch resizes: bilinear, antialiased, weights at the border made to sum to 1
+        "Resize",
+        *(pixels, "", "", sides),
+        mode="linear",
+        antialias=1,
+        exclude_outside=1,
+        coordinate_transformation_mode="half_pixel",
+    )
+    patches = _patches(graph, network, pixels)
+    width = backbone.hidden_dim
+    flat = graph.add("Reshape", patches, graph.constant("flat", [0, width, -1], np.int64))
+    first = graph.add("Concat", number, graph.constant("one_token", [1, width], np.int64), axis=0)
+    token = graph.add("Expand", graph.constant("class_token", numbers(backbone.class_token)), first)
+    tokens = graph.add("Concat", token, graph.add("Transpose", flat, perm=[0, 2, 1]), axis=1)
+    return graph.add("Add", tokens, graph.constant("position", numbers(backbone.encoder.pos_embedding)))
+
+
+def _patches(graph: Graph, network: "Classifier", pixels: str) -> str:
+    """Pixels 0 to 255 (N, 3, S, S), normalised -> patches (N, D, S / P, S / P), by one convolution or several."""
+    from torch import nn
+
+    mean = numbers(network.preprocess.mean).reshape(-1, 1, 1)
+    std = numbers(network.preprocess.std).reshape(-1, 1, 1)
+    layers = [layer for layer in network.backbone.conv_proj.modules() if not list(layer.children())]
+    if len(layers) == 1:  # no padding: normalising can be part of the kernel
+        kernel = numbers(layers[0].weight)  # (D, 3, P, P)
+        bias = numbers(layers[0].bias) - (kernel * (mean / std)).sum(axis=(1, 2, 3))
+        return _convolve(graph, layers[0], "patches", kernel / (255 * std), bias, pixels)
+    pixels = graph.add("Sub", pixels, graph.constant("mean", 255 * mean))
+    pixels = graph.add("Div", pixels, graph.constant("std", 255 * std))
+    for index, layer in enumerate(layers):
+        name = f"patches.{index}"
+        if isinstance(layer, nn.Conv2d):
+            bias = numbers(layer.bias) if layer.bias is not None else np.zeros(layer.out_channels, np.float32)
+            pixels = _convolve(graph, layer, name, numbers(layer.weight), bias, pixels)
+        elif isinstance(layer, nn.GroupNorm) and layer.num_groups == 1:
+            pixels = _normalise(graph, layer, name, pixels)
+        elif isinstance(layer, nn.ReLU):
+            pixels = graph.add("Relu", pixels)
+        else:
+            raise ReleaseError(f"There is no fast form of a network with {type(layer).__name__}: it serves in float.")
+    return pixels
+
+
+def _convolve(graph: Graph, layer: Any, name: str, kernel: np.ndarray, bias: np.ndarray, pixels: str) -> str:
+    weights = graph.constant(f"{name}.weight", kernel), graph.constant(f"{name}.bias", bias)
+    return graph.add(
+        "Conv",
+        *(pixels, *weights),
+        strides=list(layer.stride),
+        pads=list(layer.padding) * 2,
+        kernel_shape=list(layer.kernel_size),
+    )
+
+
+def _normalise(graph: Graph, layer: Any, name: str, x: str) -> str:
+    """One norm over all channels and places (N, C, H, W), then a weight and a bias for each channel."""
+    one = graph.constant("unit", [1.0]), graph.constant("none", [0.0])
+    flat = graph.add("Reshape", x, graph.constant("one_group", [0, 1, -1], np.int64))
+    flat = graph.add("InstanceNormalization", flat, *one, epsilon=layer.eps)
+    x = graph.add("Reshape", flat, graph.add("Shape", x))
+    x = graph.add("Mul", x, graph.constant(f"{name}.weight", numbers(layer.weight).reshape(-1, 1, 1)))
+    return graph.add("Add", x, graph.constant(f"{name}.bias", numbers(layer.bias).reshape(-1, 1, 1)))
+
+
+def _blocks(graph: Graph, network: "Classifier", x: str) -> None:
+    """tokens (N, T, D) -> logits and probabilities (N, K)."""
+    blocks: list[Any] = list(network.blocks)
+    for index, block in enumerate(blocks):
+        last = index == len(blocks) - 1
+        x = _attention(graph, f"blocks.{index}", block, x, last)
+        hidden = graph.norm(x, f"blocks.{index}.norm_2", block.ln_2)
+        up, down = block.mlp[0], block.mlp[3]
+        hidden = graph.linear(hidden, f"blocks.{index}.up", numbers(up.weight), numbers(up.bias))
+        hidden = graph.add("Gelu", hidden)
+        hidden = graph.linear(hidden, f"blocks.{index}.down", numbers(down.weight), numbers(down.bias))
+        x = graph.add("Add", hidden, x)
+    x = graph.norm(x, "norm", network.backbone.encoder.ln)  # (N, 1, D)
+    x = graph.add("Reshape", x, graph.constant("rows", [0, -1], np.int64))  # (N, D)
+    head = graph.constant("head.weight", numbers(network.head.weight).T)
+    logits = graph.add("MatMul", x, head)
+    graph.add("Add", logits, graph.constant("head.bias", numbers(network.head.bias)), name="logits")
+    scaled = graph.add("Div", "logits", graph.constant("temperature", float(network.temperature)))
+    graph.add("Softmax", scaled, axis=-1, name="probabilities")
+
+
+def _attention(graph: Graph, name: str, block: Any, x: str, last: bool) -> str:
+    """Self-attention and its sum; in the last block only for the class token, which alone is asked."""
+    attention = block.self_attention
+    width, heads = attention.embed_dim, attention.num_heads
+    weight, bias = numbers(attention.in_proj_weight), numbers(attention.in_proj_bias)  # (3 D, D), (3 D,)
+    hidden = graph.norm(x, f"{name}.norm_1", block.ln_1)
+    if last:
+        asked, x = graph.first_token(hidden), graph.first_token(x)
+        query = graph.linear(asked, f"{name}.query", weight[:width], bias[:width])
+        both = graph.linear(hidden, f"{name}.key_value", weight[width:], bias[width:])
+        key, value = graph.add("Split", both, axis=2, num_outputs=2, outputs=2)
+    else:
+        mixed = graph.linear(hidden, f"{name}.qkv", weight, bias)
+        query, key, value = graph.add("Split", mixed, axis=2, num_outputs=3, outputs=3)
+    query, key, value = (graph.heads(part, heads, width) for part in (query, key, value))  # (N, A, T, D / A)
+    scores = graph.add("FusedMatMul", query, key, transB=1, alpha=float((width // heads) ** -0.5))  # (N, A, T, T)
+    answers = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
+    answers = graph.add("Transpose", answers, perm=[0, 2, 1, 3])
+    answers = graph.add("Reshape", answers, graph.constant("joined", [0, 0, width], np.int64))
+    out = attention.out_proj
+    return graph.add("Add", graph.linear(answers, f"{name}.out", numbers(out.weight), numbers(out.bias)), x)
+
+
+def numbers(tensor: Any) -> np.ndarray:
+    """A tensor's values in float32 on the CPU."""
+    return tensor.detach().cpu().float().numpy()

@@ -1,0 +1,144 @@
+"""The int8 form of a release: built, held against the float file, and kept only if it earned its place.
+
+The evidence is kept either way.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from vitcifar.data.pictures import Pictures
+from vitcifar.data.splits import Splits
+from vitcifar.errors import ReleaseError
+from vitcifar.evaluation.compare import compare
+from vitcifar.evaluation.scores import evaluate
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release.bundle import INT8_FILE
+from vitcifar.release.export import save
+from vitcifar.release.fast import Range, draw, to_proto
+from vitcifar.release.latency import onnx_p95
+
+if TYPE_CHECKING:
+    from vitcifar.training.network import Classifier
+
+MIN_AGREEMENT = 0.99
+NUM_CALIBRATION = 64  # training pictures that static ranges are taken from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One int8 form and what was found: it is kept when every one of the three holds."""
+
+    kind: str  # dynamic, static
+    kept: bool
+    reason: str
+    agreement: float = 0.0  # share of validation pictures with the float file's answer
+    accuracy: float = 0.0
+    float_accuracy: float = 0.0
+    outcome: str = ""  # of the paired test against the float file
+    p_value: float = 1.0
+    p95_ms: float = 0.0
+    float_p95_ms: float = 0.0
+    file_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def consider_int8(
+    network: "Classifier", onnx_path: Path, splits: Splits, *, class_names: Sequence[str], release_id: str
+) -> list[Candidate]:
+    """Build each int8 form beside the float file and judge it on the validation pictures; at most one is kept.
+
+    The best that earned its place lies as model.int8.onnx beside the float file afterwards; nothing else does.
+    """
+    found: list[tuple[Candidate, Path]] = []
+    for kind in ("dynamic", "static"):
+        path = onnx_path.with_name(f"{kind}.onnx.candidate")
+        try:
+            ranges = calibrate(network, splits.train) if kind == "static" else None
+            proto = to_proto(
+                draw(network, int8=True, ranges=ranges), network, class_names=class_names, release_id=release_id
+            )
+            save(proto, path)
+            del proto
+            candidate = judge(kind, path, onnx_path, splits.validation)
+        except ReleaseError as error:
+            candidate = Candidate(kind=kind, kept=False, reason=str(error))
+        found.append((candidate, path))
+    good = [pair for pair in found if pair[0].kept]
+    best = min(good, key=lambda pair: pair[0].p95_ms, default=None)
+    if best is not None:
+        os.replace(best[1], onnx_path.with_name(INT8_FILE))
+    for _, path in found:
+        path.unlink(missing_ok=True)
+    return [_settle(candidate, best) for candidate, _ in found]
+
+
+def _settle(candidate: Candidate, best: tuple[Candidate, Path] | None) -> Candidate:
+    if best is None or candidate is best[0] or not candidate.kept:
+        return candidate
+    reason = f"good enough, but the {best[0].kind} form is faster: {best[0].p95_ms:.1f} ms"
+    return dataclasses.replace(candidate, kept=False, reason=reason)
+
+
+def judge(kind: str, path: Path, onnx_path: Path, pictures: Pictures) -> Candidate:
+    """Hold an int8 file against the float file: agreement, accuracy (paired), time. The first that fails is said."""
+    answers = {name: _logits(file, pictures) for name, file in (("int8", path), ("float", onnx_path))}
+    if not np.isfinite(answers["int8"]).all():
+        return Candidate(kind=kind, kept=False, reason="it answers with numbers that are not finite")
+    agreement = float((answers["int8"].argmax(axis=1) == answers["float"].argmax(axis=1)).mean())
+    scores = {
+        name: evaluate(logits, pictures.labels, pictures.class_names, fingerprint="validation")
+        for name, logits in answers.items()
+    }
+    comparison = compare(scores["int8"], scores["float"])
+    p95, float_p95 = onnx_p95([path, onnx_path])
+    reason = "as right as the float file and faster"
+    if agreement < MIN_AGREEMENT:
+        reason = f"it agrees with the float file on {agreement:.2%} of the answers, limit {MIN_AGREEMENT:.0%}"
+    elif comparison.outcome == "worse":
+        reason = f"it is less often right, p = {comparison.p_value:.2g}"
+    elif p95 >= float_p95:
+        reason = f"it is not faster: {p95:.1f} ms against {float_p95:.1f} ms at the 95th percentile"
+    return Candidate(
+        kind=kind,
+        kept=agreement >= MIN_AGREEMENT and comparison.outcome != "worse" and p95 < float_p95,
+        reason=reason,
+        agreement=agreement,
+        accuracy=comparison.accuracy,
+        float_accuracy=comparison.champion_accuracy,
+        outcome=comparison.outcome,
+        p_value=comparison.p_value,
+        p95_ms=p95,
+        float_p95_ms=float_p95,
+        file_bytes=path.stat().st_size,
+    )
+
+
+def calibrate(network: "Classifier", pictures: Pictures) -> Mapping[str, Range]:
+    """The range of each linear layer's input over some training pictures, by the float form of the same graph."""
+    from onnx import TensorProto, helper
+
+    graph = draw(network, int8=False)
+    proto = to_proto(graph, network, class_names=pictures.class_names, release_id="calibration")
+    names = sorted(set(graph.linear_inputs.values()))
+    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    del proto, graph.nodes, graph.constants
+    lows, highs = np.zeros(len(names)), np.zeros(len(names))
+    for index in range(min(NUM_CALIBRATION, len(pictures))):
+        values = session.run(names, {"image": pictures.images[index][None]})
+        lows = np.minimum(lows, [value.min() for value in values])
+        highs = np.maximum(highs, [value.max() for value in values])
+    ranges = dict(zip(names, zip(lows.tolist(), highs.tolist(), strict=True), strict=True))
+    return {layer: ranges[name] for layer, name in graph.linear_inputs.items()}
+
+
+def _logits(path: Path, pictures: Pictures) -> np.ndarray:
+    return OnnxClassifier(path).logits(list(pictures.images))

@@ -1,0 +1,263 @@
+"""How long one answer takes, in which form, on which machine: only equal machines are compared."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitcifar.data.pictures import Pictures
+from vitcifar.errors import ReleaseError
+from vitcifar.inference.cores import available_cores
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release.bundle import INT8_FILE, ONNX_FILE, PT2_FILE, Release
+
+FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+PACKAGES = ("numpy", "onnxruntime", "torch")
+NUM_RUNS = 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What decides how fast an answer is, besides what else the machine is doing."""
+
+    processor: str
+    num_cores: int
+    flags: tuple[str, ...]
+    system: str
+    versions: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One form of a release with one number of threads; times in milliseconds, one picture at a time."""
+
+    form: str  # torch, pt2, onnx, int8
+    num_threads: int
+    file_bytes: int
+    accuracy: float | None
+    cold_ms: float  # opening the file and the first answer
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatencyTable:
+    """Every form of a release, measured in turns on one machine."""
+
+    machine: Machine
+    image_size: int
+    num_runs: int
+    rows: tuple[Row, ...]
+
+    def row(self, form: str, num_threads: int) -> Row | None:
+        found = [row for row in self.rows if (row.form, row.num_threads) == (form, num_threads)]
+        return found[0] if found else None
+
+    def to_json(self) -> str:
+        return json.dumps({**dataclasses.asdict(self), "fingerprint": self.machine.fingerprint}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "LatencyTable":
+        fields = json.loads(text)
+        fields.pop("fingerprint")
+        machine = {**fields["machine"], "flags": tuple(fields["machine"]["flags"])}
+        rows = tuple(Row(**row) for row in fields["rows"])
+        return cls(**{**fields, "machine": Machine(**machine), "rows": rows})
+
+
+def this_machine() -> Machine:
+    """The machine this runs on."""
+    processor, flags = platform.processor() or platform.machine(), ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # only Linux has it
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            processor = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags = value
+    present = set(flags.split())
+    return Machine(
+        processor=processor,
+        num_cores=available_cores(),
+        flags=tuple(flag for flag in FLAGS if flag in present),
+        system=f"{platform.system()} {platform.machine()}",
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+    )
+
+
+def time_in_turns(asks: Mapping[str, Callable[[], Any]], *, num_runs: int = NUM_RUNS) -> dict[str, np.ndarray]:
+    """Milliseconds (num_runs,) of each; they take turns, so what else the machine does falls on all alike."""
+    for ask in asks.values():
+        ask()
+    times: dict[str, list[float]] = {name: [] for name in asks}
+    for _ in range(num_runs):
+        for name, ask in asks.items():
+            start = time.perf_counter()
+            ask()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def percentile(times: np.ndarray, percent: float) -> float:
+    return float(np.percentile(times, percent))
+
+
+def onnx_p95(paths: Sequence[Path], *, num_threads: int = 0, num_runs: int = NUM_RUNS) -> list[float]:
+    """The 95th percentile in milliseconds of one picture for each ONNX file, measured in turns."""
+    opened = [OnnxClassifier(path, num_threads=num_threads) for path in paths]
+    picture = sample(opened[0].image_size)
+    asks = {str(index): _ask_onnx(classifier, picture) for index, classifier in enumerate(opened)}
+    return [percentile(times, 95) for times in time_in_turns(asks, num_runs=num_runs).values()]
+
+
+def sample(image_size: int) -> np.ndarray:
+    """A picture of noise, uint8 (S, S, 3), the same every time."""
+    return np.random.default_rng(0).integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+
+
+def latency_table(
+    release: Release,
+    *,
+    network: Any = None,
+    pictures: Pictures | None = None,
+    threads: Sequence[int] = (),
+    num_runs: int = NUM_RUNS,
+) -> LatencyTable:
+    """Measure every form that a pulled release has, and `network` in eager PyTorch when it is given.
+
+    `pictures` give each form its accuracy. `threads` defaults to 1 and all cores. Raises ReleaseError.
+    """
+    machine = this_machine()
+    counts = sorted({*threads} or {1, machine.num_cores})
+    rows = [row for count in counts for row in _rows(release, network, pictures, count, num_runs)]
+    return LatencyTable(machine=machine, image_size=release.image_size, num_runs=num_runs, rows=tuple(rows))
+
+
+def _rows(release: Release, network: Any, pictures: Pictures | None, threads: int, num_runs: int) -> list[Row]:
+    picture, asks, cold, accuracies, sizes = sample(release.image_size), {}, {}, {}, {}
+    for form, (open_form, path) in forms(release, network).items():
+        start = time.perf_counter()
+        logits = open_form(threads)
+        logits([picture])
+        cold[form] = 1e3 * (time.perf_counter() - start)
+        asks[form] = lambda logits=logits: logits([picture])
+        accuracies[form] = None if pictures is None else accuracy_of(logits, pictures)
+        sizes[form] = path.stat().st_size if path else 0
+    times = time_in_turns(asks, num_runs=num_runs)
+    return [
+        Row(
+            form=form,
+            num_threads=threads,
+            file_bytes=sizes[form],
+            accuracy=accuracies[form],
+            cold_ms=cold[form],
+            p50_ms=percentile(times[form], 50),
+            p95_ms=percentile(times[form], 95),
+            p99_ms=percentile(times[form], 99),
+        )
+        for form in asks
+    ]
+
+
+Logits = Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+def forms(release: Release, network: Any = None) -> dict[str, tuple[Callable[[int], Logits], Path | None]]:
+    """The forms a release can answer in: name -> (open with so many threads, its file)."""
+    found: dict[str, tuple[Callable[[int], Logits], Path | None]] = {}
+    if network is not None:
+        found["torch"] = (functools.partial(_torch_logits, network), None)
+    if release.path(PT2_FILE).is_file():
+        found["pt2"] = (functools.partial(_pt2_logits, release), release.path(PT2_FILE))
+    for form, name in (("onnx", ONNX_FILE), ("int8", INT8_FILE)):
+        if name in release.files:
+            found[form] = (functools.partial(_onnx_logits, release.path(name)), release.path(name))
+    return found
+
+
+def accuracy_of(logits: Logits, pictures: Pictures, batch_size: int = 16) -> float:
+    """The share of pictures that a form gets right."""
+    answers = []
+    for start in range(0, len(pictures), batch_size):
+        images = [pictures.images[i] for i in range(start, min(start + batch_size, len(pictures)))]
+        answers.append(logits(images).argmax(axis=1))
+    return float((np.concatenate(answers) == pictures.labels).mean())
+
+
+def _ask_onnx(classifier: OnnxClassifier, picture: np.ndarray) -> Callable[[], Any]:
+    return lambda: classifier.logits([picture])
+
+
+def _onnx_logits(path: Path, threads: int) -> Logits:
+    return OnnxClassifier(path, num_threads=threads).logits
+
+
+def _pt2_logits(release: Release, threads: int) -> Logits:
+    from vitcifar.release.weights import load_module
+
+    module = load_module(release)
+    return _torch_logits(lambda images: module(images)[0], threads)
+
+
+def _torch_logits(network: Any, threads: int) -> Logits:
+    import torch
+
+    def logits(images: Sequence[np.ndarray]) -> np.ndarray:
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            return np.concatenate([network(torch.from_numpy(image[None])).numpy() for image in images])
+
+    return logits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+    """The same form measured before and now on an equal machine; ratio = now / before at the median."""
+
+    form: str
+    num_threads: int
+    before_ms: float
+    now_ms: float
+    ratio: float
+
+
+def compare_tables(before: LatencyTable, now: LatencyTable) -> list[Change]:
+    """What became slower or faster. Raises ReleaseError when the machines are not equal."""
+    if before.machine.fingerprint != now.machine.fingerprint:
+        raise ReleaseError(
+            f"The times were taken on another machine ({before.machine.processor}, {before.machine.num_cores} cores, "
+            f"{before.machine.fingerprint}) than this one ({now.machine.processor}, {now.machine.num_cores} cores, "
+            f"{now.machine.fingerprint}): only equal machines are compared."
+        )
+    changes = []
+    for row in now.rows:
+        earlier = before.row(row.form, row.num_threads)
+        if earlier is not None:
+            ratio = row.p50_ms / earlier.p50_ms
+            changes.append(
+                Change(
+                    form=row.form,
+                    num_threads=row.num_threads,
+                    before_ms=earlier.p50_ms,
+                    now_ms=row.p50_ms,
+                    ratio=ratio,
+                )
+            )
+    return changes
