@@ -189,7 +189,7 @@ def start_run(
     nested: bool = False,
     tags: dict[str, str] | None = None,
 ) -> Iterator[Run]:
-    """A run in both trackers; ends FINISHED, FAILED, or KILLED on an interrupt, never RUNNING.
+    """A run in both trackers; ends FINISHED, FAILED (the tag `failure` says why), or KILLED, never RUNNING.
 
     The run that `mlflow run` made (MLFLOW_RUN_ID) is used when there is one; a given `run_id` is continued. A nested
     run is a child of the one that is open, in that one's experiment.
@@ -217,9 +217,14 @@ def start_run(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception as error:
+        if run is not None:
+            with contextlib.suppress(Exception):  # what is being raised says more
+                run.set_tags({"failure": str(error) or type(error).__name__})
+        raise
     finally:
         if run is not None and status != "FINISHED":
-            with contextlib.suppress(Exception):  # what is being raised says more
+            with contextlib.suppress(Exception):
                 run.close()
         mlflow.end_run(status)
 
