@@ -19,6 +19,7 @@ from vitcifar.errors import VitCifarError
 
 TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
 DATA_SETTINGS = ("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "data_seed")
+EXAMINE_SETTINGS = ("examine", "robustness_pictures", "outliers")
 FROM_PRESET = "preset"  # the value that leaves a setting to the preset, as MLproject writes it
 
 
@@ -132,6 +133,11 @@ def words(text: str) -> str:
     return "" if text == "none" else text
 
 
+def names_of(text: str) -> tuple[str, ...]:
+    """An option's names, separated by commas."""
+    return tuple(name.strip() for name in words(text).split(",") if name.strip())
+
+
 def print_score(score: Any) -> None:
     click.echo(
         f"test accuracy  {score.accuracy:.4f}  "
@@ -213,7 +219,7 @@ def data(preset: str, sheet: str, **options: Any) -> None:
 
 @main.command()
 @version_option
-@settings(*DATA_SETTINGS, default="default: as the version was trained")
+@settings(*DATA_SETTINGS, *EXAMINE_SETTINGS, default="default: as the version was trained")
 @click.option("--experiment", default="vitcifar", help="MLflow experiment of the evaluation's own run.")
 @model_name
 @tracking_uri
@@ -221,14 +227,61 @@ def evaluate(version: str, experiment: str, model_name: str, tracking_uri: str, 
     """Score a registered version on test pictures, as a run of its own that is linked to the version.
 
     \b
-    vitcifar evaluate --version champion
+    vitcifar evaluate --version champion --examine full --outliers digits
     vitcifar evaluate --version 3 --data folder --data-dir pictures --test-per-class 0
     """
-    from vitcifar import pipeline
-
     registry = registry_of(tracking_uri, model_name)
-    run_id, score = pipeline.evaluate_version(registry, version, experiment=experiment, **given(options))
+    from vitcifar.examine.versions import evaluate_version
+
+    run_id, score = evaluate_version(registry, version, experiment=experiment, **given(options))
     print_score(score)
+    click.echo(f"run            {run_id}")
+
+
+@main.command()
+@version_argument
+@click.argument("other")
+@settings(*DATA_SETTINGS, default="default: as VERSION was trained")
+@click.option(
+    "--margin",
+    default=0.0,
+    type=click.FloatRange(0, 1),
+    help="Loss of accuracy that still counts as not worse, 0.01 = one point (0 = none).",
+)
+@click.option(
+    "--detectable",
+    default=0.01,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Smallest difference that matters, for how many pictures it would take, 0.01 = one point.",
+)
+@click.option("--experiment", default="vitcifar", help="MLflow experiment of the comparison's own run.")
+@model_name
+@tracking_uri
+def compare(
+    version: str,
+    other: str,
+    margin: float,
+    detectable: float,
+    experiment: str,
+    model_name: str,
+    tracking_uri: str,
+    **options: Any,
+) -> None:
+    """Say whether VERSION is better than the OTHER on the same test pictures, worse, or not enough evidence.
+
+    \b
+    vitcifar compare 3 champion
+    vitcifar compare latest champion --margin 0.01
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.examine.versions import compare_versions
+
+    run_id, comparison = compare_versions(
+        registry, version, other, experiment=experiment, margin=margin, detectable=detectable, **given(options)
+    )
+    click.echo(comparison.sentence())
+    if margin:
+        click.echo(f"not worse      {'yes' if comparison.not_worse else 'not shown'}, by more than {margin:g}")
     click.echo(f"run            {run_id}")
 
 
@@ -304,9 +357,10 @@ def rollback(alias: str, to: str, reason: str, model_name: str, tracking_uri: st
 @version_option
 @click.option("--host", default="127.0.0.1", help="Address to listen on (0.0.0.0 = every one).")
 @click.option("--port", default=7860, type=click.IntRange(0, 65535), help="Port to listen on (0 = any free one).")
+@click.option("--allowed-hosts", default="none", help="More names that the page is reached by: a.example,b.example.")
 @model_name
 @tracking_uri
-def app(version: str, host: str, port: int, model_name: str, tracking_uri: str) -> None:
+def app(version: str, host: str, port: int, allowed_hosts: str, model_name: str, tracking_uri: str) -> None:
     """Serve a version as a page: pictures in, probabilities, timing and the version that answered out.
 
     \b
@@ -315,7 +369,9 @@ def app(version: str, host: str, port: int, model_name: str, tracking_uri: str) 
     registry = registry_of(tracking_uri, model_name)
     from vitcifar.serving.page import launch
 
-    launch(registry, version=version, host=host, port=port)
+    page = launch(registry, version, host=host, port=port, allowed_hosts=names_of(allowed_hosts))
+    click.echo(f"{page.url}  (Ctrl-C ends it)")
+    page.wait()
 
 
 @main.command()
