@@ -4,24 +4,21 @@ import contextlib
 import dataclasses
 import json
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vitcifar import __version__, tracking
 from vitcifar.config import TrainConfig, resolve
-from vitcifar.data.pictures import Pictures
-from vitcifar.data.sources import open_source
-from vitcifar.data.splits import Splits, make_splits
-from vitcifar.errors import ConfigError, DataError, TrainingError
+from vitcifar.data.splits import Splits, read_splits
+from vitcifar.errors import ConfigError, TrainingError
 from vitcifar.evaluation.calibration import fit_temperature, softmax
-from vitcifar.evaluation.figures import figures
-from vitcifar.evaluation.scores import Evaluation, evaluate
+from vitcifar.evaluation.scores import Evaluation
+from vitcifar.evaluation.selective import choose_confidence
+from vitcifar.examine.outsiders import read_outliers
+from vitcifar.examine.record import record_data, record_evaluation, score
+from vitcifar.examine.trained import examine_trained
 
 if TYPE_CHECKING:
-    from vitcifar.release.registry import Registry
     from vitcifar.training.loop import Log, Outcome
     from vitcifar.training.network import Classifier
 
@@ -42,6 +39,7 @@ class Trained:
 def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
     # What can fail for want of a file or a right name fails before there is a run.
+    read_outliers(config, limit=1)
     check_names(config)
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
@@ -65,13 +63,16 @@ def learn_and_test(
 ) -> tuple["Outcome", Evaluation]:
     """All of a run that comes before its release."""
     outcome = learn(run, network, splits, config, resumed=resumed)
-    temperature = calibrate(network, splits, config)
-    return outcome, test(run, network, splits, config, temperature)
+    temperature, threshold = calibrate(network, splits, config)
+    return outcome, test(run, network, splits, config, temperature, threshold)
 
 
-def start_run(config: TrainConfig, **more: Any) -> contextlib.AbstractContextManager[tracking.Run]:
+def start_run(
+    config: TrainConfig, *, run_name: str | None = None, **more: Any
+) -> contextlib.AbstractContextManager[tracking.Run]:
     """The run that a config asks for, in both trackers."""
-    name = config.run_name if config.run_name != "none" else f"{config.arch}-{config.data}-{config.train_layers}"
+    made_up = f"{config.arch}-{config.data}-{config.train_layers}"
+    name = run_name or (config.run_name if config.run_name != "none" else made_up)
     return tracking.start_run(experiment=config.experiment, output_dir=Path(config.output_dir), run_name=name, **more)
 
 
@@ -97,25 +98,28 @@ def learn(
     return fit(network, splits.train, splits.validation, config, log=log or run.log, folder=run.folder, resume=resume)
 
 
-def calibrate(network: "Classifier", splits: Splits, config: TrainConfig) -> float:
-    """Fit the temperature on the validation pictures and put it into the network."""
+def calibrate(network: "Classifier", splits: Splits, config: TrainConfig) -> tuple[float, float]:
+    """Fit temperature and threshold on the validation pictures; the temperature goes into the network."""
     from vitcifar.training.predict import predict_logits
 
     logits = predict_logits(network, splits.validation.images, config.batch_size)
-    temperature = fit_temperature(logits, splits.validation.labels)
+    labels = splits.validation.labels
+    temperature = fit_temperature(logits, labels)
     network.temperature.fill_(temperature)
-    return temperature
+    confidences = softmax(logits, temperature).max(axis=1)
+    return temperature, choose_confidence(confidences, logits.argmax(axis=1) == labels, config.target_precision)
 
 
 def test(
-    run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, temperature: float
+    run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, temperature: float, threshold: float
 ) -> Evaluation:
-    """Score the test pictures, once, and record it."""
+    """Score the test pictures, once, look closer, and record it."""
     from vitcifar.training.predict import predict_logits
 
     logits = predict_logits(network, splits.test.images, config.batch_size)
-    evaluation = score(logits, splits, temperature)
+    evaluation = score(logits, splits, temperature, threshold)
     record_evaluation(run, evaluation, splits.test, softmax(logits, temperature))
+    examine_trained(run, network, splits, config, evaluation, logits)
     return evaluation
 
 
@@ -145,49 +149,6 @@ def release(
     )
 
 
-def evaluate_version(registry: "Registry", spec: str, *, experiment: str, **options: Any) -> tuple[str, Evaluation]:
-    """Score a registered version's ONNX file on test pictures, those of its training unless options say others.
-
-    Returns the id of the evaluation's own run, which is linked to the version, and the scores.
-    """
-    from vitcifar.inference.session import OnnxClassifier
-
-    release = registry.pull(spec)
-    config = TrainConfig(**{**release.config, **options})
-    splits = read_splits(config)
-    if splits.class_names != release.class_names:
-        raise DataError(
-            f"{registry.model_name} {release.version} knows the classes {', '.join(release.class_names)}, the pictures "
-            f"have {', '.join(splits.class_names)}: name pictures of the same classes with --data and --data-dir."
-        )
-    classifier = OnnxClassifier(release.onnx_path)
-    tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
-    name = f"evaluate-{registry.model_name}-{release.version}"
-    with tracking.start_run(experiment=experiment, output_dir=Path("runs"), run_name=name, tags=tags) as run:
-        logits = classifier.logits(splits.test.images)
-        evaluation = score(logits, splits, release.temperature)
-        record_data(run, config, {"test": splits.test}, splits)
-        record_evaluation(run, evaluation, splits.test, softmax(logits, release.temperature))
-    return run.run_id, evaluation
-
-
-def score(logits: np.ndarray, splits: Splits, temperature: float) -> Evaluation:
-    """Scores of logits (N, K) on the test pictures."""
-    fingerprint = splits.fingerprints["test"]
-    return evaluate(logits, splits.test.labels, splits.class_names, temperature=temperature, fingerprint=fingerprint)
-
-
-def read_splits(config: TrainConfig) -> Splits:
-    """The pictures that a config names; raises DataError."""
-    return make_splits(
-        open_source(config.data, Path(config.data_dir)),
-        train_per_class=config.train_per_class,
-        validation_per_class=config.validation_per_class,
-        test_per_class=config.test_per_class,
-        seed=config.data_seed,
-    )
-
-
 def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> "Classifier":
     """The network at its start: seeded, from the weights that a config names."""
     from vitcifar.release.registry import Registry
@@ -210,21 +171,6 @@ def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, networ
     record_data(run, config, {role: pictures for role, pictures in splits.roles.items() if len(pictures)}, splits)
     (run.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     run.log_json("config.json", dataclasses.asdict(config))
-
-
-def record_data(run: tracking.Run, config: TrainConfig, roles: Mapping[str, Pictures], splits: Splits) -> None:
-    """Each role's pictures as an MLflow dataset input."""
-    location = str(Path(config.data_dir).absolute())
-    for role, pictures in roles.items():
-        run.log_pictures(role, len(pictures), splits.fingerprints[role], source=config.data, location=location)
-
-
-def record_evaluation(run: tracking.Run, evaluation: Evaluation, pictures: Pictures, probabilities: np.ndarray) -> None:
-    """Numbers, JSON and figures of the test pictures, in both trackers."""
-    run.log(0, {f"test/{name}": value for name, value in evaluation.scalars().items()})
-    run.log_json("evaluation/test.json", evaluation.to_dict())
-    for name, figure in figures(evaluation, pictures, probabilities).items():
-        run.log_figure(f"test/{name}", figure)
 
 
 def git_state() -> dict[str, str]:

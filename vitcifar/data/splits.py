@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
+from vitcifar.config import TrainConfig
 from vitcifar.data.fingerprint import fingerprint
 from vitcifar.data.pictures import Pictures
-from vitcifar.data.sources import Source
+from vitcifar.data.sources import Source, open_source
 from vitcifar.errors import DataError
 
 MAX_TOLD = 20  # classes that an error lists
@@ -54,6 +56,17 @@ class Members:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+
+def read_splits(config: TrainConfig) -> Splits:
+    """The pictures that a config names; raises DataError."""
+    return make_splits(
+        open_source(config.data, Path(config.data_dir)),
+        train_per_class=config.train_per_class,
+        validation_per_class=config.validation_per_class,
+        test_per_class=config.test_per_class,
+        seed=config.data_seed,
+    )
 
 
 def make_splits(

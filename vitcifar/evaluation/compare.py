@@ -49,6 +49,10 @@ class Comparison:
     def only_champion_right(self) -> int:
         return len(self.lost)
 
+    def scalars(self) -> dict[str, float]:
+        """Every number by its name."""
+        return {f.name: float(getattr(self, f.name)) for f in dataclasses.fields(self) if f.type in (int, float)}
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -67,8 +67,8 @@ def find_duplicates(
 ) -> tuple[Duplicate, ...]:
     """Pictures of one split that are also in another: the same pixels, or embeddings of at least this cosine.
 
-    Without embeddings, near-duplicates are found by `thumbnails`, for which 0.99 is a good limit; a fine-tuned network
-    puts all pictures of a class close together, so take a higher one there. Most alike first.
+    Without embeddings, near-duplicates are found by `thumbnails`, for which 0.99 is a good limit. A network puts all
+    pictures of a class close together, so give `joined` embeddings rather than its own alone. Most alike first.
     """
     if embeddings is None:
         embeddings = {name: thumbnails(pictures.images) for name, pictures in splits.items()}
@@ -106,6 +106,11 @@ def thumbnails(images: np.ndarray | Sequence[np.ndarray], side: int = 16) -> np.
     pixels = np.stack(small).astype(np.float32)  # (N, side, side, 3)
     pixels -= pixels.mean(axis=(1, 2), keepdims=True)
     return pixels.reshape(len(pixels), -1)
+
+
+def joined(*embeddings: np.ndarray) -> np.ndarray:
+    """One embedding of several (N, D1), (N, D2), ...: its cosines are the means of theirs, so all must agree."""
+    return np.concatenate([_unit(rows) for rows in embeddings], axis=1)
 
 
 def _same_pixels(hashes: Sequence[str], others: Sequence[str]) -> set[tuple[int, int]]:

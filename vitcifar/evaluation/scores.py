@@ -70,6 +70,7 @@ class Evaluation:
     labels: np.ndarray  # (N,)
     predictions: np.ndarray  # (N,)
     confidences: np.ndarray  # (N,)
+    threshold: float = 0.0  # the confidence to ask for, chosen on validation like the temperature; 0 = none
 
     @property
     def num_pictures(self) -> int:
@@ -112,6 +113,7 @@ def evaluate(
     class_names: Sequence[str],
     *,
     temperature: float = 1.0,
+    threshold: float = 0.0,
     fingerprint: str = "",
 ) -> Evaluation:
     """Score logits (N, K), before division by the temperature, against labels (N,).
@@ -157,6 +159,7 @@ def evaluate(
         labels=labels,
         predictions=predictions,
         confidences=confidences,
+        threshold=float(threshold),
     )
 
 

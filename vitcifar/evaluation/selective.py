@@ -62,6 +62,14 @@ def fit_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -
     return apply_threshold(confidences, correct, float(ranked[enough[-1]]), target)
 
 
+def choose_confidence(confidences: np.ndarray, correct: np.ndarray, target: float) -> float:
+    """The confidence to ask for, chosen on validation: 0 = any, for no target (0); 1 = none reaches the target."""
+    if target == 0:
+        return 0.0
+    threshold = fit_threshold(confidences, correct, target)
+    return 1.0 if threshold is None else threshold.confidence
+
+
 def apply_threshold(confidences: np.ndarray, correct: np.ndarray, confidence: float, target: float) -> Threshold:
     """What a threshold that was chosen elsewhere gives on these pictures."""
     answered = confidences >= confidence

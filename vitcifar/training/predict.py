@@ -1,6 +1,6 @@
-"""Pictures in, logits out, with PyTorch: what ONNX is compared with."""
+"""Pictures in, logits or embeddings out, with PyTorch: what ONNX is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,16 +11,34 @@ from vitcifar.training.network import Classifier
 
 def predict_logits(network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
     """Logits (N, K), float32, of uint8 pictures (N, H, W, 3) or of a list of (H, W, 3) of mixed sizes."""
+    return _in_batches(network, network, images, batch_size, len(network.class_names))
+
+
+def predict_embeddings(
+    network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 32
+) -> np.ndarray:
+    """What the head sees of each picture (N, D), float32; pictures as for `predict_logits`."""
+    return _in_batches(network, network.embed, images, batch_size, network.head.in_features)
+
+
+def _in_batches(
+    network: Classifier,
+    ask: Callable[[Tensor | list[Tensor]], Tensor],
+    images: np.ndarray | Sequence[np.ndarray],
+    batch_size: int,
+    width: int,
+) -> np.ndarray:
+    """What the network, set to answer and not to train, gives for all pictures: (N, width)."""
     device = network.head.weight.device
     was_training = network.training
     network.eval()
-    logits = []
+    rows = [np.zeros((0, width), np.float32)]
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             batch = take(images, range(start, min(start + batch_size, len(images))), device)
-            logits.append(network(batch).float().cpu().numpy())
+            rows.append(ask(batch).float().cpu().numpy())
     network.train(was_training)
-    return np.concatenate(logits) if logits else np.zeros((0, len(network.class_names)), np.float32)
+    return np.concatenate(rows)
 
 
 def take(
