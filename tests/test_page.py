@@ -29,6 +29,13 @@ from vitcifar.serving.shelf import MAX_OPEN, Shelf
 from vitcifar.serving.shield import Shield
 
 CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+]
 SCREENSHOTS = Path(__file__).parent.parent / "screenshots"
 in_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no {CHROMIUM} on this machine")
 
@@ -344,10 +351,10 @@ def test_a_closed_page_answers_no_more_and_frees_its_port(colours):
 
 def test_sigterm_ends_the_page_and_takes_the_uploaded_pictures_along(published, tmp_path):
     code = (
-        "from vitcifar import tracking\nfrom vitcifar.release.registry import Registry\n"
+        "import threading\nfrom vitcifar import tracking\nfrom vitcifar.release.registry import Registry\n"
         "from vitcifar.serving.page import launch\n"
         f"tracking.connect({published.uri!r})\npage = launch(Registry('toy'), port=0)\n"
-        "print(page.url, flush=True)\npage.wait()\n"
+        "threading.Timer(0.5, lambda: print(page.url, flush=True)).start()\npage.wait()\n"
     )
     environ = os.environ | {
         "PYTHONPATH": str(Path(__file__).parent.parent),
@@ -451,8 +458,7 @@ def tab(page: Page) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         asked: list[str] = []
         errors: list[str] = []
@@ -541,6 +547,41 @@ def test_the_page_fits_a_phone(tab, digit, scheme):
     background = tab.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor")
     assert (background == "rgb(255, 255, 255)") is (scheme == "light")
     screenshot(tab, f"page-phone-{scheme}")
+
+
+@in_chromium
+def test_a_person_clicks_an_example(colours, monkeypatch):
+    from playwright.sync_api import sync_playwright
+
+    pull = colours.pull
+
+    def pull_with_example(spec: str, **options: Any) -> Release:
+        release = pull(spec, **options)
+        release.path("examples").mkdir(exist_ok=True)
+        for colour in ("green", "blue"):
+            (release.path("examples") / f"{colour}.png").write_bytes(make_picture(colour))
+        return release
+
+    monkeypatch.setattr(colours, "pull", pull_with_example)
+    served = launch(colours, port=0)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        tab = browser.new_page()
+        tab.goto(served.url)
+        tab.click("#examples .gallery-item >> nth=1")
+        tab.wait_for_selector(".card.answer")
+        assert tab.inner_text(".verdict b") == "green"
+        browser.close()
+    served.close()
+
+
+@in_chromium
+def test_a_person_takes_a_picture_with_the_camera(tab):
+    """Chromium's own test camera: a green picture with a number that counts."""
+    tab.click("#picture button[aria-label='Capture from camera']")
+    tab.click("text=Click to Access Webcam")
+    tab.click("#picture button[aria-label='capture photo']")
+    tab.wait_for_selector(".card.answer")
 
 
 @in_chromium

@@ -157,6 +157,7 @@ def build(shelf: Shelf, poll_seconds: float) -> Any:
                 picture = gradio.Image(
                     label="Picture",
                     show_label=False,
+                    alt_text="The picture that was sent",
                     placeholder="# Drop a picture here\nor click to choose one",
                     sources=["upload", "clipboard", "webcam"],
                     height=392,
@@ -206,7 +207,7 @@ def answer_people(
         return state.serial, look.status(state, seen), gradio.Dropdown(choices(shelf), value=choice)
 
     gradio.on(
-        [picture.change, choice.input, seen.change],
+        [picture.change, choice.input, now.change],
         functools.partial(card, shelf),
         [picture, choice],
         shown,
@@ -228,4 +229,11 @@ def answer_programs(gradio: Any, shelf: Shelf, picture: Any) -> None:
     """The endpoint `/predict`: a picture and, when not the one that is followed, a version."""
     asked = gradio.Textbox(value=shelf.spec, label="version", visible=False)
     as_json = gradio.JSON(visible=False, label="answer")
-    gradio.on([], functools.partial(answer_client, shelf), [picture, asked], as_json, api_name="predict")
+    gradio.on(
+        [],
+        functools.partial(answer_client, shelf),
+        [picture, asked],
+        as_json,
+        api_name="predict",
+        api_description="Answer one picture: label, probabilities, the version that answered, timing in milliseconds.",
+    )

@@ -8,7 +8,7 @@ from vitcifar.serving.opened import Opened
 from vitcifar.serving.shelf import State
 
 NUM_SHOWN = 5  # classes with a bar
-FOOT = "Runs on this machine's processor. Pictures stay on it and are deleted within the hour."
+FOOT = "Answered on the machine that serves this page. Pictures go nowhere else and are deleted within the hour."
 
 
 def percent(value: float) -> str:
@@ -109,7 +109,8 @@ STYLE = """
 #head h1 { font-size: 30px; line-height: 1.15; letter-spacing: -.02em; font-weight: 650; margin: 0 0 6px;
   color: var(--ink); }
 #head .lead { color: var(--soft); margin: 0; max-width: 60ch; }
-#choice { border-radius: 10px; box-shadow: none; min-width: min(260px, 100%) !important; }
+#top .form { border-radius: 12px; border-color: var(--line); box-shadow: none; min-width: min(260px, 100%) !important; }
+#choice { border: 0; box-shadow: none; }
 .now { margin: 0; color: var(--soft); display: flex; flex-wrap: wrap; gap: 6px 10px; align-items: center; }
 .now b, .by b { color: var(--ink); font-weight: 600; }
 .dot { width: 9px; height: 9px; border-radius: 50%; background: #1a9e6c; box-shadow: 0 0 0 4px #1a9e6c26;
@@ -147,9 +148,8 @@ STYLE = """
 .card.empty > p { color: var(--soft); }
 .card.empty .verdict { font-size: 24px; margin-bottom: 8px; }
 .card.empty .by { margin-top: auto; padding-top: 20px; }
-.card.failure { background: var(--redtint); border-color: color-mix(in srgb, var(--red) 35%, transparent);
-  min-height: 0; }
-.card.failure p:last-child { color: var(--red); font-size: 17px; line-height: 1.45; overflow-wrap: anywhere; }
+.card.failure { background: var(--redtint); border-color: color-mix(in srgb, var(--red) 35%, transparent); }
+.card.failure p:last-child { margin-top: 4px; color: var(--red); font-size: 17px; line-height: 1.45; overflow-wrap: anywhere; }
 #picture { border-radius: 14px; border: 1px solid var(--line); box-shadow: none; }
 #picture .image-frame img { object-fit: contain !important; }
 #examples { border: 0; padding: 0; background: none; box-shadow: none; }
