@@ -20,6 +20,12 @@ from vitcifar.errors import VitCifarError
 TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
 DATA_SETTINGS = ("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "data_seed")
 EXAMINE_SETTINGS = ("examine", "robustness_pictures", "outliers")
+# A sweep trains and chooses on validation: it has nothing to examine, to resume or to release.
+SWEEP_SETTINGS = tuple(
+    name
+    for name, heading in groups().items()
+    if heading not in ("Evaluation", "Release") and name not in ("resume", "run_name")
+)
 FROM_PRESET = "preset"  # the value that leaves a setting to the preset, as MLproject writes it
 
 
@@ -173,19 +179,26 @@ def main() -> None:
 @main.command()
 @preset_option
 @settings()
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    help="How many seeds are trained, from --seed on, as runs under one parent; the best on validation is released.",
+)
 @tracking_uri
-def train(preset: str, tracking_uri: str, **options: Any) -> None:
+def train(preset: str, seeds: int, tracking_uri: str, **options: Any) -> None:
     """Run the whole road: data, training, evaluation, export, proofs, a registered version.
 
     \b
     vitcifar train --preset digits
     vitcifar train --train-layers all --learning-rate 1e-5 --epochs 5
+    vitcifar train --preset digits --seeds 5
     """
     from vitcifar import pipeline, tracking
 
     config = pipeline.plan(preset, given(options))
     tracking.connect(tracking_uri)
-    trained = pipeline.train(config)
+    trained = train_seeds(config, seeds) if seeds > 1 else pipeline.train(config)
     print_score(trained.evaluation)
     click.echo(f"run            {trained.run_id}")
     click.echo(f"weights        sha256 {trained.weights_sha256}")
@@ -193,6 +206,94 @@ def train(preset: str, tracking_uri: str, **options: Any) -> None:
     click.echo(f"version        {trained.model_name} {trained.version}{held_by}")
     wanted = trained.alias or trained.version
     click.echo(f"next           vitcifar app --version {wanted}", err=True)
+
+
+def train_seeds(config: TrainConfig, num_seeds: int) -> Any:
+    """Train several seeds and print what they make of it; returns the one that is released."""
+    from vitcifar.study import seeds
+
+    done = seeds.train_seeds(config, num_seeds)
+    for child in done.children:
+        accuracies = f"validation {child.metrics['validation/accuracy']:.4f}  test {child.metrics['test/accuracy']:.4f}"
+        click.echo(f"seed {child.seed:<9} {accuracies}  run {child.run_id}")
+    found = done.spreads["test/accuracy"]
+    interval = f"95 % interval over the seeds {found.low:.4f} to {found.high:.4f}, Student's t"
+    click.echo(f"mean           {found.mean:.4f}  ({interval})")
+    click.echo(f"parent run     {done.run_id}")
+    click.echo(f"released       seed {done.best.seed}, the best on validation")
+    return done.released
+
+
+@main.command()
+@preset_option
+@settings(*SWEEP_SETTINGS)
+@click.option(
+    "--search",
+    multiple=True,
+    default=["usual"],
+    help="A setting with what it may be: NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=ONE,OTHER. Type it again for "
+    "another one, or a semicolon between them (usual = learning_rate, optimizer, weight_decay, label_smoothing).",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=20,
+    help="Finished trials when it ends, those of earlier and other processes among them.",
+)
+@click.option("--name", default="sweep", help="Name of the study; one that exists goes on.")
+@click.option(
+    "--storage", type=click.Path(dir_okay=False), default="sweeps.db", help="SQLite file that keeps the studies."
+)
+@click.option(
+    "--pruner",
+    type=click.Choice(["median", "hyperband", "none"]),
+    default="median",
+    help="What stops a trial that does badly on validation before its last epoch.",
+)
+@tracking_uri
+def sweep(
+    preset: str,
+    search: tuple[str, ...],
+    trials: int,
+    name: str,
+    storage: str,
+    pruner: str,
+    tracking_uri: str,
+    **options: Any,
+) -> None:
+    """Search settings with Optuna, on validation alone; type the same again to go on, or beside it to share the work.
+
+    \b
+    vitcifar sweep --preset digits --trials 20
+    vitcifar sweep --search "learning_rate=1e-4..1e-2:log" --search "train_layers=head,2,all" --epochs 5
+    """
+    from pathlib import Path
+
+    from vitcifar import tracking
+    from vitcifar.study.space import parse_space
+    from vitcifar.study.sweep import Plan
+    from vitcifar.study.sweep import sweep as run_sweep
+
+    typed = given(options)
+    plan = Plan(
+        config=resolve(preset, **typed),
+        preset=preset,
+        space=parse_space(search, typed),
+        num_trials=trials,
+        name=name,
+        storage=Path(storage),
+        pruner=pruner,
+    )
+    tracking.connect(tracking_uri)
+    tally = run_sweep(plan)
+    best = tally.best
+    assert best is not None  # a sweep without one has raised
+    click.echo(f"trials         {tally.num_complete} complete, {tally.num_pruned} pruned, {tally.num_killed} killed")
+    click.echo(f"parent run     {tally.run_id}")
+    click.echo(f"best           trial {best.number}, validation accuracy {best.accuracy:.4f}, run {best.run_id}")
+    for setting, value in best.settings.items():
+        click.echo(f"  {setting:<17} {value}")
+    click.echo(best.command)
 
 
 @main.command()

@@ -19,8 +19,11 @@ ROOT = Path(__file__).parent.parent
 BY_MLFLOW = {"tracking_uri"}
 # MLflow logs every declared parameter of a run, so the settings that few people change stay undeclared: MLflow hands
 # `-P ema_decay=0.99` to the command all the same.
-DECLARED = "data data_dir train_per_class arch weights train_layers epochs batch_size learning_rate seed resume".split()
-DECLARED += ["model_name", "promote_to"]
+DECLARED = [
+    *("data", "data_dir", "train_per_class", "arch", "weights", "train_layers", "epochs", "batch_size"),
+    *("learning_rate", "seed", "resume", "model_name", "promote_to"),
+    *("seeds", "search", "trials", "name", "storage", "pruner"),
+]
 HEADER = """\
 # What can be run: `mlflow run . -e ENTRY -P NAME=VALUE`. mlproject.py runs it, vitcifar/ knows how.
 # Parameters are the commands' options; every other option of `train` can be given in the same way. The value `preset`
@@ -45,7 +48,7 @@ def declared(params: list[click.Parameter]) -> list[click.Parameter]:
 def default_text(param: click.Parameter) -> str:
     if isinstance(param.type, mlproject.Setting):
         return mlproject.FROM_PRESET
-    return str(param.default)
+    return ";".join(param.default) if param.multiple else str(param.default)
 
 
 def expected_mlproject() -> str:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,7 @@ class Run:
     def tensorboard(self) -> Path:
         return self.folder / "tensorboard"
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write numbers to both; what is there already (a resumed run redoes some steps) is not written twice."""
         from mlflow.entities import Metric
 

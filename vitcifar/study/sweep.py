@@ -1,0 +1,276 @@
+"""A search over settings with Optuna: nested runs under one parent, chosen on validation; no test picture is looked at.
+
+What is known of a sweep is in its storage: a process that comes, again or beside others, goes on where they are.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitcifar import pipeline, tracking
+from vitcifar.config import TrainConfig
+from vitcifar.data.splits import Splits
+from vitcifar.errors import ConfigError, TrackingError, TrainingError
+from vitcifar.study.crew import Crew
+from vitcifar.study.space import Dimension, readable
+from vitcifar.study.tally import Tally, is_finished, show
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.pruners import BasePruner
+    from optuna.trial import FrozenTrial
+
+    from vitcifar.training.loop import Log
+
+# Settings that may differ when a sweep goes on: they change no trial.
+FREE = ("data_dir", "output_dir", "experiment", "device", "num_workers", "cache_memory")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep as it was asked for."""
+
+    config: TrainConfig
+    preset: str
+    space: tuple[Dimension, ...]
+    num_trials: int  # finished ones, of all processes and times together
+    name: str
+    storage: Path
+    pruner: str = "median"
+
+    def recipe(self, splits: Splits) -> dict[str, Any]:
+        """What two processes must agree on to work on one study."""
+        settings = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in FREE}
+        pictures = [splits.fingerprints[role] for role in ("train", "validation")]
+        search = "; ".join(map(str, self.space))
+        return {"preset": self.preset, "search": search, "pruner": self.pruner, **settings, "pictures": pictures}
+
+
+def sweep(plan: Plan) -> Tally:
+    """Work on a study until it has `num_trials` finished trials, pruned ones among them; raises VitCifarError.
+
+    A trial whose process was killed counts as failed, and its settings are tried once more.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("A sweep needs Optuna, which is not installed: type pip install -e '.[sweep]'.")
+    splits = without_test(pipeline.read_splits(plan.config))
+    pipeline.make_network(plan.config, splits.class_names)  # weights that are not there are told before there is a run
+    crew = Crew(plan.storage.absolute(), plan.name)
+    with contextlib.ExitStack() as stack:
+        with crew.alone():
+            study = open_study(plan, splits)
+            parent_id = known_parent(study)
+            crew.join()
+            stack.push(lambda kind, error, trace: leave(crew, study, kind))  # comes after the parent's own end
+            parent = stack.enter_context(pipeline.start_run(plan.config, run_name=plan.name, run_id=parent_id))
+            if parent_id is None:
+                study.set_user_attr("parent", parent.run_id)
+                parent.log_params(plan.recipe(splits))
+            clear_up(study, crew, Path(plan.config.output_dir))
+        while trial := next_trial(plan, study, crew):
+            run_trial(trial, plan, study, crew, splits, parent)
+        with crew.alone():
+            tally = show(parent, study, plan.config, plan.preset, whole=True)
+        if tally.best is None:
+            raise TrainingError(f"No trial of the study {plan.name!r} came to its end: {tally.failure}")
+    return tally
+
+
+def without_test(splits: Splits) -> Splits:
+    """The same pictures, but for those of the test, which a sweep must not see."""
+    return dataclasses.replace(splits, test=splits.test.subset([]))
+
+
+def open_study(plan: Plan, splits: Splits) -> "Study":
+    """The study of that name, made when it is new; raises ConfigError when it searches something else."""
+    import optuna
+    import sqlalchemy.exc
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = plan.storage.absolute()
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+        study = optuna.create_study(
+            storage=storage,
+            study_name=plan.name,
+            direction="maximize",
+            pruner=make_pruner(plan),
+            load_if_exists=True,
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise TrackingError(f"The storage {path} cannot be used ({reason}): name another with --storage.") from error
+    recipe = plan.recipe(splits)
+    was = study.user_attrs.get("recipe")
+    if was is None:
+        study.set_user_attr("recipe", recipe)
+        return study
+    for name in recipe | was:
+        if was.get(name) != recipe.get(name):
+            raise ConfigError(
+                f"The study {plan.name!r} in {plan.storage} was started with {name} {was.get(name)}, now it is "
+                f"{recipe.get(name)}: type the same as then to go on with it, or another --name to start anew."
+            )
+    return study
+
+
+def make_pruner(plan: Plan) -> "BasePruner":
+    """What stops a trial early: below the median of those before it at the same epoch, or successive halving."""
+    from optuna import pruners
+
+    warmup = 1 + max(1, plan.config.epochs // 4)  # the epochs of a rising learning rate say little
+    if plan.pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=warmup, max_resource=max(plan.config.epochs, warmup))
+    return pruners.MedianPruner(4, warmup) if plan.pruner == "median" else pruners.NopPruner()
+
+
+def known_parent(study: "Study") -> str | None:
+    """The parent run of a study that goes on; None for a new one. Raises TrackingError when it is not there."""
+    import mlflow
+
+    parent_id = study.user_attrs.get("parent")
+    if parent_id is None:
+        return None
+    client = mlflow.MlflowClient()
+    try:
+        stage = client.get_run(parent_id).info.lifecycle_stage
+    except mlflow.MlflowException:
+        stage = "missing"
+    if stage != "active":
+        raise TrackingError(
+            f"The study {study.study_name!r} belongs to the run {parent_id}, which is {stage} in this tracking store: "
+            "name its store with --tracking-uri, or start another study with --name."
+        )
+    if by_project := os.environ.get("MLFLOW_RUN_ID"):
+        client.set_tag(by_project, "goes_on_in", parent_id)
+    return parent_id
+
+
+def leave(crew: Crew, study: "Study", kind: type[BaseException] | None) -> None:
+    """Go; the parent stays RUNNING while others are at work, and the last one to go ends it."""
+    import mlflow
+
+    status = "FINISHED" if kind is None else "KILLED" if kind is KeyboardInterrupt else "FAILED"
+    with crew.alone(), contextlib.suppress(*(() if kind is None else (Exception,))):  # what is raised says more
+        crew.leave()
+        if parent_id := study.user_attrs.get("parent"):
+            client = mlflow.MlflowClient()
+            if crew.others():
+                client.update_run(parent_id, status="RUNNING")
+            else:
+                client.set_terminated(parent_id, status)
+
+
+def clear_up(study: "Study", crew: Crew, output_dir: Path) -> None:
+    """End the trials and the runs of processes that were killed; to be called while `alone`."""
+    import mlflow
+    from optuna.trial import TrialState
+
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    alive = [trial for trial in running if crew.is_at_work(trial.user_attrs.get("worker"))]
+    for trial in running:
+        if trial not in alive:
+            give_back(study, trial)
+    client = mlflow.MlflowClient()
+    parent_id = study.user_attrs["parent"]
+    found = client.search_runs(
+        [client.get_run(parent_id).info.experiment_id],
+        f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{parent_id}'",
+    )
+    for run in found:
+        if run.data.tags.get("trial") not in {str(trial.number) for trial in alive}:
+            client.set_terminated(run.info.run_id, "KILLED")
+            remove_checkpoints(output_dir / run.info.run_id)
+
+
+def give_back(study: "Study", trial: "FrozenTrial | Trial") -> None:
+    """Mark a trial that did not come to its end as failed, and have its settings tried again, once."""
+    from optuna.trial import TrialState
+
+    study.tell(trial.number, state=TrialState.FAIL)
+    if trial.params and "again" not in trial.user_attrs:
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """A trial is not resumed, and what comes of a sweep is trained anew: its checkpoints would fill the disk."""
+    for file in folder.glob("*.pt"):
+        file.unlink(missing_ok=True)
+
+
+def next_trial(plan: Plan, study: "Study", crew: Crew) -> "Trial | None":
+    """Take the next trial, unless those that have finished and those that run are enough."""
+    from optuna.samplers import TPESampler
+
+    with crew.alone():
+        clear_up(study, crew, Path(plan.config.output_dir))
+        trials = study.get_trials(deepcopy=False)
+        if sum(is_finished(trial) or trial.state.name == "RUNNING" for trial in trials) >= plan.num_trials:
+            return None
+        # Seeded by its number, so that a sweep that was killed proposes no trial twice.
+        study.sampler = TPESampler(seed=plan.config.seed + len(trials), constant_liar=True)
+        trial = study.ask({dimension.name: dimension.distribution() for dimension in plan.space})
+        trial.set_user_attr("worker", crew.name)
+        return trial
+
+
+def run_trial(trial: "Trial", plan: Plan, study: "Study", crew: Crew, splits: Splits, parent: tracking.Run) -> None:
+    """Train with a trial's settings. Settings that cannot be, or whose loss is not finite, count as pruned."""
+    from optuna.trial import TrialState
+
+    state, accuracy = TrialState.PRUNED, None
+    settings = readable(trial.params, plan.space)
+    trial.set_user_attr("settings", settings)
+    try:
+        metrics = train_trial(trial, dataclasses.replace(plan.config, **settings), splits)
+        if metrics:
+            state, accuracy = TrialState.COMPLETE, metrics["validation/accuracy"]
+            trial.set_user_attr("loss", metrics["validation/loss"])
+    except (ConfigError, TrainingError) as error:
+        trial.set_user_attr("failure", str(error))
+    except BaseException:
+        with crew.alone():
+            give_back(study, trial)
+        raise
+    with crew.alone():
+        study.tell(trial, accuracy, state=state)
+        show(parent, study, plan.config, plan.preset)
+
+
+def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[str, float] | None:
+    """The metrics of the best epoch; None when the trial was pruned."""
+    from optuna import TrialPruned
+
+    network = pipeline.make_network(config, splits.class_names)
+    tags = {"trial": str(trial.number)}
+    with pipeline.start_run(config, run_name=f"trial-{trial.number}", nested=True, tags=tags) as run:
+        trial.set_user_attr("run_id", run.run_id)
+        try:
+            return pipeline.learn(run, network, splits, config, log=reporting(trial, run)).best_metrics
+        except TrialPruned as pruned:
+            run.set_tags({"pruned": str(pruned)})
+            return None
+        finally:
+            remove_checkpoints(run.folder)
+
+
+def reporting(trial: "Trial", run: tracking.Run) -> "Log":
+    """The run's log, which also tells Optuna each epoch's accuracy on validation and raises TrialPruned."""
+    from optuna import TrialPruned
+
+    epochs = itertools.count(1)
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        run.log(step, metrics)
+        if "validation/accuracy" in metrics:
+            epoch = next(epochs)
+            trial.report(metrics["validation/accuracy"], epoch)
+            if trial.should_prune():
+                raise TrialPruned(f"after epoch {epoch}")
+
+    return log
