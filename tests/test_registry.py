@@ -242,6 +242,8 @@ def test_a_release_whose_file_was_changed_in_the_store_is_refused(toy: Registry,
             toy.pull(2)
         path.unlink()
         with pytest.raises(ReleaseError, match=r"does not give model\.onnx"):
+            toy.pull(2)
+        with pytest.raises(ReleaseError, match=r"model\.onnx of toy 2 is missing or changed in the store"):
             toy.promote(2)
         assert toy.aliases() == {}
     finally:

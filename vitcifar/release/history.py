@@ -23,7 +23,7 @@ class Event:
     alias: str
     before: int | None
     after: int | None
-    kind: str  # promote, rollback
+    kind: str  # promote, rollback, drop
     reason: str
     who: str
     when: str  # UTC, ISO 8601
@@ -34,6 +34,10 @@ class Event:
     @property
     def stamp(self) -> str:
         return self.when.replace("-", "").replace(":", "")
+
+    def age(self) -> float:
+        """Seconds since it was written down."""
+        return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(self.when)).total_seconds()
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -66,8 +70,8 @@ def whoami() -> str:
         return "unknown"
 
 
-def read_events(tags: Mapping[str, str], alias: str | None = None) -> list[Event]:
-    """The moves among a registered model's tags, in order of time; of one alias or of all."""
+def keyed_events(tags: Mapping[str, str]) -> list[tuple[str, Event]]:
+    """The moves among a registered model's tags with the keys they are kept under, in order of time."""
     found = []
     for key, value in tags.items():
         if not key.startswith(PREFIX):
@@ -77,16 +81,23 @@ def read_events(tags: Mapping[str, str], alias: str | None = None) -> list[Event
             event = Event(**{**fields, "gates": tuple(fields.get("gates", ()))})
         except (ValueError, TypeError):
             continue  # not one of ours
-        if alias in (None, event.alias):
-            found.append((event.when, key, event))
-    return [event for _, _, event in sorted(found, key=lambda entry: entry[:2])]
+        found.append((key, event))
+    return sorted(found, key=lambda entry: (entry[1].when, entry[0]))
+
+
+def read_events(tags: Mapping[str, str], alias: str | None = None) -> list[Event]:
+    """The moves of one alias, or of all, among a registered model's tags, in order of time."""
+    return [event for _, event in keyed_events(tags) if alias in (None, event.alias)]
 
 
 def former_holders(events: Sequence[Event], holder: int | None) -> list[int]:
     """Versions that held the alias before the present holder, the latest last; a rollback takes its version back."""
     held: list[int] = []
     for event in events:
-        if not event.done or event.after is None:
+        if not event.done:
+            continue
+        if event.after is None:  # dropped: nobody holds it
+            held.append(0)
             continue
         if event.kind == "rollback" and event.after in held:
             del held[held.index(event.after) + 1 :]
@@ -94,4 +105,5 @@ def former_holders(events: Sequence[Event], holder: int | None) -> list[int]:
             if event.before is not None and not held:
                 held.append(event.before)
             held.append(event.after)
+    held = [number for number in held if number]
     return held[:-1] if held and held[-1] == holder else held

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from vitcifar.training.network import Classifier
 
 LOGGED_NAME = "release"
+MODEL_TAG = "vitcifar_model"  # on MLflow's logged model: the registered model it is meant for
+LINK_TAG = "mlflow.modelVersions"  # MLflow's own: its page of a logged model shows the versions
+STAGING_PREFIX = "vitcifar-"
 
 
 def publish(
@@ -47,7 +51,7 @@ def publish(
     """
     check_model_name(config.model_name)
     release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id)
-    with tempfile.TemporaryDirectory(prefix="vitcifar-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
         staged = Path(folder)
         onnx_path = staged / ONNX_FILE
         program = trace(network)
@@ -122,6 +126,7 @@ def log_release(program: "ExportedProgram", staged: Path, release: Release) -> t
             name=LOGGED_NAME,
             flavor=Saver(),
             run_id=release.run_id,
+            tags={MODEL_TAG: release.model_name},
             program=program,
             staged=staged,
             release=release,
@@ -149,9 +154,14 @@ def register(release: Release, model_id: str, digest: str) -> int:
         version = client.create_model_version(
             release.model_name, f"models:/{model_id}", run_id=release.run_id, tags=tags, model_id=model_id
         )
-        link = json.dumps([{"name": release.model_name, "version": version.version}])
-        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})  # the page of the model shows it
+        link(release.model_name, int(version.version), model_id)
     return int(version.version)
+
+
+def link(model_name: str, number: int, model_id: str) -> None:
+    """Let MLflow's page of a logged model show its version."""
+    versions = json.dumps([{"name": model_name, "version": number}])
+    mlflow.MlflowClient().set_logged_model_tags(model_id, {LINK_TAG: versions})
 
 
 def git_of(run_id: str) -> dict[str, Any]:

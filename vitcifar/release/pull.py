@@ -83,6 +83,33 @@ def _download(location: str, digest: str, folder: Path) -> Release:
     return dataclasses.replace(release, folder=folder)
 
 
+def damaged_files(location: str, digest: str, known: Release | None = None) -> list[str]:
+    """The names of the files that the store no longer has as they were registered, one file at a time.
+
+    A release.json that was changed hides what it lists: `known` is the release as it was, from the cache.
+    """
+    repository, damaged = get_artifact_repository(location), []
+    with tempfile.TemporaryDirectory(prefix="pulled-") as folder:
+        if _differs(repository, RELEASE_FILE, digest, Path(folder)):
+            damaged.append(RELEASE_FILE)
+            expected = dict(known.files) if known else {}
+        else:
+            expected = dict(read_release(Path(folder) / RELEASE_FILE).files)
+        damaged += [name for name in sorted(expected) if _differs(repository, name, expected[name], Path(folder))]
+    return damaged
+
+
+def _differs(repository: ArtifactRepository, name: str, sha256: str, folder: Path) -> bool:
+    try:
+        _bring(repository, name, folder)
+        differs = sha256_of(folder / name) != sha256
+    except (ReleaseError, OSError):
+        return True
+    if name != RELEASE_FILE:
+        (folder / name).unlink()
+    return differs
+
+
 def _bring(repository: ArtifactRepository, name: str, folder: Path) -> None:
     try:
         with environment("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"):  # one bar for each file says nothing

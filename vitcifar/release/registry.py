@@ -12,10 +12,13 @@ from mlflow.exceptions import MlflowException
 from vitcifar.errors import RegistryError, ReleaseError
 from vitcifar.release.bundle import Release
 from vitcifar.release.history import Event, former_holders, new_event, new_key, read_events
-from vitcifar.release.pull import fetch
+from vitcifar.release.names import check_alias, check_model_name, parse_uri
+from vitcifar.release.pull import damaged_files, fetch
 from vitcifar.tracking import reaching
 
 DIGEST_TAG = "release_digest"
+__all__ = ["Registry", "Version", "check_alias", "check_model_name", "parse_uri"]
+
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -47,31 +50,6 @@ class Version:
     @property
     def test_accuracy(self) -> float | None:
         return float(self.tags["test_accuracy"]) if "test_accuracy" in self.tags else None
-
-
-def check_model_name(name: str) -> None:
-    """Raises RegistryError for a name that MLflow or a models:/ address cannot hold."""
-    if not re.fullmatch(r"[\w. -]{1,200}", name) or name.strip() != name:
-        raise RegistryError(f"{name!r} cannot name a model: use letters, digits, spaces, '-', '_' and '.'.")
-
-
-def check_alias(alias: str) -> None:
-    """Raises RegistryError for an alias that could be taken for a number, and for MLflow's reserved ones."""
-    if alias == "latest" or re.fullmatch(r"[vV]?\d+", alias) or not re.fullmatch(r"[A-Za-z_][\w-]{0,99}", alias):
-        raise RegistryError(
-            f"{alias!r} cannot be an alias: `latest`, numbers and names such as v3 are reserved. "
-            "Use a word, such as champion or challenger."
-        )
-
-
-def parse_uri(uri: str) -> tuple[str, str]:
-    """models:/NAME/VERSION or models:/NAME@ALIAS -> name and what was asked for. Raises RegistryError."""
-    match = re.fullmatch(r"models:/(?P<name>[^/@]+)[/@](?P<spec>[^/@]+)", uri)
-    if match is None:
-        raise RegistryError(
-            f"{uri!r} is not the address of a version: type models:/vitcifar/3 or models:/vitcifar@champion."
-        )
-    return match["name"], match["spec"]
 
 
 class Registry:
@@ -125,15 +103,30 @@ class Registry:
         Raises RegistryError when there is no such version, ReleaseError when it is not a whole release.
         """
         version = self.show(spec)
+        release = fetch(self.location(version), self._digest(version), pytorch=pytorch)
+        return dataclasses.replace(release, version=version.number)
+
+    def check_store(self, version: Version, known: Release | None = None) -> None:
+        """Hold every file in the store against its hash, past the cache. Raises ReleaseError naming the damaged."""
+        damaged = damaged_files(self.location(version), self._digest(version), known)
+        if damaged:
+            raise ReleaseError(
+                f"{', '.join(damaged)} of {self.model_name} {version.number} "
+                f"{'is' if len(damaged) == 1 else 'are'} missing or changed in the store: run `vitcifar doctor`."
+            )
+
+    def _digest(self, version: Version) -> str:
         if version.digest is None:
             raise ReleaseError(
                 f"{self.model_name} {version.number} was not released by vitcifar (it has no tag {DIGEST_TAG}): "
                 "choose another version."
             )
+        return version.digest
+
+    def location(self, version: Version) -> str:
+        """Where the store keeps a version's files."""
         with reaching(mlflow.get_tracking_uri()):
-            location = self.client.get_model_version_download_uri(self.model_name, str(version.number))
-        release = fetch(location, version.digest, pytorch=pytorch)
-        return dataclasses.replace(release, version=version.number)
+            return self.client.get_model_version_download_uri(self.model_name, str(version.number))
 
     @staticmethod
     def pull_uri(uri: str, *, pytorch: bool = False) -> Release:
@@ -154,35 +147,25 @@ class Registry:
         The release is verified first: no alias ever points at less than a whole one. Raises VitCifarError.
         """
         check_alias(alias)
-        number = self.resolve(spec)
-        self.pull(number, pytorch=True)
-        return self._move(alias, number, "promote", reason)
+        version = self.show(spec)
+        self.check_store(version)
+        return self.move(alias, version.number, "promote", reason)
 
     def rollback(self, alias: str = "champion", *, to: str | int | None = None, reason: str = "") -> Event:
         """Give an alias back to the version that held it before, or to `to`; recorded like a promotion."""
         check_alias(alias)
         holder = self.aliases().get(alias)
-        number = self._former(alias, holder) if to is None else self.resolve(to)
-        self.pull(number, pytorch=True)
-        return self._move(alias, number, "rollback", reason)
+        version = self.show(self._former(alias, holder) if to is None else to)
+        self.check_store(version)
+        return self.move(alias, version.number, "rollback", reason)
 
     def history(self, alias: str | None = None) -> list[Event]:
         """Every recorded move of an alias, or of all, the oldest first."""
         with reaching(mlflow.get_tracking_uri()):
             return read_events(self._model().tags, alias)
 
-    def _former(self, alias: str, holder: int | None) -> int:
-        there = {version.number for version in self.versions()}
-        former = [number for number in former_holders(self.history(alias), holder) if number in there]
-        if holder is None or not former:
-            raise RegistryError(
-                f"No version held {alias!r} of {self.model_name} before {holder if holder else 'now'}: "
-                "name the version with --to."
-            )
-        return former[-1]
-
-    def _move(self, alias: str, number: int, kind: str, reason: str, **more: Any) -> Event:
-        """Record, move, record that it moved: an alias never moves without a trace."""
+    def move(self, alias: str, number: int, kind: str, reason: str, **more: Any) -> Event:
+        """Give an alias to a version that was proven: record, move, record that it moved."""
         holder = self.aliases().get(alias)
         event = new_event(alias, holder, number, kind, reason, **more)
         if holder == number:
@@ -199,6 +182,29 @@ class Registry:
                 "look at `vitcifar history` and promote again."
             )
         return done
+
+    def drop_alias(self, alias: str, reason: str) -> Event:
+        """Take an alias away from whatever holds it; recorded like a promotion."""
+        event = dataclasses.replace(new_event(alias, self.aliases().get(alias), None, "drop", reason), done=True)
+        with reaching(mlflow.get_tracking_uri()):
+            self.client.set_registered_model_tag(self.model_name, new_key(event), event.to_json())
+            self.client.delete_registered_model_alias(self.model_name, alias)
+        return event
+
+    def tag(self, number: int, key: str, value: str) -> None:
+        """Note something on a version."""
+        with reaching(mlflow.get_tracking_uri()):
+            self.client.set_model_version_tag(self.model_name, str(number), key, value)
+
+    def _former(self, alias: str, holder: int | None) -> int:
+        there = {version.number for version in self.versions()}
+        former = [number for number in former_holders(self.history(alias), holder) if number in there]
+        if holder is None or not former:
+            raise RegistryError(
+                f"No version held {alias!r} of {self.model_name} before {holder if holder else 'now'}: "
+                "name the version with --to."
+            )
+        return former[-1]
 
     def _model(self) -> Any:
         try:

@@ -1,0 +1,221 @@
+"""What a version must pass before an alias may mean it: each gate with its number, its limit and its verdict."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vitcifar.errors import ConfigError, DataError, ReleaseError, VitCifarError
+from vitcifar.evaluation.compare import Comparison, compare
+from vitcifar.evaluation.scores import Evaluation
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release.bundle import Release
+from vitcifar.release.history import Event, new_event
+from vitcifar.release.latency import onnx_p95
+from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
+from vitcifar.release.registry import Registry, check_alias
+
+Require = Literal["better", "not-worse", "not-clearly-worse", "none"]
+PREFIX = "gates/"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What is asked of a version. Raises ConfigError for a value that cannot be."""
+
+    require: Require = "not-worse"  # what the paired test against the present holder must show
+    margin: float = 0.02  # loss of accuracy that still counts as not worse
+    min_accuracy: float = 0.0  # on the test pictures
+    max_ece: float = 0.15  # expected calibration error on the test pictures
+    max_p95_ms: float = 0.0  # one picture on this machine; 0 = not measured
+    golden_dir: Path | None = None  # CLASS/* pictures that every version must get right
+
+    def __post_init__(self) -> None:
+        if self.require not in get_args(Require):
+            raise ConfigError(f"require is {self.require!r}: choose one of {', '.join(get_args(Require))}.")
+        for name in ("margin", "min_accuracy", "max_ece", "max_p95_ms"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: it must be at least 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One gate: what was found, what was asked, and the verdict in words."""
+
+    name: str
+    passed: bool
+    sentence: str
+    number: float | None = None
+    limit: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """What `promote` did: the move of the alias and the gates it passed, or was forced past."""
+
+    event: Event
+    gates: tuple[Gate, ...]
+
+
+class GateError(ReleaseError):
+    """A gate that did not open; `gates` holds them all."""
+
+    def __init__(self, sentence: str, gates: Sequence[Gate]) -> None:
+        super().__init__(sentence)
+        self.gates = tuple(gates)
+
+
+def promote(
+    registry: Registry,
+    spec: str | int,
+    alias: str = "champion",
+    *,
+    policy: Policy | None = None,
+    force: bool = False,
+    reason: str = "",
+) -> Promotion:
+    """Let an alias mean a version if it passes every gate; the gates are recorded on the version either way.
+
+    `force` passes failed gates, needs a reason and is recorded; a release that is not whole cannot be forced.
+    Raises GateError, the alias left where it was, when a gate fails.
+    """
+    check_alias(alias)
+    if force and not reason.strip():
+        raise ConfigError("A forced promotion needs a reason: add --reason.")
+    number = registry.resolve(spec)
+    gates = check_gates(registry, number, alias, policy or Policy())
+    failed = [gate for gate in gates if not gate.passed]
+    forced = force and bool(failed) and gates[0].passed
+    event = new_event(alias, registry.aliases().get(alias), number, "promote", reason, forced=forced)
+    recorded = [gate.to_dict() for gate in gates]
+    verdict = {"passed": not failed, "forced": forced, "who": event.who, "reason": event.reason, "gates": recorded}
+    registry.tag(number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict))
+    if failed and not forced:
+        whole = "" if gates[0].passed else " A release that is not whole cannot be forced."
+        said = "; ".join(f"{gate.name}: {gate.sentence}" for gate in failed)
+        raise GateError(f"{registry.model_name} {number} was not promoted to {alias}. {said}.{whole}", gates)
+    moved = registry.move(alias, number, "promote", reason, gates=tuple(recorded), forced=forced)
+    return Promotion(event=moved, gates=gates)
+
+
+def check_gates(registry: Registry, number: int, alias: str, policy: Policy) -> tuple[Gate, ...]:
+    """Every gate of a version, in order. When its files are not whole the others are not tried."""
+    try:
+        registry.check_store(registry.show(number))
+        release = registry.pull(number)
+    except ReleaseError as error:
+        return (Gate(name="files", passed=False, sentence=str(error).rstrip(".")),)
+    score = _score(release)
+    return (
+        Gate(name="files", passed=True, sentence="all whole", number=len(release.files)),
+        _parity(release),
+        _accuracy(score, policy),
+        _champion(registry, number, alias, score, policy),
+        _calibration(score, policy),
+        _latency(release, policy),
+        _golden(release, policy),
+    )
+
+
+def _score(release: Release) -> Evaluation | None:
+    """What the release scored on its test pictures; None when it was not recorded whole."""
+    try:
+        return Evaluation.from_dict(release.proofs["test"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+NO_SCORE = "its scores on test pictures were not recorded, train it again"
+
+
+def _parity(release: Release) -> Gate:
+    found = release.proofs.get("parity", {})
+    number, changed = found.get("max_logit_difference"), found.get("num_changed")
+    passed = number is not None and number <= MAX_LOGIT_DIFFERENCE and changed == 0
+    sentence = f"{changed} of {found.get('num_pictures', 0)} answers changed by the export, logits by up to {number}"
+    return Gate(name="parity", passed=passed, sentence=sentence, number=number, limit=MAX_LOGIT_DIFFERENCE)
+
+
+def _accuracy(score: Evaluation | None, policy: Policy) -> Gate:
+    if score is None:
+        return Gate(name="accuracy", passed=False, sentence=NO_SCORE, limit=policy.min_accuracy)
+    short = policy.min_accuracy - score.accuracy
+    sentence = f"{score.accuracy:.4f}, limit {policy.min_accuracy:.4f}" + (
+        f", short by {short:.4f}" if short > 0 else ""
+    )
+    return Gate(name="accuracy", passed=short <= 0, sentence=sentence, number=score.accuracy, limit=policy.min_accuracy)
+
+
+def _champion(registry: Registry, number: int, alias: str, score: Evaluation | None, policy: Policy) -> Gate:
+    """The paired test against the version that holds the alias now."""
+    holder = registry.aliases().get(alias)
+    if policy.require == "none" or holder in (None, number):
+        why = "not asked for" if policy.require == "none" else f"no other version is {alias}"
+        return Gate(name="champion", passed=True, sentence=why)
+    try:
+        champion = _score(registry.pull(holder))
+        if score is None or champion is None:
+            raise DataError(NO_SCORE if score is None else f"the scores of {holder} were not recorded")
+        comparison = compare(score, champion, margin=policy.margin)
+    except VitCifarError as error:
+        return Gate(name="champion", passed=False, sentence=f"it cannot be compared with {holder}: {error}".rstrip("."))
+    passed = {
+        "better": comparison.outcome == "better",
+        "not-worse": comparison.not_worse or comparison.outcome == "better",
+        "not-clearly-worse": comparison.outcome != "worse",
+    }[policy.require]
+    limit = {"better": 0.0, "not-worse": -policy.margin}.get(policy.require)
+    sentence = f"against version {holder} {_said(comparison, policy)}"
+    return Gate(name="champion", passed=passed, sentence=sentence, number=comparison.difference, limit=limit)
+
+
+def _said(comparison: Comparison, policy: Policy) -> str:
+    text = comparison.sentence()
+    if policy.require != "not-worse" or comparison.outcome == "worse":
+        return text
+    if comparison.not_worse:
+        return f"not worse than {100 * policy.margin:g} points less; {text}"
+    needed = comparison.pictures_needed_not_worse
+    more = f"; to show that it is not worse than {100 * policy.margin:g} points less takes about {needed:,} pictures"
+    return text + (more if needed else "")
+
+
+def _calibration(score: Evaluation | None, policy: Policy) -> Gate:
+    if score is None:
+        return Gate(name="calibration", passed=False, sentence=NO_SCORE, limit=policy.max_ece)
+    sentence = f"expected calibration error {score.ece:.4f}, limit {policy.max_ece:.4f}"
+    passed = score.ece <= policy.max_ece
+    return Gate(name="calibration", passed=passed, sentence=sentence, number=score.ece, limit=policy.max_ece)
+
+
+def _latency(release: Release, policy: Policy) -> Gate:
+    if not policy.max_p95_ms:
+        return Gate(name="latency", passed=True, sentence="no budget was given")
+    (p95,) = onnx_p95([release.onnx_path])
+    sentence = f"{p95:.1f} ms at the 95th percentile on this machine, budget {policy.max_p95_ms:.1f} ms"
+    return Gate(name="latency", passed=p95 <= policy.max_p95_ms, sentence=sentence, number=p95, limit=policy.max_p95_ms)
+
+
+def _golden(release: Release, policy: Policy) -> Gate:
+    if policy.golden_dir is None:
+        return Gate(name="golden pictures", passed=True, sentence="no folder was given")
+    paths = sorted(path for path in policy.golden_dir.glob("*/*") if path.is_file())
+    if not paths:
+        raise DataError(
+            f"There are no golden pictures in {policy.golden_dir}: put them into one folder for each class."
+        )
+    classifier = OnnxClassifier(release.onnx_path)
+    wrong = []
+    for path in paths:
+        try:
+            label = classifier.answer(path).label
+        except VitCifarError as error:
+            label = str(error)
+        if label != path.parent.name:
+            wrong.append(f"{path.parent.name}/{path.name} ({label})")
+    sentence = f"{len(wrong)} of {len(paths)} wrong" + (f": {', '.join(wrong[:5])}" if wrong else "")
+    return Gate(name="golden pictures", passed=not wrong, sentence=sentence, number=len(wrong), limit=0)
