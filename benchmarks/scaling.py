@@ -1,0 +1,89 @@
+"""Time per picture and memory at 1,000, 10,000 and 50,000 training pictures: neither should grow with their number.
+
+    python benchmarks/scaling.py
+
+vit_tiny, all layers, synthetic pictures of CIFAR-10's size, all kept in memory as uint8. Each size trains in a process
+of its own, so that the peak is its own; the sizes take turns. The last line is the slowest time per picture / the
+fastest.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SIZES = (1_000, 10_000, 50_000)
+
+
+def train_once(num_pictures: int, num_epochs: int) -> None:
+    """Train and print milliseconds per picture, and the memory in MB before the pictures and at the peak."""
+    from vitcifar.config import resolve
+    from vitcifar.data.pictures import Pictures
+    from vitcifar.training.loop import fit
+    from vitcifar.training.network import build_network
+
+    names = tuple("abcdefghij")
+    config = resolve("digits", epochs=num_epochs, batch_size=100, device="cpu")
+    network = build_network(config, names)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    random = np.random.default_rng(0)
+    sets = [
+        Pictures(
+            images=random.integers(0, 256, (number, 32, 32, 3), dtype=np.uint8),
+            labels=np.arange(number) % 10,
+            class_names=names,
+            ids=tuple(map(str, range(number))),
+        )
+        for number in (num_pictures, 100)
+    ]
+    times = [0.0] * (num_epochs * num_pictures // config.batch_size + 1)
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        if "step/loss" in metrics:
+            times[step] = time.perf_counter()
+
+    with tempfile.TemporaryDirectory() as folder:
+        fit(network, *sets, config, log=log, folder=Path(folder))
+    seconds = times[-1] - times[1]  # the first step warms up
+    milliseconds = 1000 * seconds / (num_epochs * num_pictures - config.batch_size)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"milliseconds": milliseconds, "before": before, "peak": peak}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--only", type=int, default=0, help="train once with this many pictures, and say how it went")
+    options = parser.parse_args()
+    if options.only:
+        train_once(options.only, num_epochs=max(1, 5_000 // options.only))
+        return
+    from vitcifar.release.latency import this_machine
+
+    print(this_machine())
+    results: dict[int, list[dict[str, float]]] = {size: [] for size in SIZES}
+    for _ in range(options.turns):
+        for size in SIZES:
+            command = [sys.executable, __file__, "--only", str(size)]
+            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results[size].append(json.loads(answer.splitlines()[-1]))
+    medians = {}
+    for size, runs in results.items():
+        medians[size] = statistics.median(run["milliseconds"] for run in runs)
+        added = max(run["peak"] - run["before"] for run in runs)
+        peak = max(run["peak"] for run in runs)
+        print(
+            f"{size:>6,} pictures: {medians[size]:6.3f} ms a picture, peak {peak:,.0f} MB, {added:,.0f} MB of it added"
+        )
+    print(f"ratio {max(medians.values()) / min(medians.values()):.3f}")
+
+
+if __name__ == "__main__":
+    main()
