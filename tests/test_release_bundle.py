@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ MLMODEL = """flavors:
 """
 
 
-def make_release(folder: Path, release_id: str = "toy") -> str:
+def make_release(folder: Path, release_id: str = "toy", **fields: Any) -> str:
     """A whole release around the toy ONNX file, as publishing leaves it; returns its digest."""
     (folder / "data").mkdir(parents=True)
     make_onnx(folder / "model.onnx", release_id=release_id)
@@ -43,6 +44,7 @@ def make_release(folder: Path, release_id: str = "toy") -> str:
         temperature=1.0,
         fingerprint="f" * 64,
         run_id="r" * 32,
+        **fields,
     )
     return write_release(release, folder)
 
