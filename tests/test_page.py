@@ -349,6 +349,17 @@ def test_a_closed_page_answers_no_more_and_frees_its_port(colours):
     free_port("127.0.0.1", urlsplit(served.url).port or 0)
 
 
+def test_a_proxy_for_the_outside_does_not_stop_the_page(colours, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    served = launch(colours, port=0)
+    assert ask(served, "/health", {}) == 200
+    served.close()
+
+
 def test_sigterm_ends_the_page_and_takes_the_uploaded_pictures_along(published, tmp_path):
     code = (
         "import threading\nfrom vitcifar import tracking\nfrom vitcifar.release.registry import Registry\n"

@@ -149,7 +149,8 @@ STYLE = """
 .card.empty .verdict { font-size: 24px; margin-bottom: 8px; }
 .card.empty .by { margin-top: auto; padding-top: 20px; }
 .card.failure { background: var(--redtint); border-color: color-mix(in srgb, var(--red) 35%, transparent); }
-.card.failure p:last-child { margin-top: 4px; color: var(--red); font-size: 17px; line-height: 1.45; overflow-wrap: anywhere; }
+.card.failure p:last-child { margin-top: 4px; color: var(--red); font-size: 17px; line-height: 1.45;
+  overflow-wrap: anywhere; }
 #picture { border-radius: 14px; border: 1px solid var(--line); box-shadow: none; }
 #picture .image-frame img { object-fit: contain !important; }
 #examples { border: 0; padding: 0; background: none; box-shadow: none; }

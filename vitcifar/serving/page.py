@@ -1,5 +1,6 @@
 """Serves the page of a version: tries the port, opens the version, starts the server, follows the alias."""
 
+import os
 import signal
 import socket
 import threading
@@ -10,7 +11,7 @@ from vitcifar.data.picture import MAX_BYTES
 from vitcifar.errors import ServingError
 from vitcifar.serving import layout, look
 from vitcifar.serving.shelf import Shelf
-from vitcifar.serving.shield import EVERYWHERE, Shield
+from vitcifar.serving.shield import EVERYWHERE, LOCAL, Shield
 
 if TYPE_CHECKING:
     from vitcifar.release.registry import Registry
@@ -112,6 +113,9 @@ def start(blocks: Any, shelf: Shelf, host: str, port: int, allowed_hosts: tuple[
         }
         return JSONResponse(answer)
 
+    # Gradio asks its own address whether the server is up: never through a proxy that is set for the outside.
+    around = [os.environ.get("no_proxy", ""), *LOCAL, host]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, around))
     blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=2).launch(
         server_name=host,
         server_port=port,
