@@ -70,7 +70,7 @@ class Setting(click.ParamType):
 
     def __init__(self, field: dataclasses.Field) -> None:
         choices = field.metadata["choices"]
-        self.inner = click.Choice(choices) if choices else TYPES[field.type]  # type: ignore[index]
+        self.inner: click.ParamType = click.Choice(choices) if choices else TYPES[field.type]  # type: ignore[index]
         self.name = self.inner.name
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
@@ -382,7 +382,9 @@ def compare(
     )
     click.echo(comparison.sentence())
     if margin:
-        click.echo(f"not worse      {'yes' if comparison.not_worse else 'not shown'}, by more than {margin:g}")
+        click.echo(
+            f"not worse      {'yes' if comparison.not_worse else 'not shown'} (by more than {100 * margin:g} points)"
+        )
     click.echo(f"run            {run_id}")
 
 

@@ -49,7 +49,7 @@ def connect(uri: str | None = None) -> str:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ["MLFLOW_TRACKING_URI"] = uri  # for the processes that are started from here
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(None)
+    mlflow.set_registry_uri("")  # the registry of the tracking store
     with reaching(uri):
         mlflow.MlflowClient().search_experiments(max_results=1)
     return uri
@@ -166,9 +166,11 @@ class Run:
         the whole is a tag."""
         import mlflow
         from mlflow.data.meta_dataset import MetaDataset
-        from mlflow.data.sources import LocalArtifactDatasetSource
+        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
-        dataset = MetaDataset(LocalArtifactDatasetSource(location), name=f"{source}-{role}", digest=fingerprint[:36])
+        dataset = MetaDataset(  # type: ignore[abstract]
+            LocalArtifactDatasetSource(location), name=f"{source}-{role}", digest=fingerprint[:36]
+        )
         tags = {"fingerprint": fingerprint, "num_pictures": str(num_pictures)}
         mlflow.log_input(dataset, context=role, tags=tags)
 
