@@ -70,7 +70,7 @@ class Setting(click.ParamType):
 
     def __init__(self, field: dataclasses.Field) -> None:
         choices = field.metadata["choices"]
-        self.inner: click.ParamType = click.Choice(choices) if choices else TYPES[field.type]  # type: ignore[index]
+        self.inner: click.ParamType = click.Choice(choices) if choices else TYPES[field.type]  # type: ignore[index,assignment]
         self.name = self.inner.name
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:

@@ -113,7 +113,7 @@ def answer_tile(pictures: Pictures, probabilities: np.ndarray, place: int) -> Ti
     truth = f"is {pictures.class_names[label]} ({probabilities[place, label]:.0%})"
     return Tile(
         image=pictures.images[place],
-        title=f"{pictures.class_names[answer]} {probabilities[place, answer]:.0%}",
+        title=f"{pictures.class_names[answer]} · {probabilities[place, answer]:.0%}",
         note="" if answer == label else truth,
         id=pictures.ids[place],
         tone="good" if answer == label else "bad",

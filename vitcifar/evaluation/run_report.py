@@ -38,8 +38,11 @@ def run_report(
 
     Only what is given becomes a section. An empty sequence of duplicates says that there are none; None says nothing.
     """
+    noted = sections.highlights(
+        threshold=threshold, slices=slices, robustness=robustness, outliers=outliers, duplicates=duplicates
+    )
     parts = [
-        sections.summary(evaluation),
+        sections.summary(evaluation, noted),
         sections.comparison_section(comparison) if comparison else None,
         picture_sections.lost_section(pictures, probabilities, comparison) if comparison and comparison.lost else None,
         sections.class_section(evaluation),

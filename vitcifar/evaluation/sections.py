@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from vitcifar.evaluation import charts
 from vitcifar.evaluation import figures as plots
 from vitcifar.evaluation.compare import Comparison
+from vitcifar.evaluation.neighbours import Duplicate
 from vitcifar.evaluation.outliers import OutlierScore
 from vitcifar.evaluation.report import Headline, Number, Section, Table
 from vitcifar.evaluation.robustness import Robustness
@@ -15,8 +16,8 @@ from vitcifar.evaluation.slices import Slice
 MOST_ROWS = 12
 
 
-def summary(evaluation: Evaluation) -> Section:
-    """Accuracy with its interval, and every other number of the run."""
+def summary(evaluation: Evaluation, more: Sequence[Number] = ()) -> Section:
+    """Accuracy with its interval, every other number of the scores, and what the checks beyond them came to."""
     low, high = evaluation.accuracy_low, evaluation.accuracy_high
     right = int(evaluation.correct.sum())
     return Section(
@@ -44,8 +45,38 @@ def summary(evaluation: Evaluation) -> Section:
                 value=f"{evaluation.aurc:.4f}",
                 note=f"best possible {best_aurc(evaluation.correct):.4f}",
             ),
+            *more,
         ],
     )
+
+
+def highlights(
+    *,
+    threshold: Threshold | None = None,
+    slices: Sequence[Slice] = (),
+    robustness: Robustness | None = None,
+    outliers: Sequence[OutlierScore] = (),
+    duplicates: Sequence[Duplicate] | None = None,
+) -> list[Number]:
+    """One number of each check that was made, for the summary."""
+    numbers = []
+    if threshold is not None:
+        note = f"of the {threshold.coverage:.0%} at {threshold.confidence:.2f} or above"
+        numbers.append(Number(name="Right when sure", value=f"{threshold.precision:.1%}", note=note))
+    if slices:
+        weakest = min(slices, key=lambda row: row.accuracy)
+        note = f"{weakest.property}: {weakest.name}"
+        numbers.append(Number(name="Weakest kind of pictures", value=f"{weakest.accuracy:.1%}", note=note))
+    if robustness is not None:
+        note = f"of {robustness.num_pictures:,}; {robustness.clean_accuracy:.0%} of them clean"
+        numbers.append(Number(name="Corrupted pictures right", value=f"{robustness.mean_accuracy:.1%}", note=note))
+    if outliers:
+        note = f"AUROC of {outliers[0].name.replace('_', ' ')}"
+        numbers.append(Number(name="Something else told apart", value=f"{outliers[0].auroc:.3f}", note=note))
+    if duplicates is not None:
+        note = f"{sum(pair.same_pixels for pair in duplicates)} with the same pixels"
+        numbers.append(Number(name="Duplicates between splits", value=f"{len(duplicates):,}", note=note))
+    return numbers
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -142,8 +173,8 @@ def robustness_section(robustness: Robustness) -> Section:
     low, high = robustness.interval
     return Section(
         title="Corrupted pictures",
-        text=f"{len(robustness.names)} common corruptions after Hendrycks & Dietterich (2019), "
-        f"each at severities {', '.join(map(str, robustness.severities))}.",
+        text=f"{robustness.num_pictures:,} test pictures with {len(robustness.names)} common corruptions after "
+        f"Hendrycks & Dietterich (2019), each at severities {', '.join(map(str, robustness.severities))}.",
         numbers=[
             Number(name="Clean", value=f"{robustness.clean_accuracy:.1%}"),
             Number(

@@ -23,12 +23,12 @@ body {
 .sheet { max-width: 1180px; margin: 0 auto; padding: 40px 28px 64px; }
 header h1 { font-size: clamp(1.6rem, 4vw, 2.3rem); line-height: 1.15; letter-spacing: -.02em; margin: 0 0 .35rem;
   overflow-wrap: anywhere; }
-header p { margin: 0; color: var(--muted); max-width: 70ch; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 14px 28px; margin: 26px 0 0;
+header p { margin: 0; color: var(--muted); max-width: 96ch; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 14px 24px; margin: 26px 0 0;
   padding: 18px 0; border-block: 1px solid var(--grid); }
 .facts div { min-width: 0; }
 .facts dt, .card dt { font-size: .78rem; color: var(--muted); }
-.facts dd { margin: 0; font-size: .92rem; overflow-wrap: anywhere; }
+.facts dd { margin: 0; font-size: .84rem; overflow-wrap: anywhere; }
 .columns { display: grid; grid-template-columns: 190px minmax(0, 1fr); gap: 36px; margin-top: 30px; }
 nav { position: sticky; top: 24px; align-self: start; font-size: .9rem; }
 nav ol { list-style: none; margin: 0; padding: 0; border-left: 2px solid var(--grid); }

@@ -16,7 +16,7 @@ from vitcifar.evaluation.scores import Evaluation, Predictor
 from vitcifar.evaluation.selective import apply_threshold
 from vitcifar.evaluation.slices import score_slices
 from vitcifar.examine.findings import Examination
-from vitcifar.examine.outsiders import outlier_source, read_outliers
+from vitcifar.examine.outsiders import outlier_name, read_outliers
 
 if TYPE_CHECKING:
     from vitcifar.training.network import Classifier
@@ -55,8 +55,7 @@ def examine(
     if trained_on:
         roles = {**trained_on, "test": test}
         duplicates, nearest = look_alike(evaluation, roles, network if full else None, config.batch_size)
-    source, robustness = outlier_source(config), None
-    others = read_outliers(config, limit=len(test))
+    others, robustness = read_outliers(config, limit=len(test)), None
     if full and config.robustness_pictures:
         asked = test.subset(balanced(test.labels, config.robustness_pictures))
         robustness = score_robustness(
@@ -70,7 +69,7 @@ def examine(
         nearest=nearest,
         robustness=robustness,
         outliers=score_outliers(logits, predictor(others), evaluation.temperature) if others else (),
-        outlier_source=source,
+        outlier_source=outlier_name(config),
     )
 
 

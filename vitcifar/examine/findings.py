@@ -35,11 +35,7 @@ class Examination:
         """Every number by its flat name."""
         flat: dict[str, float] = {}
         if self.threshold:
-            flat |= {
-                "threshold": self.threshold.confidence,
-                "coverage": self.threshold.coverage,
-                "precision": self.threshold.precision,
-            }
+            flat |= {"coverage": self.threshold.coverage, "precision": self.threshold.precision}
         flat |= {f"slice/{slice.property}/{slice.name}": slice.accuracy for slice in self.slices}
         if self.duplicates is not None:
             flat["duplicates"] = float(len(self.duplicates))

@@ -20,6 +20,14 @@ def outlier_source(config: TrainConfig) -> str:
     return config.outliers
 
 
+def outlier_name(config: TrainConfig) -> str:
+    """What the pictures of something else are called in a report: of a folder, its last two names."""
+    source = outlier_source(config)
+    return (
+        source if source in ("none", "digits", "cifar10") else "/".join(Path(source).expanduser().absolute().parts[-2:])
+    )
+
+
 def read_outliers(config: TrainConfig, limit: int) -> list[np.ndarray]:
     """At most `limit` pictures of something else, chosen by hash; none when none are asked for. Raises DataError."""
     name = outlier_source(config)

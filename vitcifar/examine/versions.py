@@ -14,6 +14,7 @@ from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.compare import Comparison, compare
 from vitcifar.evaluation.scores import Evaluation
 from vitcifar.examine.checks import examine
+from vitcifar.examine.outsiders import read_outliers
 from vitcifar.examine.record import data_name, record_data, record_evaluation, record_report, score
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release.bundle import Release
@@ -35,6 +36,7 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     config = TrainConfig(**{**release.config, **options})
     splits = read_splits(config)
     check_classes(release, splits)
+    read_outliers(config, limit=1)  # what fails for want of a file fails before there is a run
     name = named(release)
     network = open_network(registry, release) if config.examine == "full" else None
     classifier = OnnxClassifier(release.onnx_path)
@@ -109,7 +111,7 @@ def compare_versions(
             probabilities,
             title=names,
             subtitle=f"Both answered the same {len(splits.test):,} pictures from their ONNX files.",
-            facts=facts_of(ours) | {"Run": run.run_id},
+            facts=facts_of(ours) | {"Against": f"{named(theirs)}, release {theirs.release_id}", "Run": run.run_id},
             comparison=comparison,
         )
     return run.run_id, comparison
