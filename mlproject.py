@@ -151,6 +151,11 @@ def print_score(score: Any) -> None:
     )
 
 
+def print_gates(gates: Any) -> None:
+    for gate in gates:
+        click.echo(f"{'passed' if gate.passed else 'FAILED'}  {gate.name:<12}  {gate.sentence}")
+
+
 def print_event(event: Any) -> None:
     before = "nothing" if event.before is None else f"version {event.before}"
     click.echo(f"{event.alias} now means version {event.after}, before that {before}.")
@@ -204,6 +209,8 @@ def train(preset: str, seeds: int, tracking_uri: str, **options: Any) -> None:
     click.echo(f"weights        sha256 {trained.weights_sha256}")
     held_by = f", holds {trained.alias}" if trained.alias else ""
     click.echo(f"version        {trained.model_name} {trained.version}{held_by}")
+    if trained.refusal:
+        click.echo(trained.refusal)
     wanted = trained.alias or trained.version
     click.echo(f"next           vitcifar app --version {wanted}", err=True)
 
@@ -427,17 +434,49 @@ def show(version: str, model_name: str, tracking_uri: str) -> None:
 @main.command()
 @version_argument
 @alias_option
+@click.option(
+    "--require",
+    type=click.Choice(["better", "not-worse", "nothing"]),
+    default="not-worse",
+    help="What the paired test against the alias's present version must show, on the same test pictures.",
+)
+@click.option("--margin", default=0.02, help="Loss of accuracy that still counts as not worse.")
+@click.option("--min-accuracy", default=0.0, help="Accuracy on the test pictures that it must reach.")
+@click.option("--max-ece", default=0.15, help="Expected calibration error that it may have.")
+@click.option("--max-p95-ms", default=0.0, help="Milliseconds that 95 % of answers may take here (0 = not measured).")
+@click.option("--golden-dir", default="none", help="Folder of CLASS/* pictures that it must get right (none = none).")
+@click.option("--force", type=click.Choice(["no", "yes"]), default="no", help="Pass failed gates; needs --reason.")
 @reason_option
 @model_name
 @tracking_uri
-def promote(version: str, alias: str, reason: str, model_name: str, tracking_uri: str) -> None:
-    """Let an alias mean VERSION, once the release has been verified; recorded with who, when and why.
+def promote(
+    version: str,
+    alias: str,
+    golden_dir: str,
+    force: str,
+    reason: str,
+    model_name: str,
+    tracking_uri: str,
+    **limits: Any,
+) -> None:
+    """Let an alias mean VERSION if it passes every gate; each is recorded with its number, limit and verdict.
 
     \b
     vitcifar promote 2 --reason "better on night pictures"
+    vitcifar promote 3 --require better --max-p95-ms 200 --golden-dir golden
+    vitcifar promote 4 --force yes --reason "the champion fails on every truck"
     """
-    event = registry_of(tracking_uri, model_name).promote(version, alias, reason=words(reason))
-    print_event(event)
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.release import gates
+
+    policy = gates.Policy(golden_dir=Path(golden_dir) if words(golden_dir) else None, **limits)
+    try:
+        done = gates.promote(registry, version, alias, policy=policy, force=force == "yes", reason=words(reason))
+    except gates.GateError as error:
+        print_gates(error.gates)
+        raise
+    print_gates(done.gates)
+    print_event(done.event)
 
 
 @main.command()
@@ -454,6 +493,89 @@ def rollback(alias: str, to: str, reason: str, model_name: str, tracking_uri: st
     """
     registry = registry_of(tracking_uri, model_name)
     print_event(registry.rollback(alias, to=None if to == "former" else to, reason=words(reason)))
+
+
+@main.command()
+@click.option("--alias", default="all", help="An alias, or all.")
+@model_name
+@tracking_uri
+def history(alias: str, model_name: str, tracking_uri: str) -> None:
+    """Who moved which alias, when, from which version to which, through which gates, and why.
+
+    \b
+    vitcifar history --alias champion
+    """
+    events = registry_of(tracking_uri, model_name).history(None if alias == "all" else alias)
+    click.echo(f"{'when':<20}  {'who':<10}  {'what':<8}  {'alias':<12}  {'from':>4}  {'to':>4}  {'gates':<8}  reason")
+    for event in events:
+        passed = sum(gate["passed"] for gate in event.gates)
+        gates = f"{passed}/{len(event.gates)}{' forced' if event.forced else ''}" if event.gates else "-"
+        what = event.kind if event.done else f"{event.kind} (broken off)"
+        click.echo(
+            f"{event.when[:19] + 'Z':<20}  {event.who:<10}  {what:<8}  {event.alias:<12}  "
+            f"{event.before or '-':>4}  {event.after or '-':>4}  {gates:<8}  {event.reason}"
+        )
+
+
+@main.command()
+@click.option("--repair", type=click.Choice(["no", "yes"]), default="no", help="Repair what is found.")
+@click.option(
+    "--settled-seconds", default=3600.0, help="Age from which what is unfinished counts as left behind, in seconds."
+)
+@model_name
+@tracking_uri
+def doctor(repair: str, settled_seconds: float, model_name: str, tracking_uri: str) -> None:
+    """Find half-registered versions, missing or changed files and aliases that point at less than a whole release.
+
+    \b
+    vitcifar doctor
+    vitcifar doctor --repair yes
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.release import doctor
+
+    act = doctor.repair if repair == "yes" else doctor.examine
+    findings = act(registry, settled_seconds=settled_seconds)
+    for finding in findings:
+        state = "repaired" if finding.repaired else "to do"
+        click.echo(f"{finding.kind:<14}  {finding.subject}: {finding.sentence}. {state}: {finding.repair}")
+    left = [finding for finding in findings if not finding.repaired]
+    if left:
+        advice = "type vitcifar doctor --repair yes" if repair == "no" else "they need a person"
+        raise click.ClickException(f"{len(left)} things are not as they should be: {advice}.")
+    click.echo("Every version is whole and every alias points at one.")
+
+
+@main.command()
+@version_option
+@click.option("--threads", default="all", help="Numbers of threads, such as 1,2 (all = 1 and every core).")
+@click.option("--runs", default=30, type=click.IntRange(2), help="Answers timed for each row.")
+@model_name
+@tracking_uri
+def benchmark(version: str, threads: str, runs: int, model_name: str, tracking_uri: str) -> None:
+    """Measure a version on this machine: form x threads, size, cold start, p50, p95 and p99; kept on the version.
+
+    \b
+    vitcifar benchmark --version champion --threads 1,2
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.examine.speed import benchmark_version
+
+    counts = [] if threads == "all" else [int(count) for count in names_of(threads) if count.isdecimal()]
+    table, changes = benchmark_version(registry, version, threads=counts, num_runs=runs)
+    machine = table.machine
+    click.echo(f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}")
+    click.echo(f"{', '.join(f'{name} {number}' for name, number in machine.versions.items())}  [{machine.fingerprint}]")
+    click.echo("form    threads   size MB  accuracy   cold ms    p50 ms    p95 ms    p99 ms")
+    for row in table.rows:
+        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.4f}"
+        click.echo(
+            f"{row.form:<6}  {row.num_threads:>7}  {row.file_bytes / 1e6:>8.1f}  {accuracy:>8}  {row.cold_ms:>8.1f}  "
+            f"{row.p50_ms:>8.2f}  {row.p95_ms:>8.2f}  {row.p99_ms:>8.2f}"
+        )
+    for change in changes:
+        times = f"{change.before_ms:.2f} ms before, {change.now_ms:.2f} ms now"
+        click.echo(f"{change.form} with {change.num_threads} threads: {times}, ratio {change.ratio:.2f}")
 
 
 @main.command()
@@ -500,7 +622,10 @@ def predict(files: tuple[str, ...], version: str, form: str, model_name: str, tr
         click.echo(table.heading())
     for prediction in predict_files(opened, files):
         num_failed += prediction.answer is None
-        click.echo(prediction.to_json() if form == "json" else table.line(prediction), err=prediction.answer is None)
+        if form == "json":
+            click.echo(prediction.to_json())
+        else:
+            click.echo(table.line(prediction), err=prediction.answer is None)
     if num_failed:
         raise click.ClickException(f"{num_failed} of {len(files)} files could not be answered.")
 

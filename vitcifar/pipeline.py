@@ -33,7 +33,8 @@ class Trained:
     weights_sha256: str
     model_name: str
     version: int
-    alias: str | None
+    alias: str | None  # what it holds now
+    refusal: str  # why it does not hold the alias that was asked for
 
 
 def train(config: TrainConfig) -> Trained:
@@ -126,18 +127,30 @@ def test(
 def release(
     run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, evaluation: Evaluation
 ) -> Trained:
-    """Export, prove, register as one version, and give it the alias that was asked for."""
+    """Export, prove, register as one version, and give it the alias that was asked for if the gates let it pass."""
+    from vitcifar.release.gates import GateError, promote
     from vitcifar.release.publish import publish
     from vitcifar.release.registry import Registry
     from vitcifar.training.network import weights_sha256
 
     digest = weights_sha256(network)
     run.set_tags({"weights_sha256": digest})
-    version = publish(network, splits=splits, evaluation=evaluation.to_dict(), config=config, run_id=run.run_id)
+    version = publish(
+        network,
+        splits=splits,
+        evaluation=evaluation.to_dict(),
+        config=config,
+        run_id=run.run_id,
+        int8=config.int8 == "try",
+    )
     run.set_tags({"version": f"{config.model_name}/{version}"})
-    alias = None if config.promote_to == "none" else config.promote_to
-    if alias:
-        Registry(config.model_name).promote(str(version), alias, reason=f"asked for by run {run.run_id}")
+    alias, refusal = None, ""
+    if config.promote_to != "none":
+        try:
+            promote(Registry(config.model_name), version, config.promote_to, reason=f"asked for by run {run.run_id}")
+            alias = config.promote_to
+        except GateError as error:
+            refusal = str(error)
     return Trained(
         run_id=run.run_id,
         evaluation=evaluation,
@@ -146,6 +159,7 @@ def release(
         model_name=config.model_name,
         version=version,
         alias=alias,
+        refusal=refusal,
     )
 
 
