@@ -6,13 +6,20 @@ whatever way: nothing has to be waited for, and a process that only sleeps is no
 
 import contextlib
 import hashlib
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 
-from vitcifar.errors import TrackingError
+from vitcifar.errors import ConfigError, TrackingError
+
+
+def refuse_torchrun(what: str) -> None:
+    """Several processes that share every batch make one run; a study is made of many. Raises ConfigError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"Several processes train one run together, and {what}: start one process.")
 
 
 class Crew:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import TrainConfig
+from vitcifar.config import TrainConfig, groups
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError
-from vitcifar.study.crew import Crew
+from vitcifar.study.crew import Crew, refuse_torchrun
 from vitcifar.study.space import Dimension, readable
 from vitcifar.study.tally import Tally, is_finished, show
 
@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 
     from vitcifar.training.loop import Log
 
-# Settings that may differ when a sweep goes on: they change no trial.
-FREE = ("data_dir", "output_dir", "experiment", "device", "num_workers", "cache_memory")
+# Settings that must be the same when a sweep goes on: the others change no trial.
+DECISIVE = tuple(
+    name
+    for name, heading in groups().items()
+    if heading in ("Data", "Model", "Training", "Speed")
+    and name not in ("data_dir", "resume", "device", "num_workers", "cache_memory")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class Plan:
 
     def recipe(self, splits: Splits) -> dict[str, Any]:
         """What two processes must agree on to work on one study."""
-        settings = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in FREE}
+        settings = {name: getattr(self.config, name) for name in DECISIVE}
         pictures = [splits.fingerprints[role] for role in ("train", "validation")]
         search = "; ".join(map(str, self.space))
         return {"preset": self.preset, "search": search, "pruner": self.pruner, **settings, "pictures": pictures}
@@ -58,6 +63,7 @@ def sweep(plan: Plan) -> Tally:
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("A sweep needs Optuna, which is not installed: type pip install -e '.[sweep]'.")
+    refuse_torchrun("the trials of a sweep are runs of their own")
     splits = without_test(pipeline.read_splits(plan.config))
     pipeline.make_network(plan.config, splits.class_names)  # weights that are not there are told before there is a run
     crew = Crew(plan.storage.absolute(), plan.name)
