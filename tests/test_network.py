@@ -50,7 +50,7 @@ def test_a_list_of_mixed_sizes_gives_each_picture_its_own_logits():
     mixed = [pictures(8, 8), pictures(50, 30), pictures(8, 8, seed=1)]
     together = predict_logits(network, mixed, 2)
     alone = np.concatenate([predict_logits(network, picture[None]) for picture in mixed])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
 def test_cutting_the_network_after_any_block_changes_nothing():
@@ -73,18 +73,18 @@ def test_our_forward_equals_torchvisions():
 def test_only_what_should_train_asks_for_gradients(layers):
     network = tiny(train_layers=layers)
     trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
-    last_blocks = {f"backbone.encoder.layers.encoder_layer_{block}" for block in (2, 3)}
+    last_blocks = {f"backbone.encoder.layers.encoder_layer_{block}" for block in (1, 2)}
     for name in dict(network.named_parameters()):
         in_last = name.rsplit(".", 2)[0] in last_blocks or any(name.startswith(block) for block in last_blocks)
         above = in_last or name.startswith("backbone.encoder.ln.")
         assert (name in trained) == (layers == "all" or name.startswith("head.") or (layers == "2" and above)), name
     assert 0 < count_parameters(network, trained=True) <= count_parameters(network)
-    assert frozen_depth(network, layers) == {"head": 5, "2": 2, "all": None}[layers]
+    assert frozen_depth(network, layers) == {"head": 4, "2": 1, "all": None}[layers]
 
 
 def test_more_blocks_than_there_are_is_a_clear_error():
-    with pytest.raises(ConfigError, match="there are 4 blocks: type 1 to 4"):
-        choose_trained(tiny(), "5")
+    with pytest.raises(ConfigError, match="there are 3 blocks: type 1 to 3"):
+        choose_trained(tiny(), "4")
 
 
 def test_one_seed_makes_one_network_and_leaves_the_callers_random_numbers_alone():

@@ -28,17 +28,20 @@ TINY_PATCH_SIZE = 8
 
 
 def vit_tiny(image_size: int = TINY_IMAGE_SIZE) -> VisionTransformer:
-    """A small ViT of torchvision's parts: three convolutions make 8-pixel patches, then 4 blocks, 96 wide.
+    """A small ViT of torchvision's parts: four convolutions make 8-pixel patches, then 3 blocks, 96 wide.
 
     Convolutions in place of the one patch projection: Xiao et al. 2021, "Early convolutions help transformers see
     better". Their norm is GroupNorm: unlike BatchNorm it gives the same in training, in parts of a batch, and served.
     """
     norm = partial(nn.GroupNorm, 1)
-    stem = [ConvStemConfig(channels, kernel_size=3, stride=2, norm_layer=norm) for channels in (24, 48, 96)]
+    layers = ((24, 2), (48, 2), (96, 2), (96, 1))
+    stem = [
+        ConvStemConfig(width, kernel_size=3, stride=stride, norm_layer=norm) for width, stride in widths_and_strides
+    ]
     return VisionTransformer(
         image_size=image_size,
         patch_size=TINY_PATCH_SIZE,
-        num_layers=4,
+        num_layers=3,
         num_heads=4,
         hidden_dim=96,
         mlp_dim=192,
