@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -20,24 +21,33 @@ from vitcifar import tracking
 from vitcifar.errors import RegistryError, ReleaseError, VitCifarError
 from vitcifar.release.bundle import read_release
 from vitcifar.release.history import Event, former_holders, new_event, read_events
-from vitcifar.release.publish import register
+from vitcifar.release.publish import MODEL_TAG, register
 from vitcifar.release.pull import cache_dir
 from vitcifar.release.registry import Registry, check_alias, parse_uri
+
+PROOFS = {"parity": {"max_logit_difference": 0.0}, "test": {"accuracy": 0.5}}
 
 
 def add_version(folder: Path, release_id: str, model_name: str = "toy") -> int:
     """Register a toy release as publishing does, without a network to train and export."""
-    digest = make_release(folder / release_id, release_id)
+    model, digest = store_release(folder, release_id, model_name)
+    release = read_release(folder / release_id / "release.json")
+    return register(release, model.model_id, digest)
+
+
+def store_release(folder: Path, release_id: str, model_name: str = "toy", *, files: str = "*") -> tuple[Any, str]:
+    """Store a toy release (or only some files of it) as publishing does before it registers; the digest too."""
     client = mlflow.MlflowClient()
     run = client.create_run("0")
-    model = client.create_logged_model("0", name="release", source_run_id=run.info.run_id)
-    client.log_model_artifacts(model.model_id, str(folder / release_id))
-    client.finalize_logged_model(model.model_id, "READY")
-    release = read_release(folder / release_id / "release.json")
-    shutil.rmtree(folder / release_id)
-    fields = {"proofs": {"parity": {"max_logit_difference": 0.0}, "test": {"accuracy": 0.5}}}
-    release = dataclasses.replace(release, run_id=run.info.run_id, model_name=model_name, **fields)
-    return register(release, model.model_id, digest)
+    shutil.rmtree(folder / release_id, ignore_errors=True)
+    digest = make_release(folder / release_id, release_id, model_name=model_name, run_id=run.info.run_id, proofs=PROOFS)
+    tags = {MODEL_TAG: model_name}
+    model = client.create_logged_model("0", name="release", source_run_id=run.info.run_id, tags=tags)
+    if files == "*":
+        client.log_model_artifacts(model.model_id, str(folder / release_id))
+    for path in sorted((folder / release_id).glob(files)) if files != "*" else ():
+        client.log_model_artifact(model.model_id, str(path))
+    return model, digest
 
 
 @pytest.fixture(scope="module")

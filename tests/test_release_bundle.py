@@ -38,13 +38,11 @@ def make_release(folder: Path, release_id: str = "toy", **fields: Any) -> str:
     (folder / "MLmodel").write_text(MLMODEL % LOADER_MODULE)
     release = Release(
         release_id=release_id,
-        model_name="toy",
         class_names=("red", "green", "blue"),
         image_size=32,
         temperature=1.0,
         fingerprint="f" * 64,
-        run_id="r" * 32,
-        **fields,
+        **{"model_name": "toy", "run_id": "r" * 32, **fields},
     )
     return write_release(release, folder)
 

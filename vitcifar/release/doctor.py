@@ -105,8 +105,8 @@ def _unregistered(registry: Registry, settled_seconds: float) -> Iterator[Findin
     meant = {version.source for version in registry.versions()}
     for model in _logged_models(registry):
         young = time.time() - model.creation_timestamp / 1000 < settled_seconds
-        if f"models:/{model.model_id}" in meant or young:
-            continue
+        if f"models:/{model.model_id}" in meant or young or LINK_TAG in model.tags:
+            continue  # with the tag it was a version once, and somebody deleted that
         release = _whole(model)
         if release is None:
             yield Finding(

@@ -44,7 +44,7 @@ def remove(registry: Registry, version: Version) -> None:
     """Delete a version that is no whole release, its aliases given back first."""
     for alias in version.aliases:
         give_back(registry, alias, version.number)
-    registry.client.delete_model_version(registry.model_name, str(version.number))
+    registry.delete(version)
 
 
 def give_back(registry: Registry, alias: str, holder: int) -> None:

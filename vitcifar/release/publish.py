@@ -152,7 +152,12 @@ def register(release: Release, model_id: str, digest: str) -> int:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = client.create_model_version(
-            release.model_name, f"models:/{model_id}", run_id=release.run_id, tags=tags, model_id=model_id
+            release.model_name,
+            f"models:/{model_id}",
+            run_id=release.run_id,
+            tags=tags,
+            model_id=model_id,
+            await_creation_for=0,
         )
         link(release.model_name, int(version.version), model_id)
     return int(version.version)

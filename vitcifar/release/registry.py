@@ -1,5 +1,6 @@
 """The registry: which versions there are, which one an alias means, and how it came to mean it."""
 
+import contextlib
 import dataclasses
 import datetime
 import re
@@ -190,6 +191,14 @@ class Registry:
             self.client.set_registered_model_tag(self.model_name, new_key(event), event.to_json())
             self.client.delete_registered_model_alias(self.model_name, alias)
         return event
+
+    def delete(self, version: Version) -> None:
+        """Delete a version that no alias means, and the stored model behind it."""
+        assert not self.show(version.number).aliases
+        with reaching(mlflow.get_tracking_uri()):
+            self.client.delete_model_version(self.model_name, str(version.number))
+            with contextlib.suppress(MlflowException):  # it went before
+                self.client.delete_logged_model(version.source.removeprefix("models:/"))
 
     def tag(self, number: int, key: str, value: str) -> None:
         """Note something on a version."""

@@ -1,0 +1,197 @@
+"""What a process leaves behind that was killed at each point, and what a damaged store holds: found and repaired."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_registry import add_version, server, store, store_release  # noqa: F401  fixtures among them
+
+from vitcifar.errors import ReleaseError
+from vitcifar.release.doctor import Finding, examine, repair
+from vitcifar.release.history import new_event, new_key
+from vitcifar.release.pull import cache_dir
+from vitcifar.release.registry import Registry
+
+
+@pytest.fixture
+def patient(store: Path, request: pytest.FixtureRequest) -> Iterator[Registry]:  # noqa: F811
+    """A registry of its own for each test, with one version, the champion."""
+    name = f"patient-{abs(hash(request.node.name))}"
+    add_version(store, "first", name)
+    registry = Registry(name)
+    registry.promote(1)
+    yield registry
+    shutil.rmtree(cache_dir(), ignore_errors=True)
+
+
+def heal(registry: Registry, *kinds: str) -> list[Finding]:
+    """Repair, and hold that just these were found, that all were repaired and that nothing is left."""
+    found = repair(registry, settled_seconds=0)
+    assert tuple(finding.kind for finding in found) == kinds, found
+    assert all(finding.repaired for finding in found), found
+    assert examine(registry, settled_seconds=0) == []
+    for number in registry.aliases().values():
+        registry.check_store(registry.show(number))
+        registry.pull(number)
+    return found
+
+
+def test_a_healthy_registry_is_left_alone(patient: Registry) -> None:
+    assert examine(patient, settled_seconds=0) == []
+
+
+def test_killed_while_exporting(patient: Registry) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left, ours = (tempfile.mkdtemp(prefix=f"vitcifar-{number}-") for number in (process.pid, 1))
+    try:
+        heal(patient, "unfinished export")
+        assert not Path(left).exists()
+        assert Path(ours).exists()  # of a process that lives
+    finally:
+        shutil.rmtree(ours)
+
+
+def test_killed_before_the_first_file_was_stored(patient: Registry, store: Path) -> None:  # noqa: F811
+    store_release(store, "second", patient.model_name, files="nothing")
+    heal(patient, "half-stored model")
+    assert len(patient.versions()) == 1
+
+
+def test_killed_while_files_were_stored(patient: Registry, store: Path) -> None:  # noqa: F811
+    store_release(store, "second", patient.model_name, files="[Mr]*")  # MLmodel and release.json, not the models
+    heal(patient, "half-stored model")
+    assert len(patient.versions()) == 1
+
+
+def test_killed_between_storing_and_registering(patient: Registry, store: Path) -> None:  # noqa: F811
+    store_release(store, "second", patient.model_name)
+    heal(patient, "unregistered release")
+    assert patient.pull(2).release_id == "second"
+    assert patient.aliases() == {"champion": 1}
+
+
+def test_killed_before_the_first_version_of_a_name(store: Path) -> None:  # noqa: F811
+    registry = Registry("never-was")
+    registry.client.create_registered_model("never-was")
+    heal_empty = repair(registry, settled_seconds=0)
+    assert [finding.kind for finding in heal_empty] == ["empty model"]
+    assert examine(registry, settled_seconds=0) == []
+
+
+def test_killed_after_registering(patient: Registry) -> None:
+    model_id = patient.show(1).source.removeprefix("models:/")
+    patient.client.delete_logged_model_tag(model_id, "mlflow.modelVersions")
+    heal(patient, "unlinked version")
+
+
+@pytest.mark.parametrize("came", [False, True])
+def test_killed_while_promoting(patient: Registry, store: Path, came: bool) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    event = new_event("champion", 1, 2, "promote", "")
+    patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
+    if came:
+        patient.client.set_registered_model_alias(patient.model_name, "champion", "2")
+    heal(patient, "unfinished promotion")
+    assert patient.aliases() == {"champion": 2 if came else 1}
+    assert [event.after for event in patient.history()] == ([1, 2] if came else [1])
+
+
+def test_what_is_young_may_still_be_at_work(patient: Registry, store: Path) -> None:  # noqa: F811
+    store_release(store, "second", patient.model_name, files="[Mr]*")
+    event = new_event("champion", 1, 2, "promote", "")
+    patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
+    assert examine(patient) == []
+
+
+def stored(registry: Registry, number: int, store: Path) -> Path:  # noqa: F811
+    """The folder in which the store really keeps a version's files."""
+    location = registry.location(registry.show(number))
+    if location.startswith("mlflow-artifacts:"):
+        model = location.rsplit("/models/")[1].split("/")[0]
+        return next(store.parent.glob(f"server*/kept/0/models/{model}/artifacts"))
+    return Path(location.removeprefix("file://"))
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+
+
+def change_a_file(folder: Path) -> None:
+    (folder / "data" / "model.pt2").write_bytes(b"another")
+
+
+def change_release_json(folder: Path) -> None:
+    (folder / "release.json").write_text("{}")
+
+
+def lose_everything(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+DAMAGES = [lose_a_file, change_a_file, change_release_json, lose_everything]
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_version_is_brought_back_from_the_cache(
+    patient: Registry,
+    store: Path,  # noqa: F811
+    damage: Callable[[Path], None],
+) -> None:
+    patient.pull(1, pytorch=True)
+    damage(stored(patient, 1, store))
+    with pytest.raises(ReleaseError, match="missing or changed in the store"):
+        patient.promote(1, "challenger")
+    heal(patient, "damaged version")
+    assert patient.aliases() == {"champion": 1}
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_without_a_copy_the_alias_goes_back_to_the_last_whole_release(
+    patient: Registry,
+    store: Path,  # noqa: F811
+    damage: Callable[[Path], None],
+) -> None:
+    add_version(store, "second", patient.model_name)
+    patient.promote(2)
+    damage(stored(patient, 2, store))
+    heal(patient, "broken version")
+    assert patient.aliases() == {"champion": 1}
+    assert patient.history()[-1].reason == "doctor: version 2 is not a whole release"
+    assert [version.number for version in patient.versions()] == [1]
+
+
+def test_without_any_whole_release_no_version_holds_the_alias(patient: Registry, store: Path) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    lose_a_file(stored(patient, 1, store))
+    heal(patient, "broken version")
+    assert patient.aliases() == {}
+    assert (patient.history()[-1].kind, patient.history()[-1].after) == ("drop", None)
+
+
+def test_an_alias_that_went_with_its_version_comes_back(patient: Registry, store: Path) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    patient.promote(2)
+    patient.client.delete_model_version(patient.model_name, "2")
+    assert patient.aliases() == {}
+    heal(patient, "dangling alias")
+    assert patient.aliases() == {"champion": 1}
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_repair_that_fails_is_said(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitcifar.release import doctor
+
+    def fail() -> None:
+        raise ReleaseError("no room")
+
+    finding = Finding(kind="k", subject="s", sentence="bad", repair="mend", act=fail)
+    monkeypatch.setattr(doctor, "examine", lambda *_args, **_more: [finding])
+    (found,) = repair(patient)
+    assert (found.repaired, found.sentence) == (False, "bad; not repaired: no room")
