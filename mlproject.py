@@ -9,6 +9,7 @@ import json
 import signal
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -274,8 +275,6 @@ def sweep(
     vitcifar sweep --preset digits --trials 20
     vitcifar sweep --search "learning_rate=1e-4..1e-2:log" --search "train_layers=head,2,all" --epochs 5
     """
-    from pathlib import Path
-
     from vitcifar import tracking
     from vitcifar.study.space import parse_space
     from vitcifar.study.sweep import Plan
