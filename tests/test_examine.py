@@ -86,7 +86,9 @@ def by_hand(network, image):
 def test_attention_is_what_the_blocks_say_when_asked(network, splits):
     images = splits.test.images[:3]
     told = list(attention_weights(network, images, batch_size=2))
-    assert len(told) == 3 and told[0].shape == (4, 4, 17, 17)
+    heads, side = network.blocks[0].self_attention.num_heads, network.image_size // network.backbone.patch_size
+    tokens = side * side + 1
+    assert len(told) == 3 and told[0].shape == (len(network.blocks), heads, tokens, tokens)
     for image, weights in zip(images, told, strict=True):
         theirs, logits = by_hand(network, image)
         np.testing.assert_allclose(weights, theirs, atol=1e-6)
@@ -116,16 +118,18 @@ def test_maps_are_of_wrong_answers_first_and_of_right_ones(network, splits, scor
     maps = attention_maps(network, splits.test, evaluation)
     correct = [bool(evaluation.correct[place]) for place in maps]
     assert correct == sorted(correct) and not correct[0]
-    assert all(patches.shape == (4, 4) and patches.sum() == pytest.approx(1) for patches in maps.values())
+    side = network.image_size // network.backbone.patch_size
+    assert all(patches.shape == (side, side) and patches.sum() == pytest.approx(1) for patches in maps.values())
 
 
 def test_embeddings_are_what_the_head_sees(network, splits):
     images = splits.test.images[:5]
     seen = torch.from_numpy(predict_embeddings(network, images, batch_size=2))
-    assert seen.shape == (5, 96)
+    width = network.head.in_features
+    assert seen.shape == (5, width)
     with torch.no_grad():
         np.testing.assert_allclose(network.head(seen).numpy(), predict_logits(network, images), atol=1e-4)
-    assert predict_embeddings(network, images[:0]).shape == (0, 96)
+    assert predict_embeddings(network, images[:0]).shape == (0, width)
 
 
 # What is found

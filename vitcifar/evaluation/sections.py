@@ -61,20 +61,20 @@ def highlights(
     """One number of each check that was made, for the summary."""
     numbers = []
     if threshold is not None:
-        note = f"of the {threshold.coverage:.0%} at {threshold.confidence:.2f} or above"
+        note = f"{threshold.coverage:.0%} answered, from {threshold.confidence:.2f} up"
         numbers.append(Number(name="Right when sure", value=f"{threshold.precision:.1%}", note=note))
     if slices:
         weakest = min(slices, key=lambda row: row.accuracy)
-        note = f"{weakest.property}: {weakest.name}"
+        note = f"the {weakest.name} third, by {weakest.property}"
         numbers.append(Number(name="Weakest kind of pictures", value=f"{weakest.accuracy:.1%}", note=note))
     if robustness is not None:
-        note = f"of {robustness.num_pictures:,}; {robustness.clean_accuracy:.0%} of them clean"
-        numbers.append(Number(name="Corrupted pictures right", value=f"{robustness.mean_accuracy:.1%}", note=note))
+        note = f"{robustness.num_pictures:,} pictures, {robustness.clean_accuracy:.0%} right when clean"
+        numbers.append(Number(name="Corrupted pictures", value=f"{robustness.mean_accuracy:.1%}", note=note))
     if outliers:
         note = f"AUROC of {outliers[0].name.replace('_', ' ')}"
         numbers.append(Number(name="Something else told apart", value=f"{outliers[0].auroc:.3f}", note=note))
     if duplicates is not None:
-        note = f"{sum(pair.same_pixels for pair in duplicates)} with the same pixels"
+        note = f"or nearly; {sum(pair.same_pixels for pair in duplicates)} with the same pixels"
         numbers.append(Number(name="Duplicates between splits", value=f"{len(duplicates):,}", note=note))
     return numbers
 

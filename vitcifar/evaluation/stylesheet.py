@@ -28,7 +28,7 @@ header p { margin: 0; color: var(--muted); max-width: 96ch; }
   padding: 18px 0; border-block: 1px solid var(--grid); }
 .facts div { min-width: 0; }
 .facts dt, .card dt { font-size: .78rem; color: var(--muted); }
-.facts dd { margin: 0; font-size: .84rem; overflow-wrap: anywhere; }
+.facts dd { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }
 .columns { display: grid; grid-template-columns: 190px minmax(0, 1fr); gap: 36px; margin-top: 30px; }
 nav { position: sticky; top: 24px; align-self: start; font-size: .9rem; }
 nav ol { list-style: none; margin: 0; padding: 0; border-left: 2px solid var(--grid); }

@@ -9,7 +9,7 @@ from vitcifar import tracking
 from vitcifar.config import TrainConfig
 from vitcifar.data.pictures import Pictures
 from vitcifar.data.splits import Splits, read_splits
-from vitcifar.errors import DataError
+from vitcifar.errors import DataError, ReleaseError
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.compare import Comparison, compare
 from vitcifar.evaluation.scores import Evaluation
@@ -125,7 +125,7 @@ def answered(release: Release, splits: Splits) -> tuple[Evaluation, Any]:
 
 
 def open_network(registry: Registry, release: Release) -> "Classifier":
-    """The PyTorch network of a version, whole and ready to answer."""
+    """The PyTorch network of a version, whole and ready to answer. Raises ReleaseError when this code cannot hold it."""
     from vitcifar.release.weights import load_weights
     from vitcifar.training.network import build_network
 
@@ -133,7 +133,14 @@ def open_network(registry: Registry, release: Release) -> "Classifier":
     config = TrainConfig(**release.config)
     config = dataclasses.replace(config, weights="none", image_size=release.image_size)
     network = build_network(config, release.class_names)
-    network.load_state_dict(load_weights(registry.pull(release.version, pytorch=True)))
+    weights = load_weights(registry.pull(release.version, pytorch=True))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ReleaseError(
+            f"The weights of {named(release)} do not fit {config.arch} of this vitcifar, another made them: "
+            "type --examine quick, which asks its ONNX file alone."
+        ) from error
     return network.eval()
 
 
