@@ -35,9 +35,7 @@ def vit_tiny(image_size: int = TINY_IMAGE_SIZE) -> VisionTransformer:
     """
     norm = partial(nn.GroupNorm, 1)
     layers = ((24, 2), (48, 2), (96, 2), (96, 1))
-    stem = [
-        ConvStemConfig(width, kernel_size=3, stride=stride, norm_layer=norm) for width, stride in widths_and_strides
-    ]
+    stem = [ConvStemConfig(width, kernel_size=3, stride=stride, norm_layer=norm) for width, stride in layers]
     return VisionTransformer(
         image_size=image_size,
         patch_size=TINY_PATCH_SIZE,
