@@ -277,7 +277,7 @@ def sweep(
     """
     from vitcifar import tracking
     from vitcifar.study.space import parse_space
-    from vitcifar.study.sweep import Plan
+    from vitcifar.study.storage import Plan
     from vitcifar.study.sweep import sweep as run_sweep
 
     typed = given(options)

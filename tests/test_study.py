@@ -26,7 +26,8 @@ from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.study import seeds, space
 from vitcifar.study.crew import Crew
-from vitcifar.study.sweep import Plan, sweep
+from vitcifar.study.storage import Plan
+from vitcifar.study.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
 TINY = {"train_per_class": 10, "validation_per_class": 5, "test_per_class": 5, "epochs": 2, "promote_to": "none"}

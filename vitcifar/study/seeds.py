@@ -174,7 +174,7 @@ def draw(children: Sequence[Child], found: Spread) -> "Figure":
     best = max(children, key=lambda child: child.rank)
     for child in children:
         axes.plot(str(child.seed), child.metrics["test/accuracy"], "o", color=RED if child is best else BLUE)
-    axes.set_xlabel("seed (red: best on validation, released)")
+    axes.set_xlabel("seed (orange: best on validation, released)")
     note = f"line and band: mean {found.mean:.4f}, 95 % interval {found.low:.4f} to {found.high:.4f} over the seeds"
     dress(axes, "Test accuracy of each seed", note=note)
     return figure

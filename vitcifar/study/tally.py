@@ -160,11 +160,19 @@ def draw(trials: Sequence["FrozenTrial"], best: Best) -> "Figure":
             colour = RED if trial.number == best.number else BLUE if complete else MUTED
             value = settings_of(trial)[name]
             choice = isinstance(trial.distributions[name], CategoricalDistribution)
-            axes.plot(str(value) if choice else value, trial.value, "o" if complete else "x", color=colour)
-        if getattr(trials[0].distributions.get(name), "log", False):
+            mark = "o" if complete else "x"
+            axes.plot(str(value) if choice else value, trial.value, mark, color=colour, clip_on=False)
+        searched = shown[0].distributions[name]
+        if getattr(searched, "log", False):
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter("")
+        if isinstance(searched, CategoricalDistribution):
+            axes.margins(x=0.3)
+        else:
+            axes.set_xlim(searched.low, searched.high)  # type: ignore[attr-defined]
         dress(axes)
+        axes.tick_params(which="minor", length=0)
         axes.set_xlabel(name)
     panels[0].set_ylabel("validation accuracy")
-    heading(figure, "Trials", f"red: the best, trial {best.number}; crosses: pruned, at their last epoch")
+    heading(figure, "Trials", f"orange: the best, trial {best.number}; crosses: pruned, at their last epoch")
     return figure
