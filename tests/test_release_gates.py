@@ -33,10 +33,10 @@ def scores(num_right: int, *, seed: int = 0, fingerprint: str = "f" * 64) -> dic
     return evaluate(logits, labels, COLOURS, fingerprint=fingerprint).to_dict()
 
 
-def add_version(folder: Path, name: str, test: dict[str, Any], *, difference: float = 1e-6) -> int:
+def add_version(folder: Path, name: str, test: dict[str, Any], *, difference: float = 1e-6, **fields: Any) -> int:
     """Register a toy release with these scores and this parity."""
     parity = {"max_logit_difference": difference, "num_changed": 0, "num_pictures": NUM_PICTURES, "worst_id": "x"}
-    digest = make_release(folder / name, name, proofs={"test": test, "parity": parity})
+    digest = make_release(folder / name, name, proofs={"test": test, "parity": parity}, **fields)
     client = mlflow.MlflowClient()
     run = client.create_run("0")
     model = client.create_logged_model("0", name="release", source_run_id=run.info.run_id)

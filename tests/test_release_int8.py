@@ -1,0 +1,181 @@
+"""The fast forms of a network: the float one answers as the network does, the int8 ones must earn their place."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from vitcifar.config import TrainConfig
+from vitcifar.errors import ReleaseError
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release import int8 as judging
+from vitcifar.release.benchmark import benchmark, rebuild_network, recorded_tables
+from vitcifar.release.bundle import check_no_external_data
+from vitcifar.release.export import export_onnx, save
+from vitcifar.release.fast import draw, to_proto
+from vitcifar.release.int8 import Candidate, calibrate, consider_int8
+from vitcifar.release.latency import LatencyTable, Machine, compare_tables, this_machine, time_in_turns
+from vitcifar.release.parity import network_logits
+from vitcifar.training.network import build_network
+
+SIZES = [(1, 32, 32), (3, 40, 50), (2, 300, 200), (2, 7, 9)]
+
+
+def run(path: Path, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"image": images})[0]
+
+
+def pictures(size: tuple[int, int, int]) -> np.ndarray:
+    number, height, width = size
+    return np.random.default_rng(height).integers(0, 256, (number, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny", "vit_b_32"])
+def test_the_fast_graph_in_float_answers_as_the_network(arch: str, tmp_path: Path) -> None:
+    size = 32 if arch == "vit_tiny" else 64
+    network = build_network(TrainConfig(arch=arch, weights="none", image_size=size), ("a", "b", "c"))
+    torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
+    network.temperature.fill_(2.0)
+    proto = to_proto(draw(network, int8=False), network, class_names=("a", "b", "c"), release_id="x")
+    save(proto, tmp_path / "fast.onnx")
+    for shape in SIZES:
+        images = pictures(shape)
+        np.testing.assert_allclose(run(tmp_path / "fast.onnx", images), network_logits(network, images), atol=2e-4)
+    classifier = OnnxClassifier(tmp_path / "fast.onnx")
+    logits, probabilities = classifier.logits(list(images)), classifier.probabilities(list(images))
+    np.testing.assert_allclose(probabilities, torch.softmax(torch.tensor(logits) / 2, -1).numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def network(published: Any) -> Any:
+    return published.networks[1]
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_an_int8_form_is_close_small_and_whole(published: Any, network: Any, tmp_path: Path, kind: str) -> None:
+    ranges = calibrate(network, published.splits.train) if kind == "static" else None
+    names = published.splits.class_names
+    graph = draw(network, int8=True, ranges=ranges)
+    save(to_proto(graph, network, class_names=names, release_id="x"), tmp_path / "int8.onnx")
+    check_no_external_data(tmp_path / "int8.onnx")
+    images = published.splits.test.images
+    expected, actual = network_logits(network, images), run(tmp_path / "int8.onnx", np.stack(list(images)))
+    assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
+    assert OnnxClassifier(tmp_path / "int8.onnx").release_id == "x"
+
+
+def test_ranges_cover_every_linear_layer(published: Any, network: Any) -> None:
+    ranges = calibrate(network, published.splits.train)
+    assert len(ranges) == 4 * len(network.blocks) + 1  # query and the rest apart in the last block
+    assert all(low <= 0 < high for low, high in ranges.values())
+
+
+@pytest.fixture(scope="module")
+def float_file(published: Any, network: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("float") / "model.onnx"
+    export_onnx(network, path, class_names=published.splits.class_names, release_id="x")
+    return path.read_bytes()
+
+
+Consider = Callable[[], list[Candidate]]
+
+
+@pytest.fixture
+def consider(published: Any, network: Any, float_file: bytes, tmp_path: Path) -> Consider:
+    """Judge the int8 forms beside the float file in `tmp_path`."""
+    (tmp_path / "model.onnx").write_bytes(float_file)
+    labels = {"class_names": published.splits.class_names, "release_id": "x"}
+    return lambda: consider_int8(network, tmp_path / "model.onnx", published.splits, **labels)
+
+
+def test_the_faster_of_two_good_forms_is_kept(
+    published: Any, consider: Consider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "MIN_AGREEMENT", 0.0)
+    times = iter([[2.0, 9.0], [1.0, 9.0]])
+    monkeypatch.setattr(judging, "onnx_p95", lambda paths: next(times))
+    dynamic, static = consider()
+    assert (dynamic.kept, static.kept) == (False, True)
+    assert "the static form is faster" in dynamic.reason
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.int8.onnx", "model.onnx"]
+
+
+def test_a_slower_form_is_not_kept_and_the_evidence_is(
+    published: Any, consider: Consider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "MIN_AGREEMENT", 0.0)
+    monkeypatch.setattr(judging, "onnx_p95", lambda paths: [9.0, 2.0])
+    found = consider()
+    assert [candidate.kept for candidate in found] == [False, False]
+    assert found[0].reason == "it is not faster: 9.0 ms against 2.0 ms at the 95th percentile"
+    assert found[0].file_bytes > 0
+    json.dumps([candidate.to_dict() for candidate in found])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_form_that_answers_differently_is_not_kept(
+    published: Any, consider: Consider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "onnx_p95", lambda paths: [1.0, 9.0])
+    real = judging.draw
+
+    def draw_another(network: Any, *, int8: bool, ranges: Any = None) -> Any:
+        return real(published.networks[2] if int8 else network, int8=int8, ranges=ranges)
+
+    monkeypatch.setattr(judging, "draw", draw_another)
+    found = consider()
+    assert all("it agrees with the float file on" in candidate.reason for candidate in found)
+
+
+def test_a_network_without_a_fast_form_serves_in_float(
+    published: Any, consider: Consider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> Any:
+        raise ReleaseError("There is no fast form of a network with Tanh: it serves in float.")
+
+    monkeypatch.setattr(judging, "draw", none)
+    assert {candidate.reason for candidate in consider()} == {
+        "There is no fast form of a network with Tanh: it serves in float."
+    }
+
+
+def test_the_network_of_a_release_is_rebuilt_with_its_weights(registry: Any, published: Any) -> None:
+    rebuilt = rebuild_network(registry.pull(1, pytorch=True))
+    expected = published.networks[1].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in rebuilt.state_dict().items())
+
+
+def test_the_latency_of_every_form_is_kept_on_the_version(registry: Any, published: Any) -> None:
+    first = benchmark(registry, 2, pictures=published.splits.test, threads=(1,), num_runs=3)
+    assert [row.form for row in first.table.rows] == ["torch", "pt2", "onnx"]
+    for row in first.table.rows:
+        assert 0 < row.p50_ms <= row.p95_ms <= row.p99_ms
+        assert row.cold_ms > 0
+        assert row.accuracy == first.table.rows[0].accuracy
+    assert first.changes == ()
+    assert recorded_tables(registry, 2) == {this_machine().fingerprint: first.table}
+    second = benchmark(registry, 2, threads=(1,), num_runs=3)
+    assert [change.form for change in second.changes] == ["torch", "pt2", "onnx"]
+
+
+def test_only_equal_machines_are_compared() -> None:
+    here = this_machine()
+    elsewhere: Machine = dataclasses.replace(here, num_cores=here.num_cores + 1)
+    tables = [LatencyTable(machine=machine, image_size=32, num_runs=1, rows=()) for machine in (here, elsewhere)]
+    assert compare_tables(tables[0], tables[0]) == []
+    with pytest.raises(ReleaseError, match="only equal machines are compared"):
+        compare_tables(*tables)
+    assert LatencyTable.from_json(tables[1].to_json()) == tables[1]
+
+
+def test_forms_take_turns() -> None:
+    asked: list[str] = []
+    time_in_turns({"a": lambda: asked.append("a"), "b": lambda: asked.append("b")}, num_runs=2)
+    assert asked == ["a", "b"] * 3  # once to warm up

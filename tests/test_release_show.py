@@ -1,0 +1,124 @@
+"""What is told about versions: the card, what differs, what may go, whether it can be made again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_release_gates import add_version, scores
+
+from vitcifar import tracking
+from vitcifar.config import TrainConfig
+from vitcifar.errors import ConfigError, ReleaseError
+from vitcifar.release.card import model_card
+from vitcifar.release.diff import diff
+from vitcifar.release.gates import GateError, Policy, promote
+from vitcifar.release.prune import prune
+from vitcifar.release.registry import Registry
+from vitcifar.release.reproduce import Rebuilt, reproduce
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Five versions: 1 is champion, 3 challenger, 2 was refused."""
+    folder = tmp_path_factory.mktemp("show")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
+        tracking.connect(f"sqlite:///{folder}/mlflow.db")
+        for index in range(5):
+            config = {"arch": "vit_tiny", "learning_rate": 0.1 * index, "data": "digits"}
+            add_version(
+                Path(folder),
+                f"release-{index}",
+                scores(360 - index),
+                config=config,
+                counts={"test": {"a": 3, "b": 4}},
+                git={"commit": "c" * 40, "dirty": index > 0},
+            )
+        registry = Registry("toy")
+        promote(registry, 1, reason="the first")
+        promote(registry, 3, "challenger")
+        with pytest.raises(GateError):
+            promote(registry, 2, policy=Policy(require="better"))
+        yield registry
+
+
+def test_the_card_says_what_was_recorded_and_nothing_else(toy: Registry) -> None:
+    card = model_card(toy.show(1), toy.pull(1))
+    for line in (
+        "# toy 1",
+        "- aliases: champion",
+        "- test: 7 pictures, 3 to 4 in each of 2 classes",
+        "- accuracy: 0.9000 (95 % interval",
+        "- learning_rate: 0.0",
+        f"- code: commit {'c' * 40}\n",
+        "logits off by at most 1e-06, 0 of 400 answers changed",
+        ": passed: the first",
+        "  - passed files: all whole",
+        "| red |",
+    ):
+        assert line in card
+    assert "epochs" not in card
+    assert "with changes that were not committed" in model_card(toy.show(2), toy.pull(2))
+
+
+def test_the_card_tells_of_a_refusal_too(toy: Registry) -> None:
+    card = model_card(toy.show(2), toy.pull(2))
+    assert ": refused" in card
+    assert "FAILED champion: against version 1 not enough evidence" in card
+
+
+def test_diff_tells_section_by_section_what_differs(toy: Registry) -> None:
+    found = {(one.section, one.name): (one.before, one.after) for one in diff(toy, 1, "challenger")}
+    assert found["config", "learning_rate"] == (0.0, 0.2)
+    assert found["metrics", "accuracy"] == (0.9, 358 / 400)
+    assert ("files", "model.onnx") in found
+    assert not any(section == "environment" for section, _ in found)
+    assert not any(name in ("predictions", "labels") for _, name in found)
+    assert diff(toy, 1, 1) == []
+
+
+def test_reproduce_trains_the_recorded_config_and_says_what_differs(toy: Registry) -> None:
+    release = toy.pull(2)
+    asked: list[TrainConfig] = []
+
+    def rebuild(config: TrainConfig) -> Rebuilt:
+        asked.append(config)
+        return Rebuilt(
+            fingerprint=release.fingerprint,
+            weights_sha256="another",
+            test={**release.proofs["test"], "accuracy": 0.5},
+            git=release.git,
+            environment=release.environment,
+        )
+
+    outcome = reproduce(toy, 2, rebuild)
+    assert (asked[0].learning_rate, asked[0].promote_to, asked[0].resume) == (0.1, "none", "none")
+    assert (outcome.version, outcome.same_data, outcome.same_weights) == (2, True, False)
+    assert [(one.section, one.name) for one in outcome.differences] == [("weights", "sha256"), ("metrics", "accuracy")]
+
+
+def test_a_config_of_another_time_is_said(toy: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(config: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("vitcifar.release.reproduce.TrainConfig", _refuse)
+    with pytest.raises(ReleaseError, match=f"check out commit {'c' * 40} and reproduce there"):
+        reproduce(toy, 1, never)
+
+
+def _refuse(**fields: Any) -> None:
+    raise TypeError("unexpected keyword argument 'old_name'")
+
+
+def test_prune_keeps_the_newest_and_every_version_with_an_alias(toy: Registry) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        prune(toy, keep=0)
+    assert [version.number for version in prune(toy, keep=1)] == [4, 2]
+    assert len(toy.versions()) == 5  # a dry run
+    assert [version.number for version in prune(toy, keep=2, dry_run=False)] == [2]
+    assert [version.number for version in toy.versions()] == [5, 4, 3, 1]
+    assert toy.aliases() == {"champion": 1, "challenger": 3}
+    assert prune(toy, keep=100) == []

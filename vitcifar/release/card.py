@@ -1,0 +1,120 @@
+"""A model card that says only what was recorded and proven."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from vitcifar.release.bundle import Release
+from vitcifar.release.gates import PREFIX as GATES
+from vitcifar.release.registry import Version
+
+SHOWN_CONFIG = (
+    *("arch", "weights", "train_layers", "epochs", "batch_size", "optimizer", "learning_rate", "schedule"),
+    *("weight_decay", "augmentation", "seed"),
+)
+
+
+def model_card(version: Version, release: Release) -> str:
+    """The card in Markdown."""
+    return "\n".join(
+        [
+            f"# {version.model_name} {version.number}",
+            "",
+            *_summary(version, release),
+            *_section("Data", _data(release)),
+            *_section("Scores on the test pictures", _scores(release.proofs.get("test", {}))),
+            *_section("Training", _training(release)),
+            *_section("Proofs", _proofs(release)),
+            *_section("Gates", _gates(version)),
+            *_section("Files (sha256)", (f"- `{name}` {digest[:16]}…" for name, digest in release.files.items())),
+        ]
+    )
+
+
+def _section(title: str, lines: Iterator[str]) -> list[str]:
+    found = list(lines)
+    return [f"## {title}", "", *found, ""] if found else []
+
+
+def _summary(version: Version, release: Release) -> list[str]:
+    held = ", ".join(version.aliases) or "none"
+    return [
+        f"- aliases: {held}",
+        f"- registered: {version.created}",
+        f"- release: {release.release_id}, digest {str(version.digest)[:16]}…",
+        f"- answers: {', '.join(release.class_names)}",
+        f"- input: one picture of any size, resized to {release.image_size} x {release.image_size} "
+        f"({release.preprocessing.get('resize', 'not recorded')})",
+        f"- probabilities: softmax(logits / {release.temperature:.4f})",
+        f"- serves: {release.serves}",
+        "",
+    ]
+
+
+def _data(release: Release) -> Iterator[str]:
+    yield f"- source: {release.config.get('data', 'not recorded')}"
+    yield f"- fingerprint: {release.fingerprint}"
+    for role, counts in release.counts.items():
+        numbers = sorted(set(counts.values()))
+        each = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        yield f"- {role}: {sum(counts.values())} pictures, {each} in each of {len(counts)} classes"
+
+
+def _scores(test: dict[str, Any]) -> Iterator[str]:
+    if "accuracy" not in test:
+        return
+    if {"accuracy_low", "accuracy_high", "labels"} <= test.keys():
+        yield (
+            f"- accuracy: {test['accuracy']:.4f} (95 % interval {test['accuracy_low']:.4f} to "
+            f"{test['accuracy_high']:.4f}, {len(test['labels'])} pictures)"
+        )
+    else:
+        yield f"- accuracy: {test['accuracy']:.4f}"
+    for name in ("top2_accuracy", "top3_accuracy", "f1_macro", "loss", "ece", "brier"):
+        if name in test:
+            yield f"- {name}: {test[name]:.4f}"
+    rows = test.get("classes", ())
+    if rows:
+        yield from ("", "| class | precision | recall | F1 | pictures |", "|---|---|---|---|---|")
+        for row in rows:
+            numbers = " | ".join(f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
+            yield f"| {row['name']} | {numbers} | {row['support']} |"
+
+
+def _training(release: Release) -> Iterator[str]:
+    yield f"- run: {release.run_id}"
+    commit = release.git.get("commit")
+    changed = ", with changes that were not committed" if release.git.get("dirty") else ""
+    yield f"- code: {f'commit {commit}{changed}' if commit else 'not recorded'}"
+    packages = release.environment.get("packages", {})
+    known = [f"{name} {packages[name]}" for name in ("torch", "torchvision", "onnxruntime") if name in packages]
+    yield f"- environment: Python {release.environment.get('python', '?')}, {', '.join(known)}"
+    for name in SHOWN_CONFIG:
+        if name in release.config:
+            yield f"- {name}: {release.config[name]}"
+
+
+def _proofs(release: Release) -> Iterator[str]:
+    parity = release.proofs.get("parity")
+    if parity:
+        yield (
+            f"- the ONNX file answers as the network: logits off by at most {parity['max_logit_difference']:.2g}, "
+            f"{parity.get('num_changed')} of {parity.get('num_pictures')} answers changed "
+            f"({parity.get('num_odd_files', 0)} of them odd files), worst on {parity.get('worst_id')}"
+        )
+    for candidate in release.proofs.get("int8", ()):
+        kept = "kept" if candidate["kept"] else "not kept"
+        yield f"- int8, {candidate['kind']}: {kept}, {candidate['reason']}"
+    if "weights_sha256" in release.proofs:
+        yield f"- weights: sha256 {release.proofs['weights_sha256']}"
+
+
+def _gates(version: Version) -> Iterator[str]:
+    for key in sorted(key for key in version.tags if key.startswith(GATES)):
+        verdict = json.loads(version.tags[key])
+        alias, when = key.removeprefix(GATES).split("/")
+        outcome = "passed" if verdict["passed"] else "forced" if verdict["forced"] else "refused"
+        why = f": {verdict['reason']}" if verdict.get("reason") else ""
+        yield f"- {alias}, {when}, {verdict.get('who', 'unknown')}: {outcome}{why}"
+        for gate in verdict["gates"]:
+            yield f"  - {'passed' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['sentence']}"

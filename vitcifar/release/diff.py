@@ -1,0 +1,76 @@
+"""What differs between two versions: config, data, metrics, proofs, code, environment, files."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vitcifar.release.bundle import Release
+from vitcifar.release.registry import Registry
+
+ABSENT = None
+MAX_ITEMS = 20  # a list or text that is longer is told by its length alone
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One entry that two releases do not share; None = it is not there."""
+
+    section: str
+    name: str
+    before: Any
+    after: Any
+
+
+def diff(registry: Registry, before: str | int, after: str | int) -> list[Difference]:
+    """Everything in which version `after` differs from version `before`. Raises VitCifarError."""
+    return compare_releases(registry.pull(before), registry.pull(after))
+
+
+def compare_releases(before: Release, after: Release) -> list[Difference]:
+    """The differences of two releases, section by section."""
+    left, right = sections(before), sections(after)
+    return [found for section in left for found in compare_sections(section, left[section], right[section])]
+
+
+def compare_sections(section: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Difference]:
+    for name in sorted(before.keys() | after.keys()):
+        pair = before.get(name, ABSENT), after.get(name, ABSENT)
+        if pair[0] != pair[1]:
+            yield Difference(section=section, name=name, before=pair[0], after=pair[1])
+
+
+def sections(release: Release) -> dict[str, dict[str, Any]]:
+    """What a release says, as sections of flat names."""
+    proofs = {name: value for name, value in release.proofs.items() if name != "test"}
+    return {
+        "config": flatten(release.config),
+        "data": flatten({"fingerprint": release.fingerprint, "class_names": release.class_names} | release.counts),
+        "metrics": flatten(release.proofs.get("test", {})),
+        "proofs": flatten(proofs),
+        "serving": flatten(
+            {
+                "serves": release.serves,
+                "image_size": release.image_size,
+                "temperature": release.temperature,
+                "threshold": release.threshold,
+                "preprocessing": release.preprocessing,
+            }
+        ),
+        "code": flatten(release.git | {"run_id": release.run_id}),
+        "environment": flatten(release.environment),
+        "files": dict(release.files),
+    }
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names as one, a.b.c; what is long (predictions of every picture) is left out."""
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= flatten(inner, f"{prefix}{name}.")
+        elif isinstance(inner, (list, tuple)):
+            if len(inner) <= MAX_ITEMS and not any(isinstance(item, (list, tuple, Mapping)) for item in inner):
+                flat[f"{prefix}{name}"] = list(inner)
+        else:
+            flat[f"{prefix}{name}"] = inner
+    return flat
