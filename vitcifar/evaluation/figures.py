@@ -138,7 +138,7 @@ def risk_coverage_curve(evaluation: Evaluation, threshold: Threshold | None = No
     axes.set(xlim=(0, 1), ylim=(0, max(0.02, float(risk.max()) * 1.15)), xlabel="Share of pictures answered")
     axes.set_ylabel("Share wrong among them")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     note = f"area {evaluation.aurc:.4f}, best possible {best_aurc(evaluation.correct):.4f}"
     style.dress(axes, "Answering only when sure", note=note)
     axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=style.MUTED)

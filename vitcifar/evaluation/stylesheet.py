@@ -66,7 +66,7 @@ tr:last-child td { border-bottom: 0; }
 .n { text-align: right; white-space: nowrap; }
 .bar { display: inline-block; width: 84px; height: 8px; border-radius: 4px; margin-right: 10px; overflow: hidden;
   background: var(--panel); vertical-align: 1px; }
-.share { display: inline-block; min-width: 3.6em; }
+.share { display: inline-block; min-width: 4.1em; }
 .bar i { display: block; height: 100%; background: var(--accent); }
 .tiles { display: grid; gap: 18px 16px; margin-top: 16px;
   grid-template-columns: repeat(var(--columns, auto-fill), minmax(var(--least, 112px), 1fr)); }
