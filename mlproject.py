@@ -81,6 +81,20 @@ class Setting(click.ParamType):
         return None if value == FROM_PRESET else self.inner.convert(value, param, ctx)
 
 
+class Threads(click.ParamType):
+    """Numbers separated by commas, or the word `all`."""
+
+    name = "threads"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple) or value == "all":
+            return value if isinstance(value, tuple) else ()
+        counts = value.split(",")
+        if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+            self.fail(f"{value!r} is not all, or numbers such as 1,2.", param, ctx)
+        return tuple(int(count) for count in counts)
+
+
 def settings(*names: str, default: str = "") -> Callable[[Callable], Callable]:
     """Options for the named fields of TrainConfig (all when none is named), each saying its default."""
 
@@ -122,6 +136,9 @@ tracking_uri = click.option(
 )
 model_name = click.option("--model-name", default="vitcifar", help="Name in the registry.")
 version_option = click.option("--version", default="champion", help="A version's number, an alias, or latest.")
+format_option = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="What is printed."
+)
 version_argument = click.argument("version")
 alias_option = click.option("--alias", default="champion", help="The alias that moves, such as champion or challenger.")
 reason_option = click.option("--reason", default="none", help="Why, for the history (none = no reason given).")
@@ -150,6 +167,18 @@ def print_score(score: Any) -> None:
         f"test accuracy  {score.accuracy:.4f}  "
         f"(95 % interval {score.accuracy_low:.4f} to {score.accuracy_high:.4f}, {score.num_pictures} pictures)"
     )
+
+
+def print_differences(differences: Any) -> None:
+    for row in differences:
+        click.echo(f"{row.section:<11}  {row.name}: {shown(row.before)} -> {shown(row.after)}")
+    if not differences:
+        click.echo("They do not differ.")
+
+
+def shown(value: Any) -> str:
+    """One side of a difference."""
+    return "nothing" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def print_gates(gates: Any) -> None:
@@ -416,18 +445,43 @@ def versions(model_name: str, tracking_uri: str) -> None:
 
 @main.command()
 @version_argument
+@format_option
 @model_name
 @tracking_uri
-def show(version: str, model_name: str, tracking_uri: str) -> None:
-    """Show one VERSION whole, as JSON: its release with classes, data, proofs and files.
+def show(version: str, form: str, model_name: str, tracking_uri: str) -> None:
+    """Show one VERSION as a model card, made of what was recorded and proven; or whole, as JSON.
 
     \b
     vitcifar show champion
+    vitcifar show 3 --format json
     """
     registry = registry_of(tracking_uri, model_name)
-    row = dataclasses.asdict(registry.show(version))
-    release = dataclasses.asdict(registry.pull(row["number"]))
-    click.echo(json.dumps({"version": row, "release": release}, indent=2, default=str))
+    from vitcifar.release.card import model_card
+
+    row = registry.show(version)
+    release = registry.pull(row.number)
+    if form == "json":
+        whole = {"version": dataclasses.asdict(row), "release": dataclasses.asdict(release)}
+        click.echo(json.dumps(whole, indent=2, default=str))
+    else:
+        click.echo(model_card(row, release))
+
+
+@main.command()
+@click.argument("before")
+@click.argument("after")
+@model_name
+@tracking_uri
+def diff(before: str, after: str, model_name: str, tracking_uri: str) -> None:
+    """Tell in what version AFTER differs from version BEFORE: config, data, metrics, proofs, code, files.
+
+    \b
+    vitcifar diff 1 champion
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.release.diff import diff
+
+    print_differences(diff(registry, before, after))
 
 
 @main.command()
@@ -517,6 +571,51 @@ def history(alias: str, model_name: str, tracking_uri: str) -> None:
 
 
 @main.command()
+@click.option("--keep", default=5, type=click.IntRange(1), help="Newest versions that stay.")
+@click.option("--delete", type=click.Choice(["no", "yes"]), default="no", help="Delete them, after a look at the list.")
+@model_name
+@tracking_uri
+def prune(keep: int, delete: str, model_name: str, tracking_uri: str) -> None:
+    """List the old versions that would go, never one with an alias; delete them when told to.
+
+    \b
+    vitcifar prune --keep 5
+    vitcifar prune --keep 5 --delete yes
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar.release.prune import prune
+
+    gone = prune(registry, keep=keep, dry_run=delete == "no")
+    for row in gone:
+        click.echo(f"{'deleted' if delete == 'yes' else 'would go'}  {row.model_name} {row.number}, {row.created}")
+    if not gone:
+        click.echo("Nothing to delete: every version is among the newest or has an alias.")
+    elif delete == "no":
+        click.echo("Nothing was deleted yet: add --delete yes.", err=True)
+
+
+@main.command()
+@version_argument
+@model_name
+@tracking_uri
+def reproduce(version: str, model_name: str, tracking_uri: str) -> None:
+    """Train VERSION again from its recorded config, seed and pictures, and print what came out different.
+
+    \b
+    vitcifar reproduce 3
+    """
+    registry = registry_of(tracking_uri, model_name)
+    from vitcifar import pipeline
+    from vitcifar.release.reproduce import reproduce
+
+    done = reproduce(registry, version, pipeline.rebuild)
+    print_differences(done.differences)
+    if not done.same_weights:
+        raise click.ClickException(f"{model_name} {done.version} came out with other weights; see above what differs.")
+    click.echo(f"{model_name} {done.version} was made again: the same weights, bit for bit.")
+
+
+@main.command()
 @click.option("--repair", type=click.Choice(["no", "yes"]), default="no", help="Repair what is found.")
 @click.option(
     "--settled-seconds", default=3600.0, help="Age from which what is unfinished counts as left behind, in seconds."
@@ -547,21 +646,25 @@ def doctor(repair: str, settled_seconds: float, model_name: str, tracking_uri: s
 
 @main.command()
 @version_option
-@click.option("--threads", default="all", help="Numbers of threads, such as 1,2 (all = 1 and every core).")
+@click.option(
+    "--threads", type=Threads(), default="all", help="Numbers of threads, such as 1,2 (all = 1 and every core)."
+)
 @click.option("--runs", default=30, type=click.IntRange(2), help="Answers timed for each row.")
 @model_name
 @tracking_uri
-def benchmark(version: str, threads: str, runs: int, model_name: str, tracking_uri: str) -> None:
+def benchmark(version: str, threads: tuple[int, ...], runs: int, model_name: str, tracking_uri: str) -> None:
     """Measure a version on this machine: form x threads, size, cold start, p50, p95 and p99; kept on the version.
 
     \b
     vitcifar benchmark --version champion --threads 1,2
     """
     registry = registry_of(tracking_uri, model_name)
-    from vitcifar.examine.speed import benchmark_version
+    from vitcifar.examine.versions import test_pictures
+    from vitcifar.release.benchmark import benchmark
 
-    counts = [] if threads == "all" else [int(count) for count in names_of(threads) if count.isdecimal()]
-    table, changes = benchmark_version(registry, version, threads=counts, num_runs=runs)
+    pictures = test_pictures(registry.pull(version))
+    done = benchmark(registry, version, pictures=pictures, threads=threads, num_runs=runs)
+    table = done.table
     machine = table.machine
     click.echo(f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}")
     click.echo(f"{', '.join(f'{name} {number}' for name, number in machine.versions.items())}  [{machine.fingerprint}]")
@@ -572,7 +675,7 @@ def benchmark(version: str, threads: str, runs: int, model_name: str, tracking_u
             f"{row.form:<6}  {row.num_threads:>7}  {row.file_bytes / 1e6:>8.1f}  {accuracy:>8}  {row.cold_ms:>8.1f}  "
             f"{row.p50_ms:>8.2f}  {row.p95_ms:>8.2f}  {row.p99_ms:>8.2f}"
         )
-    for change in changes:
+    for change in done.changes:
         times = f"{change.before_ms:.2f} ms before, {change.now_ms:.2f} ms now"
         click.echo(f"{change.form} with {change.num_threads} threads: {times}, ratio {change.ratio:.2f}")
 
@@ -601,7 +704,7 @@ def app(version: str, host: str, port: int, allowed_hosts: str, model_name: str,
 @main.command()
 @click.argument("files", nargs=-1, required=True)
 @version_option
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What is printed.")
+@format_option
 @model_name
 @tracking_uri
 def predict(files: tuple[str, ...], version: str, form: str, model_name: str, tracking_uri: str) -> None:

@@ -19,6 +19,7 @@ from vitcifar.examine.record import record_data, record_evaluation, score
 from vitcifar.examine.trained import examine_trained
 
 if TYPE_CHECKING:
+    from vitcifar.release.reproduce import Rebuilt
     from vitcifar.training.loop import Log, Outcome
     from vitcifar.training.network import Classifier
 
@@ -160,6 +161,25 @@ def release(
         version=version,
         alias=alias,
         refusal=refusal,
+    )
+
+
+def rebuild(config: TrainConfig) -> "Rebuilt":
+    """Train once more what a version was made of, as a run of its own that releases nothing."""
+    from vitcifar.release.publish import environment, git_of
+    from vitcifar.release.reproduce import Rebuilt
+    from vitcifar.training.network import weights_sha256
+
+    splits = read_splits(config)
+    network = make_network(config, splits.class_names)
+    with start_run(config, run_name=f"reproduce-{config.model_name}") as run:
+        _, evaluation = learn_and_test(run, network, splits, config)
+    return Rebuilt(
+        fingerprint=splits.fingerprint,
+        weights_sha256=weights_sha256(network),
+        test=evaluation.to_dict(),
+        git=git_of(run.run_id),
+        environment=environment(),
     )
 
 

@@ -144,6 +144,15 @@ def open_network(registry: Registry, release: Release) -> "Classifier":
     return network.eval()
 
 
+def test_pictures(release: Release) -> Pictures | None:
+    """The pictures that a version was tested on; None when they are not here, or not the same any more."""
+    try:
+        splits = read_splits(TrainConfig(**release.config))
+    except DataError:
+        return None
+    return splits.test if splits.fingerprint == release.fingerprint else None
+
+
 def trained_on(release: Release, splits: Splits) -> Mapping[str, Pictures]:
     """The pictures of a version's training and calibration; none when they are no longer where they were."""
     own = splits
