@@ -377,7 +377,13 @@ def test_the_usual_space_leaves_out_what_is_given_and_is_possible():
 # Seeds
 
 
-def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store, monkeypatch):
+@pytest.fixture
+def few_figures(monkeypatch):
+    """Children without figures: drawing them takes longer than training."""
+    monkeypatch.setattr("vitcifar.examine.record.figures", lambda *_: {})
+
+
+def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store, few_figures, monkeypatch):
     released = SimpleNamespace(model_name="vitcifar", version=7)
     monkeypatch.setattr(pipeline, "release", lambda run, network, *_: released)
     done = seeds.train_seeds(resolve("digits", **{**TINY, "examine": "none", "learning_rate": 3e-3, "seed": 4}), 3)
@@ -417,7 +423,7 @@ def test_the_best_seed_is_chosen_on_validation():
     assert [one.seed for one in kept if one.network] == [2]
 
 
-def test_several_seeds_as_a_project_release_the_best_one(store, monkeypatch):
+def test_several_seeds_as_a_project_release_the_best_one(store, few_figures, monkeypatch):
     experiment = store.create_experiment("project")
     project = store.create_run(experiment, run_name="project").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", project)
@@ -435,7 +441,9 @@ def test_several_seeds_as_a_project_release_the_best_one(store, monkeypatch):
     assert tracking.compare_logs(project).differences == ()
 
 
-def test_a_seed_that_fails_ends_the_parent_with_its_sentence_and_the_finished_ones_stay(store, monkeypatch):
+def test_a_seed_that_fails_ends_the_parent_with_its_sentence_and_the_finished_ones_stay(
+    store, few_figures, monkeypatch
+):
     learn = pipeline.learn
 
     def fail(run, network, splits, config, **more):

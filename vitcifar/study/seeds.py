@@ -167,7 +167,7 @@ def draw(children: Sequence[Child], found: Spread) -> "Figure":
     """Each seed's test accuracy, with their mean and its interval."""
     from vitcifar.evaluation.style import BLUE, RED, dress, new_figure
 
-    figure = new_figure(5.5, 3.2)
+    figure = new_figure(6.2, 3.4)
     axes = figure.subplots()
     axes.axhspan(found.low, found.high, color=BLUE, alpha=0.12, linewidth=0)
     axes.axhline(found.mean, color=BLUE, linewidth=1.5)
