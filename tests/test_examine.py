@@ -2,23 +2,26 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+import mlproject
 from vitcifar import tracking
 from vitcifar.config import TrainConfig, resolve
 from vitcifar.data.splits import read_splits
-from vitcifar.errors import ConfigError, DataError
+from vitcifar.errors import ConfigError, DataError, ReleaseError
 from vitcifar.evaluation.selective import choose_confidence, fit_threshold
 from vitcifar.examine.checks import attention_maps, balanced, examine
 from vitcifar.examine.outsiders import choose, outlier_name, outlier_source, read_outliers
 from vitcifar.examine.record import score
 from vitcifar.examine.trained import examine_trained
-from vitcifar.examine.versions import compare_versions, evaluate_version, open_network
+from vitcifar.examine.versions import compare_versions, evaluate_version, open_network, trained_on
 from vitcifar.training.attention import attention_weights
 from vitcifar.training.network import build_network
 from vitcifar.training.predict import predict_embeddings, predict_logits
@@ -403,3 +406,31 @@ def test_versions_that_were_tested_on_other_pictures_are_refused(here, monkeypat
     # The same pictures, named for both, can be compared.
     _, comparison = compare_versions(here, "2", "1", experiment=EXPERIMENT, data_seed=5)
     assert comparison.num_pictures == 20
+
+
+def test_duplicates_are_looked_for_in_what_the_version_was_trained_on(here, published):
+    """Its own training pictures, not those that a split of other pictures would train on."""
+    release = here.pull(1)
+    other = read_splits(dataclasses.replace(published.config, data_seed=9))
+    assert other.train.ids != published.splits.train.ids
+    assert trained_on(release, other)["train"].ids == published.splits.train.ids
+    assert trained_on(dataclasses.replace(release, fingerprint="f" * 64), other) == {}
+    gone = {**release.config, "data": "folder", "data_dir": "/nowhere"}
+    assert trained_on(dataclasses.replace(release, config=gone), other) == {}
+
+
+def test_the_weights_of_another_vitcifar_are_refused_in_a_sentence(here):
+    release = here.pull(1)
+    another = dataclasses.replace(release, image_size=2 * release.image_size)
+    with pytest.raises(ReleaseError, match="type --examine quick"):
+        open_network(here, another)
+
+
+def test_compare_prints_the_verdict_and_where_it_is_kept(here, published):
+    done = CliRunner().invoke(
+        mlproject.main,
+        ["compare", "2", "1", "--margin", "0.1", "--model-name", "toy", "--tracking-uri", published.uri],
+    )
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^(better|worse|not enough evidence): .* on the same 20 pictures", done.output)
+    assert "by more than 10 points" in done.output and re.search(r"run +\w{32}", done.output)

@@ -1,6 +1,7 @@
 """The checks beyond the scores, each from what it needs: answers, the network, or other pictures."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,9 +59,7 @@ def examine(
     others, robustness = read_outliers(config, limit=len(test)), None
     if full and config.robustness_pictures:
         asked = test.subset(balanced(test.labels, config.robustness_pictures))
-        robustness = score_robustness(
-            predictor, asked, progress=lambda names: tqdm(names, desc="Corruptions", disable=None)
-        )
+        robustness = score_robustness(predictor, asked, progress=partial(tqdm, desc="Corruptions", disable=None))
     return Examination(
         threshold=threshold,
         slices=score_slices(evaluation, test),
@@ -82,7 +81,10 @@ def look_alike(
         return find_duplicates(roles, small, threshold=ALIKE), None
     from vitcifar.training.predict import predict_embeddings
 
-    seen = {role: predict_embeddings(network, p.images, batch_size) for role, p in roles.items()}
+    seen = {}
+    for role, pictures in roles.items():
+        bar = partial(tqdm, desc=f"Embeddings, {role}", unit="batch", disable=None)
+        seen[role] = predict_embeddings(network, pictures.images, batch_size, progress=bar)
     both = {role: joined(small[role], seen[role]) for role in roles}
     mistakes = confident(evaluation, right=False)[:NUM_NEAREST]
     nearest = nearest_training(mistakes, seen["test"], roles["train"], seen["train"]) if len(mistakes) else None

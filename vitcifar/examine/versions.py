@@ -125,7 +125,7 @@ def answered(release: Release, splits: Splits) -> tuple[Evaluation, Any]:
 
 
 def open_network(registry: Registry, release: Release) -> "Classifier":
-    """The PyTorch network of a version, whole and ready to answer. Raises ReleaseError when this code cannot hold it."""
+    """The PyTorch network of a version, ready to answer. Raises ReleaseError when this code cannot hold it."""
     from vitcifar.release.weights import load_weights
     from vitcifar.training.network import build_network
 

@@ -1,6 +1,6 @@
 """Pictures in, logits or embeddings out, with PyTorch: what ONNX is compared with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,10 +15,17 @@ def predict_logits(network: Classifier, images: np.ndarray | Sequence[np.ndarray
 
 
 def predict_embeddings(
-    network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 32
+    network: Classifier,
+    images: np.ndarray | Sequence[np.ndarray],
+    batch_size: int = 32,
+    *,
+    progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
-    """What the head sees of each picture (N, D), float32; pictures as for `predict_logits`."""
-    return _in_batches(network, network.embed, images, batch_size, network.head.in_features)
+    """What the head sees of each picture (N, D), float32; pictures as for `predict_logits`.
+
+    `progress` is wrapped around the batches, for a progress bar.
+    """
+    return _in_batches(network, network.embed, images, batch_size, network.head.in_features, progress)
 
 
 def _in_batches(
@@ -27,6 +34,7 @@ def _in_batches(
     images: np.ndarray | Sequence[np.ndarray],
     batch_size: int,
     width: int,
+    progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
     """What the network, set to answer and not to train, gives for all pictures: (N, width)."""
     device = network.head.weight.device
@@ -34,7 +42,7 @@ def _in_batches(
     network.eval()
     rows = [np.zeros((0, width), np.float32)]
     with torch.no_grad():
-        for start in range(0, len(images), batch_size):
+        for start in progress(range(0, len(images), batch_size)):
             batch = take(images, range(start, min(start + batch_size, len(images))), device)
             rows.append(ask(batch).float().cpu().numpy())
     network.train(was_training)
