@@ -230,8 +230,11 @@ def train(preset: str, seeds: int, tracking_uri: str, **options: Any) -> None:
     vitcifar train --preset digits --seeds 5
     """
     from vitcifar import pipeline, tracking
+    from vitcifar.training.processes import follows
 
     config = pipeline.plan(preset, given(options))
+    if seeds == 1 and follows():
+        return pipeline.follow(config)
     tracking.connect(tracking_uri)
     trained = train_seeds(config, seeds) if seeds > 1 else pipeline.train(config)
     print_score(trained.evaluation)

@@ -8,6 +8,7 @@ fastest.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -51,8 +52,12 @@ def train_once(num_pictures: int, num_epochs: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         fit(network, *sets, config, log=log, folder=Path(folder))
-    seconds = times[-1] - times[1]  # the first step warms up
-    milliseconds = 1000 * seconds / (num_epochs * num_pictures - config.batch_size)
+    steps = (
+        num_pictures // config.batch_size
+    )  # of an epoch; its end (validation, checkpoint) costs the same at any size
+    seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
+    inside = [taken for step, taken in enumerate(seconds) if step % steps]
+    milliseconds = 1000 * statistics.mean(inside) / config.batch_size
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"milliseconds": milliseconds, "before": before, "peak": peak}))
 

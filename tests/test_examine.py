@@ -21,7 +21,8 @@ from vitcifar.examine.checks import attention_maps, balanced, examine
 from vitcifar.examine.outsiders import choose, outlier_name, outlier_source, read_outliers
 from vitcifar.examine.record import score
 from vitcifar.examine.trained import examine_trained
-from vitcifar.examine.versions import compare_versions, evaluate_version, open_network, trained_on
+from vitcifar.examine.versions import compare_versions, evaluate_version, trained_on
+from vitcifar.release.weights import open_network
 from vitcifar.training.attention import attention_weights
 from vitcifar.training.network import build_network
 from vitcifar.training.predict import predict_embeddings, predict_logits
@@ -349,8 +350,7 @@ def artifacts(run_id, folder=None):
 
 
 def test_the_network_of_a_version_answers_as_it_was_released(here, published):
-    release = here.pull(2)
-    network = open_network(here, release)
+    network = open_network(here.pull(2, pytorch=True))
     images = published.splits.test.images
     np.testing.assert_allclose(
         predict_logits(network, images), predict_logits(published.networks[2], images), atol=1e-6
@@ -420,10 +420,10 @@ def test_duplicates_are_looked_for_in_what_the_version_was_trained_on(here, publ
 
 
 def test_the_weights_of_another_vitcifar_are_refused_in_a_sentence(here):
-    release = here.pull(1)
+    release = here.pull(1, pytorch=True)
     another = dataclasses.replace(release, image_size=2 * release.image_size)
-    with pytest.raises(ReleaseError, match="type --examine quick"):
-        open_network(here, another)
+    with pytest.raises(ReleaseError, match="do not fit vit_tiny of this vitcifar"):
+        open_network(another)
 
 
 def test_compare_prints_the_verdict_and_where_it_is_kept(here, published):

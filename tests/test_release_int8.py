@@ -15,13 +15,14 @@ from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release import int8 as judging
-from vitcifar.release.benchmark import benchmark, rebuild_network, recorded_tables
+from vitcifar.release.benchmark import benchmark, recorded_tables
 from vitcifar.release.bundle import check_no_external_data
 from vitcifar.release.export import export_onnx, save
 from vitcifar.release.fast import draw, to_proto
 from vitcifar.release.int8 import Candidate, calibrate, consider_int8
 from vitcifar.release.latency import LatencyTable, Machine, compare_tables, this_machine, time_in_turns
 from vitcifar.release.parity import network_logits
+from vitcifar.release.weights import open_network
 from vitcifar.training.network import build_network
 
 SIZES = [(1, 32, 32), (3, 40, 50), (2, 300, 200), (2, 7, 9)]
@@ -147,7 +148,7 @@ def test_a_network_without_a_fast_form_serves_in_float(
 
 
 def test_the_network_of_a_release_is_rebuilt_with_its_weights(registry: Any, published: Any) -> None:
-    rebuilt = rebuild_network(registry.pull(1, pytorch=True))
+    rebuilt = open_network(registry.pull(1, pytorch=True))
     expected = published.networks[1].state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in rebuilt.state_dict().items())
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,9 +15,12 @@ import mlflow
 import numpy as np
 import pytest
 
+from vitcifar import tracking
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 QUICK = {"preset": "digits", "train_per_class": "20", "validation_per_class": "5", "test_per_class": "5", "epochs": "2"}
+PLAIN = {**QUICK, "promote_to": "none", "examine": "none"}
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -54,17 +58,39 @@ def road(tmp_path_factory):
     return folder, done
 
 
+@pytest.fixture(scope="module")
+def new_store(tmp_path_factory):
+    """A tracking store with nothing in it: making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking.create_store(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, new_store):
+    """An empty folder but for a new store, where a test works by itself."""
+    shutil.copy(new_store, tmp_path)
+    return tmp_path
+
+
+def client_of(folder: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
 @pytest.fixture
 def store(road):
-    mlflow.set_tracking_uri(f"sqlite:///{road[0]}/mlflow.db")
-    yield mlflow.MlflowClient()
-    mlflow.set_tracking_uri(None)
+    return client_of(road[0])
 
 
 def only_run(client):
     runs = [run for run in client.search_runs(["0", "1"]) if "evaluates" not in run.data.tags]
     assert len(runs) == 1
     return runs[0]
+
+
+def losses_of(folder: Path, run_id: str) -> list[tuple[int, float]]:
+    history = client_of(folder).get_metric_history(run_id, "step/loss")
+    return [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.step)]
 
 
 def test_mlflow_run_ends_in_a_promoted_version(road, store):
@@ -120,56 +146,53 @@ def test_predict_answers_good_files_and_says_why_not_for_bad_ones(road):
     assert "2 of 3 files could not be answered" in done.stderr
 
 
-def test_two_runs_with_one_seed_have_the_same_weights(tmp_path):
-    settings = options({**QUICK, "epochs": "1", "promote_to": "none"})
+def test_two_runs_with_one_seed_have_the_same_weights(folder):
+    settings = options({**PLAIN, "epochs": "1"})
     digests = []
     for _ in range(2):
-        done = vitcifar(tmp_path, "train", *settings)
+        done = vitcifar(folder, "train", *settings)
         assert done.returncode == 0, done.stderr
         digests.append(re.search(r"sha256 (\w{64})", done.stdout)[1])
     assert digests[0] == digests[1]
 
 
-def test_a_run_killed_and_resumed_ends_as_one_that_was_not(tmp_path, road, store):
-    settings = options({**QUICK, "epochs": "6", "promote_to": "none", "experiment": "killed"})
-    whole = vitcifar(tmp_path, "train", *settings)
+def test_a_run_killed_and_resumed_ends_as_one_that_was_not(folder):
+    settings = options({**PLAIN, "epochs": "6"})
+    whole = vitcifar(folder, "train", *settings)
     assert whole.returncode == 0, whole.stderr
-    there = set(os.listdir(tmp_path / "runs"))
+    there = set(os.listdir(folder / "runs"))
     command = [sys.executable, "-m", "mlproject", "train", *settings]
-    started = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path, PYTHONPATH=str(ROOT)))
-    while not list(tmp_path.glob("runs/*/last.pt")) or len(list(tmp_path.glob("runs/*/last.pt"))) < 2:
+    started = subprocess.Popen(command, cwd=folder, env=environment(folder, PYTHONPATH=str(ROOT)))
+    while not list(folder.glob("runs/*/last.pt")) or len(list(folder.glob("runs/*/last.pt"))) < 2:
         assert started.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     started.send_signal(signal.SIGKILL)
     started.wait()
-    (run_id,) = set(os.listdir(tmp_path / "runs")) - there
+    (run_id,) = set(os.listdir(folder / "runs")) - there
 
-    refused = vitcifar(tmp_path, "train", "--resume", run_id, "--learning-rate", "0.5")
+    refused = vitcifar(folder, "train", "--resume", run_id, "--learning-rate", "0.5")
     assert refused.returncode == 1 and "learning_rate" in refused.stderr
-    resumed = vitcifar(tmp_path, "train", "--resume", "last")
+    resumed = vitcifar(folder, "train", "--resume", "last")
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", whole.stdout)[0]
     assert run_id in resumed.stdout  # it is the same run
-    agreement = vitcifar(tmp_path, "compare-logs", run_id)
+    agreement = vitcifar(folder, "compare-logs", run_id)
     assert agreement.returncode == 0, agreement.stdout
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    losses = [
-        [(m.step, m.value) for m in sorted(store.get_metric_history(run, "step/loss"), key=lambda m: m.step)]
-        for run in (run_id, *there)
-    ]
+    losses = [losses_of(folder, run) for run in (run_id, *there)]
     assert losses[0] == losses[1]
+    assert len(losses[0]) > 30
 
 
-def test_without_network_the_default_run_stops_at_once_and_leaves_no_run(tmp_path, road):
+def test_without_network_the_default_run_stops_at_once_and_leaves_no_run(folder):
     """No address of the outside can be reached: the proxies that Python's downloads heed lead nowhere."""
     nowhere = "http://127.0.0.1:9"
     began = time.monotonic()
-    done = vitcifar(tmp_path, "train", http_proxy=nowhere, https_proxy=nowhere, TORCH_HOME=str(tmp_path))
+    done = vitcifar(folder, "train", http_proxy=nowhere, https_proxy=nowhere, TORCH_HOME=str(folder))
     assert done.returncode == 1
     assert "--preset digits" in done.stderr
     assert "Traceback" not in done.stderr
     assert time.monotonic() - began < 60
-    assert not (tmp_path / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
 CONDA = """#!/usr/bin/env bash
@@ -182,17 +205,31 @@ esac
 """
 
 
-def test_the_bare_call_makes_the_conda_environment_and_runs_in_it(tmp_path):
-    home = tmp_path / "conda"
+def test_the_bare_call_makes_the_conda_environment_and_runs_in_it(folder):
+    home = folder / "conda"
     (home / "bin").mkdir(parents=True)
     for name, text in {"conda": CONDA, "activate": "#!/usr/bin/env bash\n"}.items():
         (home / "bin" / name).write_text(text)
         (home / "bin" / name).chmod(0o755 | stat.S_IXUSR)
     (home / "etc/profile.d").mkdir(parents=True)
     (home / "etc/profile.d/conda.sh").write_text("conda() { :; }\n")
-    log = tmp_path / "conda.log"
+    log = folder / "conda.log"
     more = {"MLFLOW_CONDA_HOME": str(home), "CONDA_LOG": str(log)}
-    done = mlflow_run(tmp_path, "-e", "versions", entry={"model_name": "nobody"}, **more)
+    done = mlflow_run(folder, "-e", "versions", entry={"model_name": "nobody"}, **more)
     assert "--file" in log.read_text() and "conda.yaml" in log.read_text()
     assert done.returncode == 1
     assert "The registry has no version of 'nobody' yet" in done.stderr
+
+
+def test_two_processes_make_one_run_alike_to_that_of_one(folder):
+    """Within 1e-5 in its losses: the sums are taken in another order."""
+    settings = options({**PLAIN, "epochs": "1"})
+    losses = []
+    for num_processes in ("1", "2"):
+        done = vitcifar(folder, "train", *settings, "--num-processes", num_processes, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        run_id = re.search(r"^run +(\w{32})", done.stdout, flags=re.MULTILINE)[1]
+        losses.append([loss for _, loss in losses_of(folder, run_id)])
+    assert len(losses[0]) == len(losses[1]) > 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert len(client_of(folder).search_runs(["1"])) == 2

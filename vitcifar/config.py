@@ -103,6 +103,7 @@ class TrainConfig:
     )
     cache_memory: float = setting(4.0, "Most memory in GB for what frozen parts computed.", minimum=0.0)
     num_workers: int = setting(0, "Processes beside the main one that prepare batches.", minimum=0)
+    num_processes: int = setting(1, "Processes that share every batch, on this machine (also: torchrun).", minimum=1)
     device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"))
 
     # Evaluation

@@ -93,11 +93,28 @@ def learn(
     """
     from vitcifar.training.checkpoint import LAST
     from vitcifar.training.loop import fit
+    from vitcifar.training.processes import followers, share, together
 
     if not resumed:
         record_inputs(run, config, splits, network)
-    resume = run.folder / LAST if resumed else None
-    return fit(network, splits.train, splits.validation, config, log=log or run.log, folder=run.folder, resume=resume)
+    with followers(config.num_processes), together():
+        folder = Path(share(str(run.folder)))
+        resume = folder / LAST if resumed else None
+        return fit(network, splits.train, splits.validation, config, log=log or run.log, folder=folder, resume=resume)
+
+
+def follow(config: TrainConfig) -> None:
+    """Help the first of several processes with its training; it alone tracks, evaluates and releases."""
+    from vitcifar.training.checkpoint import LAST
+    from vitcifar.training.loop import fit
+    from vitcifar.training.processes import share, together
+
+    splits = read_splits(config)
+    network = make_network(config, splits.class_names)
+    with together():
+        folder = Path(share(""))
+        resume = folder / LAST if config.resume != "none" else None
+        fit(network, splits.train, splits.validation, config, log=lambda *_: None, folder=folder, resume=resume)
 
 
 def calibrate(network: "Classifier", splits: Splits, config: TrainConfig) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """Registered versions examined again, and two of them compared, each as a run of its own."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from vitcifar import tracking
 from vitcifar.config import TrainConfig
 from vitcifar.data.pictures import Pictures
 from vitcifar.data.splits import Splits, read_splits
-from vitcifar.errors import DataError, ReleaseError
+from vitcifar.errors import DataError
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.compare import Comparison, compare
 from vitcifar.evaluation.scores import Evaluation
@@ -19,9 +18,10 @@ from vitcifar.examine.record import data_name, record_data, record_evaluation, r
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release.bundle import Release
 from vitcifar.release.registry import Registry
+from vitcifar.release.weights import open_network
 
 if TYPE_CHECKING:
-    from vitcifar.training.network import Classifier
+    pass
 
 OUTPUT_DIR = Path("runs")
 
@@ -38,7 +38,7 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     check_classes(release, splits)
     read_outliers(config, limit=1)  # what fails for want of a file fails before there is a run
     name = named(release)
-    network = open_network(registry, release) if config.examine == "full" else None
+    network = open_network(registry.pull(str(release.version), pytorch=True)) if config.examine == "full" else None
     classifier = OnnxClassifier(release.onnx_path)
     tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
     run_name = f"evaluate-{registry.model_name}-{release.version}"
@@ -122,26 +122,6 @@ def answered(release: Release, splits: Splits) -> tuple[Evaluation, Any]:
     logits = OnnxClassifier(release.onnx_path).logits([*splits.test.images])
     evaluation = score(logits, splits, release.temperature, release.threshold)
     return evaluation, softmax(logits, release.temperature)
-
-
-def open_network(registry: Registry, release: Release) -> "Classifier":
-    """The PyTorch network of a version, ready to answer. Raises ReleaseError when this code cannot hold it."""
-    from vitcifar.release.weights import load_weights
-    from vitcifar.training.network import build_network
-
-    assert release.version is not None
-    config = TrainConfig(**release.config)
-    config = dataclasses.replace(config, weights="none", image_size=release.image_size)
-    network = build_network(config, release.class_names)
-    weights = load_weights(registry.pull(release.version, pytorch=True))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ReleaseError(
-            f"The weights of {named(release)} do not fit {config.arch} of this vitcifar, another made them: "
-            "type --examine quick, which asks its ONNX file alone."
-        ) from error
-    return network.eval()
 
 
 def test_pictures(release: Release) -> Pictures | None:

@@ -2,16 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from vitcifar.config import TrainConfig
 from vitcifar.data.pictures import Pictures
-from vitcifar.release.bundle import Release
 from vitcifar.release.latency import NUM_RUNS, Change, LatencyTable, compare_tables, latency_table
 from vitcifar.release.registry import Registry
-
-if TYPE_CHECKING:
-    from vitcifar.training.network import Classifier
+from vitcifar.release.weights import open_network
 
 PREFIX = "latency/"  # then the machine's fingerprint
 
@@ -37,9 +32,7 @@ def benchmark(
     release = registry.pull(spec, pytorch=True)
     assert release.version is not None
     earlier = recorded_tables(registry, release.version)
-    table = latency_table(
-        release, network=rebuild_network(release), pictures=pictures, threads=threads, num_runs=num_runs
-    )
+    table = latency_table(release, network=open_network(release), pictures=pictures, threads=threads, num_runs=num_runs)
     before = earlier.get(table.machine.fingerprint)
     registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", table.to_json())
     changes = compare_tables(before, table) if before else []
@@ -50,16 +43,3 @@ def recorded_tables(registry: Registry, spec: str | int) -> dict[str, LatencyTab
     """The tables kept on a version by the fingerprint of the machine."""
     tags = registry.show(spec).tags
     return {key.removeprefix(PREFIX): LatencyTable.from_json(tags[key]) for key in tags if key.startswith(PREFIX)}
-
-
-def rebuild_network(release: Release) -> "Classifier":
-    """The network of a release with its weights, as training builds it, in evaluation mode."""
-    from vitcifar.release.weights import load_weights
-    from vitcifar.training.network import build_network
-
-    config = TrainConfig(
-        arch=release.config["arch"], image_size=release.image_size, weights="none", train_layers="head"
-    )
-    network = build_network(config, release.class_names)
-    network.load_state_dict(load_weights(release))
-    return network.eval()

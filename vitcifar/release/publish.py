@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import numpy as np
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from vitcifar import __version__
 from vitcifar.config import TrainConfig
+from vitcifar.data.pictures import Pictures
 from vitcifar.data.splits import Splits
 from vitcifar.release import flavor
 from vitcifar.release.bundle import INT8_FILE, ONNX_FILE, RELEASE_FILE, Release, sha256_of
@@ -33,6 +36,7 @@ LOGGED_NAME = "release"
 MODEL_TAG = "vitcifar_model"  # on MLflow's logged model: the registered model it is meant for
 LINK_TAG = "mlflow.modelVersions"  # MLflow's own: its page of a logged model shows the versions
 STAGING_PREFIX = "vitcifar-"
+MAX_EXAMPLES = 12
 
 
 def publish(
@@ -60,8 +64,18 @@ def publish(
         release = dataclasses.replace(release, proofs={**release.proofs, "parity": parity.to_dict()})
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
+        put_examples(splits.test, staged / "examples")
         model_id, digest = log_release(program, staged, release)
     return register(release, model_id, digest)
+
+
+def put_examples(test: Pictures, folder: Path) -> None:
+    """A test picture of each of the first classes, for the page to show."""
+    folder.mkdir()
+    for label in range(min(MAX_EXAMPLES, len(test.class_names))):
+        places = np.flatnonzero(test.labels == label)
+        if len(places):
+            Image.fromarray(test.images[int(places[0])]).save(folder / f"{label:02}.png")
 
 
 def _try_int8(network: "Classifier", onnx_path: Path, splits: Splits, release: Release) -> Release:
@@ -94,6 +108,7 @@ def describe(
         class_names=tuple(splits.class_names),
         image_size=network.image_size,
         temperature=float(network.temperature),
+        threshold=float(evaluation.get("threshold", 0.0)),
         fingerprint=splits.fingerprint,
         run_id=run_id,
         preprocessing={"resize": "bilinear, antialiased", "mean": list(MEAN), "std": list(STD)},

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
 from vitcifar.release.bundle import Release
 from vitcifar.release.pull import environment
@@ -9,6 +10,8 @@ from vitcifar.release.pull import environment
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+    from vitcifar.training.network import Classifier
 
 PREFIX = "network."  # what the released module calls the network inside it
 NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -31,3 +34,25 @@ def load_module(release: Release) -> "Module":
             return mlflow.pytorch.load_model(str(release.folder))
     except MlflowException as error:
         raise ReleaseError(f"The weights in {release.folder} are not plain tensors: {error}") from error
+
+
+def open_network(release: Release) -> "Classifier":
+    """The network of a release that was pulled with its pt2, ready to answer.
+
+    Raises ReleaseError when the networks of this vitcifar cannot hold its weights.
+    """
+    from vitcifar.training.network import build_network
+
+    config = TrainConfig(
+        arch=release.config["arch"], image_size=release.image_size, weights="none", train_layers="head"
+    )
+    network = build_network(config, release.class_names)
+    weights = load_weights(release)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ReleaseError(
+            f"The weights of {release.model_name} {release.version} do not fit {config.arch} of this vitcifar, "
+            "another made them: ask its ONNX file, which answers as ever."
+        ) from error
+    return network.eval()

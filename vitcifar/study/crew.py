@@ -16,9 +16,9 @@ import filelock
 from vitcifar.errors import ConfigError, TrackingError
 
 
-def refuse_torchrun(what: str) -> None:
+def refuse_several(what: str, num_processes: int) -> None:
     """Several processes that share every batch make one run; a study is made of many. Raises ConfigError."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(f"Several processes train one run together, and {what}: start one process.")
 
 

@@ -10,7 +10,8 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.scores import Evaluation
-from vitcifar.study.crew import refuse_torchrun
+from vitcifar.examine.outsiders import read_outliers
+from vitcifar.study.crew import refuse_several
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +67,8 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> Seeds:
     """
     if config.resume != "none":
         raise ConfigError("resume goes on with one run: leave --seeds out.")
-    refuse_torchrun("several seeds are several runs")
+    refuse_several("several seeds are several runs", config.num_processes)
+    read_outliers(config, limit=1)
     pipeline.check_names(config)
     splits = pipeline.read_splits(config)
     pipeline.make_network(config, splits.class_names)  # weights that are not there are told before there is a run

@@ -15,7 +15,7 @@ from vitcifar import pipeline, tracking
 from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, TrainingError
-from vitcifar.study.crew import Crew, refuse_torchrun
+from vitcifar.study.crew import Crew, refuse_several
 from vitcifar.study.space import readable
 from vitcifar.study.storage import Plan, clear_up, give_back, known_parent, leave, open_study, remove_checkpoints
 from vitcifar.study.tally import Tally, is_finished, show
@@ -33,7 +33,7 @@ def sweep(plan: Plan) -> Tally:
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("A sweep needs Optuna, which is not installed: type pip install -e '.[sweep]'.")
-    refuse_torchrun("the trials of a sweep are runs of their own")
+    refuse_several("the trials of a sweep are runs of their own", plan.config.num_processes)
     splits = without_test(pipeline.read_splits(plan.config))
     pipeline.make_network(plan.config, splits.class_names)  # weights that are not there are told before there is a run
     crew = Crew(plan.storage.absolute(), plan.name)

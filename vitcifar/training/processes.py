@@ -1,11 +1,60 @@
-"""Several processes that train one network together, started by torchrun; one process when nothing was started."""
+"""Several processes that train one network together, started by torchrun or by the first of them; else just one."""
 
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+
+TIMEOUT = timedelta(minutes=10)  # for one step of the slowest process
+
+
+def follows() -> bool:
+    """Whether this process only helps another, which tracks, evaluates and releases."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+@contextmanager
+def followers(num_processes: int) -> Iterator[None]:
+    """Make this process the first of several: the others run the same command and end with this block."""
+    if num_processes == 1 or "WORLD_SIZE" in os.environ:
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    started = []
+    try:
+        for rank in range(1, num_processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
+            environment = {**os.environ, **shared, **own}
+            started.append(subprocess.Popen(sys.orig_argv, env=environment, stdout=subprocess.DEVNULL))
+        torch.set_num_threads(threads)
+        os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
+        yield
+        for process in started:
+            process.wait()
+    finally:
+        for name in (*shared, "RANK", "LOCAL_RANK"):
+            os.environ.pop(name, None)
+        for process in started:
+            process.kill()
+
+
+def share(value: str) -> str:
+    """What the first process says, in all of them."""
+    if num_processes() == 1:
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
 
 
 @contextmanager
@@ -17,7 +66,7 @@ def together() -> Iterator[None]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
