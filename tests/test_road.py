@@ -142,7 +142,8 @@ def test_predict_answers_good_files_and_says_why_not_for_bad_ones(road):
     answer = json.loads(done.stdout.splitlines()[0])
     assert answer["version"] == 1
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-    assert "notes.png" in done.stderr and "missing.png" in done.stderr
+    errors = [json.loads(line)["error"] for line in done.stdout.splitlines()[1:]]
+    assert "notes.png" in errors[0] and "missing.png" in errors[1]
     assert "2 of 3 files could not be answered" in done.stderr
 
 
