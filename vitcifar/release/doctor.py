@@ -45,10 +45,11 @@ class Finding:
 def examine(registry: Registry, *, settled_seconds: float = SETTLED_SECONDS) -> list[Finding]:
     """Everything that is wrong, in the order in which it is to be repaired; changes nothing."""
     with reaching(mlflow.get_tracking_uri()):
+        unregistered = list(_unregistered(registry, settled_seconds))
         return [
             *_staging(),
-            *_unregistered(registry, settled_seconds),
-            *_empty(registry, settled_seconds),
+            *unregistered,
+            *([] if unregistered else _empty(registry, settled_seconds)),
             *_unfinished(registry, settled_seconds),
             *_versions(registry),
             *_aliases(registry),
@@ -170,8 +171,13 @@ def _empty(registry: Registry, settled_seconds: float) -> Iterator[Finding]:
             subject=registry.model_name,
             sentence="it has no version and no history",
             repair="delete the name",
-            act=partial(registry.client.delete_registered_model, registry.model_name),
+            act=partial(_delete_name, registry),
         )
+
+
+def _delete_name(registry: Registry) -> None:
+    if not registry.versions():  # a release may have been registered since
+        registry.client.delete_registered_model(registry.model_name)
 
 
 def _unfinished(registry: Registry, settled_seconds: float) -> Iterator[Finding]:
