@@ -52,9 +52,7 @@ def train_once(num_pictures: int, num_epochs: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         fit(network, *sets, config, log=log, folder=Path(folder))
-    steps = (
-        num_pictures // config.batch_size
-    )  # of an epoch; its end (validation, checkpoint) costs the same at any size
+    steps = num_pictures // config.batch_size  # of an epoch; what comes at its end costs the same at any size
     seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
     inside = [taken for step, taken in enumerate(seconds) if step % steps]
     milliseconds = 1000 * statistics.mean(inside) / config.batch_size

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -120,6 +121,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_take_it_in(tmp_path)
         fit(network, shades(8), shades(4, seed=1), config, log=Logged(), folder=tmp_path)
     for name, weight in network.state_dict().items():
         assert torch.equal(weight.nan_to_num(), before[name].nan_to_num()), name
+
+
+def test_memory_does_not_grow_with_epochs(tmp_path):
+    used: list[float] = []
+
+    def log(step, metrics):
+        if "validation/loss" in metrics:
+            used.append(psutil.Process().memory_info().rss / 1e6)  # MB
+
+    train(tmp_path, settings(epochs=12, train_layers="1", batch_size=50), log=log, pictures=shades(200, size=32))
+    assert len(used) == 12
+    assert used[-1] - used[3] < 8
 
 
 def test_resuming_with_other_settings_says_which(tmp_path):

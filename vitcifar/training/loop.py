@@ -242,8 +242,8 @@ def validate(
 def must_be_finite(metric: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise TrainingError(
-            f"{metric} became {value} at step {step}, and training stopped before the weights took it in: "
-            "type a lower --learning-rate or a longer --warmup-epochs."
+            f"{metric} became {value} at step {step}, and training stopped there: type a lower --learning-rate, "
+            "a longer --warmup-epochs, or --clip-norm 1."
         )
 
 
