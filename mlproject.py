@@ -6,6 +6,7 @@ before a command needs it.
 
 import dataclasses
 import json
+import os
 import signal
 import warnings
 from collections.abc import Callable
@@ -207,6 +208,8 @@ def main() -> None:
     vitcifar train --preset digits        the whole road in about a minute, no downloads
     vitcifar app --version champion       the page that serves what was promoted
     """
+    # Threads that wait for each other spin by default, and torch stands still when another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does, never leaves it RUNNING
     warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
 
