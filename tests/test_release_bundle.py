@@ -166,6 +166,29 @@ def test_release_json_cannot_name_files_outside_the_folder(folder: Path, name: s
         verify(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("class_names", 3),
+        ("class_names", [1]),
+        ("files", []),
+        ("files", {"model.onnx": 7}),
+        ("serves", ["model.onnx"]),
+        ("temperature", "1"),
+        ("temperature", 0),
+        ("image_size", None),
+        ("proofs", 1),
+        ("format", 2),
+        ("more", 1),
+    ],
+)
+def test_release_json_with_other_kinds_of_entries_is_refused(folder: Path, name: str, value: object) -> None:
+    fields = json.loads((folder / "release.json").read_text())
+    (folder / "release.json").write_text(json.dumps(fields | {name: value}))
+    with pytest.raises(ReleaseError):
+        verify(folder)
+
+
 def external(name: str) -> onnx.TensorProto:
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="/etc/passwd")

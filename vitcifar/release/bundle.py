@@ -80,11 +80,26 @@ def read_release(path: Path) -> Release:
         raise ReleaseError(f"{path} cannot be read as a release ({error}): pull the version again.") from None
     if release.format != FORMAT:
         raise ReleaseError(f"{path} has format {release.format!r}, expected {FORMAT}: update vitcifar to open it.")
-    if not isinstance(release.files, dict) or release.serves not in release.files:
+    _check_types(path, release)
+    if release.serves not in release.files:
         raise ReleaseError(f"{path} does not list the file that serves, {release.serves!r}: pull the version again.")
     for name in release.files:
         check_name(name)
     return release
+
+
+def _check_types(path: Path, release: Release) -> None:
+    """Refuse a release.json whose entries are not what the code takes them for. Raises ReleaseError."""
+    kinds = {"image_size": int, "temperature": (int, float), "threshold": (int, float)}
+    kinds |= dict.fromkeys(("release_id", "model_name", "fingerprint", "run_id", "serves"), str)
+    kinds |= dict.fromkeys(("files", "proofs", "config", "counts", "git", "environment", "preprocessing"), dict)
+    wrong = [name for name, kind in kinds.items() if not isinstance(getattr(release, name), kind)]  # type: ignore[arg-type]
+    if not wrong:
+        texts = (*release.class_names, *release.files, *release.files.values())
+        wrong += ["class_names or files"] if {type(text) for text in texts} != {str} else []
+        wrong += [] if 0 < release.temperature < float("inf") else ["temperature"]
+    if wrong:
+        raise ReleaseError(f"{path} is not a release.json of ours (wrong: {', '.join(wrong)}): pull the version again.")
 
 
 def check_name(name: str) -> None:

@@ -77,7 +77,8 @@ class Registry:
 
     def aliases(self) -> dict[str, int]:
         """Every alias and the version that holds it. Raises RegistryError when the model is not there."""
-        return {alias: int(number) for alias, number in self._model().aliases.items()}
+        with reaching(mlflow.get_tracking_uri()):
+            return {alias: int(number) for alias, number in self._model().aliases.items()}
 
     def resolve(self, spec: str | int) -> int:
         """A version's number, an alias, or `latest` -> the number. Raises RegistryError listing what there is."""
