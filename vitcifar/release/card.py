@@ -46,6 +46,7 @@ def _summary(version: Version, release: Release) -> list[str]:
         f"- input: one picture of any size, resized to {release.image_size} x {release.image_size} "
         f"({release.preprocessing.get('resize', 'not recorded')})",
         f"- probabilities: softmax(logits / {release.temperature:.4f})",
+        *([f"- sure enough to answer: confidence of at least {release.threshold:.4f}"] if release.threshold else []),
         f"- serves: {release.serves}",
         "",
     ]

@@ -1,7 +1,7 @@
 """The vision transformer written as the graph that onnxruntime runs fastest on a CPU, in float or with int8 products.
 
 Measured on ViT-B/16 at 224, batch 1, 2 cores with AMX, onnxruntime 1.32 (benchmarks/serving_latency.py): heads are
-split by one transpose each and multiplied with FusedMatMul (MultiHeadAttention took 1.4 times as long), sums and norms
+split by one transpose each and multiplied with FusedMatMul (MultiHeadAttention took 1.3 times as long), sums and norms
 stand alone (SkipLayerNormalization took 4 times as long), biases ride on the products, normalisation is folded into
 the first convolution, and the last block answers for the class token alone.
 Letters in the shapes: N pictures, T tokens, D hidden size, A heads, K classes.
