@@ -495,7 +495,7 @@ def diff(before: str, after: str, model_name: str, tracking_uri: str) -> None:
 @alias_option
 @click.option(
     "--require",
-    type=click.Choice(["better", "not-worse", "nothing"]),
+    type=click.Choice(["better", "not-worse", "not-clearly-worse", "none"]),
     default="not-worse",
     help="What the paired test against the alias's present version must show, on the same test pictures.",
 )
