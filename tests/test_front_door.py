@@ -97,7 +97,8 @@ def test_every_help_text_has_an_example_and_a_sentence_for_each_option(name):
     command = mlproject.main.commands[name]
     assert f"vitcifar {name}" in (command.help or "")
     assert all(param.help for param in command.params if isinstance(param, click.Option))
-    assert CliRunner().invoke(mlproject.main, [name, "-h"]).exit_code == 0
+    asked = CliRunner().invoke(mlproject.main, [name, "-h"])
+    assert asked.exit_code == 0, asked.output
 
 
 def test_train_has_an_option_for_every_setting_and_no_bare_flag():
