@@ -202,7 +202,7 @@ def check(field: dataclasses.Field, value: Any) -> None:
 PRESETS = types.MappingProxyType(
     {
         "cifar10": {},  # the defaults above
-        "digits": {  # 0.98 of the test pictures right
+        "digits": {  # test accuracy 0.96 to 0.99 over six seeds
             "data": "digits",
             "arch": "vit_tiny",
             "weights": "none",
