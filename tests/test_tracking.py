@@ -10,6 +10,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitcifar import tracking
 from vitcifar.errors import TrackingError
@@ -70,6 +72,14 @@ def test_a_resumed_run_has_no_gap_and_no_double_point():
     assert sorted(steps) == list(range(1, 11))
     assert tracking.compare_logs(run.run_id).differences == ()
     assert resumed.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_picture_is_in_both_trackers():
+    with start() as run:
+        run.log_image("augmentation", Image.new("RGB", (8, 6), "red"))
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    assert [(image.width, image.height) for image in events.Images("augmentation")] == [(8, 6)]
+    assert [item.path for item in run.client.list_artifacts(run.run_id, "figures")] == ["figures/augmentation.png"]
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def release(
     from vitcifar.release.registry import Registry
     from vitcifar.training.network import weights_sha256
 
+    network.to("cpu")  # where releases are proven and serve
     digest = weights_sha256(network)
     run.set_tags({"weights_sha256": digest})
     version = publish(
@@ -203,16 +204,18 @@ def rebuild(config: TrainConfig) -> "Rebuilt":
 def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> "Classifier":
     """The network at its start: seeded, from the weights that a config names."""
     from vitcifar.release.registry import Registry
+    from vitcifar.training.loop import say_on_stderr
     from vitcifar.training.network import build_network
 
     def load_release(uri: str) -> dict[str, Any]:
         return Registry(config.model_name).state_dict(uri)
 
-    return build_network(config, class_names, load_release=load_release)
+    return build_network(config, class_names, load_release=load_release, say=say_on_stderr)
 
 
 def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, network: "Classifier") -> None:
     """Config, data sets with their roles, code and model, before the first step."""
+    from vitcifar.training.augmentation import augmented_sheet
     from vitcifar.training.network import count_parameters
 
     run.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint})
@@ -220,6 +223,8 @@ def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, networ
     run.log_params(counts, prefix="model.")
     run.set_tags({"vitcifar_version": __version__, **git_state()})
     record_data(run, config, {role: pictures for role, pictures in splits.roles.items() if len(pictures)}, splits)
+    if config.augmentation != "none":
+        run.log_image("augmentation", augmented_sheet(splits.train, config.augmentation, seed=config.seed))
     (run.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     run.log_json("config.json", dataclasses.asdict(config))
 

@@ -21,6 +21,7 @@ from vitcifar.errors import TrackingError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 STEP_PREFIX = "step/"  # written in batches, everything else at once
 FLUSH_SECONDS = 2.0
@@ -154,6 +155,11 @@ class Run:
         """A matplotlib figure: figures/NAME.png in MLflow, NAME among TensorBoard's images."""
         self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
         self.writer.add_figure(name, figure, step, close=False)
+
+    def log_image(self, name: str, image: "Image") -> None:
+        """A picture: figures/NAME.png in MLflow, NAME among TensorBoard's images."""
+        self.client.log_image(self.run_id, image, f"figures/{name}.png")
+        self.writer.add_image(name, np.asarray(image), dataformats="HWC")
 
     def log_text(self, name: str, text: str) -> None:
         self.client.log_text(self.run_id, text, name)
