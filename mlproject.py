@@ -34,6 +34,9 @@ FROM_PRESET = "preset"  # the value that leaves a setting to the preset, as MLpr
 class Command(click.Command):
     """A command whose options may be written with underscores: MLflow writes -P a_b=1 as --a_b 1."""
 
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        return ["-h", "--help"]
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         def dashes(word: str) -> str:
             name, equals, value = word.partition("=")
