@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 # Before torch is imported: the commands let other programs have the core, and two files of tests run at a time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 COLOURS = ("red", "green", "blue")

@@ -21,7 +21,6 @@ from vitcifar.training import checkpoint
 from vitcifar.training.loop import fit
 from vitcifar.training.network import build_network, weights_sha256
 from vitcifar.training.schedule import learning_rate
-from vitcifar.training.threads import threads_for
 
 CLASSES = ("dark", "middle", "bright")
 
@@ -122,15 +121,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_take_it_in(tmp_path)
         fit(network, shades(8), shades(4, seed=1), config, log=Logged(), folder=tmp_path)
     for name, weight in network.state_dict().items():
         assert torch.equal(weight.nan_to_num(), before[name].nan_to_num()), name
-
-
-def test_small_steps_take_one_thread_and_large_ones_all_there_are(tmp_path):
-    network = build_network(settings(), CLASSES)
-    assert [threads_for(network, batch_size, 8) for batch_size in (25, 100, 400, 10_000)] == [1, 1, 3, 8]
-    before = torch.get_num_threads()
-    used: list[int] = []
-    train(tmp_path, log=lambda step, metrics: used.append(torch.get_num_threads()))
-    assert set(used) == {1} and torch.get_num_threads() == before
 
 
 def test_memory_does_not_grow_with_epochs(tmp_path):

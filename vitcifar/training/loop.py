@@ -33,7 +33,6 @@ from vitcifar.training.processes import num_processes, rank, sum_gradients, sum_
 from vitcifar.training.resume import identify, load_matching
 from vitcifar.training.schedule import learning_rate
 from vitcifar.training.stages import Position, enter, plan_stages
-from vitcifar.training.threads import with_enough_threads
 
 Log = Callable[[int, Mapping[str, float]], Any]
 
@@ -53,7 +52,6 @@ def say_on_stderr(sentence: str) -> None:
     tqdm.write(sentence, file=sys.stderr)
 
 
-@with_enough_threads
 def fit(
     network: Classifier,
     train: Pictures,
