@@ -1,0 +1,42 @@
+"""A registered version is a start that helps: real pictures of six classes, then few of four others."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitcifar import pipeline, tracking
+from vitcifar.config import resolve
+from vitcifar.training.loop import fit
+
+SAMPLE = os.environ.get("VITCIFAR_SAMPLE")
+FEW = ("cat", "dog", "ship", "truck")
+NUM_FEW = 10  # training pictures of each
+
+
+@pytest.mark.skipif(not SAMPLE, reason="VITCIFAR_SAMPLE names no folder of CIFAR-10 pictures")
+def test_a_registered_version_beats_training_from_scratch_on_few_pictures_over_three_seeds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "cache"))
+    for part in ("train", "test"):
+        for folder in (Path(SAMPLE) / part).iterdir():
+            kind = tmp_path / ("few" if folder.name in FEW else "many") / part
+            kind.mkdir(parents=True, exist_ok=True)
+            (kind / folder.name).symlink_to(folder)
+    tracking.connect("sqlite:///mlflow.db")
+    given = {"data": "folder", "augmentation": "crop-flip", "examine": "none", "promote_to": "none", "epochs": 20}
+    base = {**given, "data_dir": str(tmp_path / "many"), "train_per_class": 130, "epochs": 30}
+    version = pipeline.train(resolve("digits", **base)).version
+    accuracies = {"none": [], f"models:/vitcifar/{version}": []}
+    for weights, found in accuracies.items():
+        for seed in range(3):
+            small = {"data_dir": str(tmp_path / "few"), "train_per_class": NUM_FEW, "validation_per_class": 50}
+            config = resolve("digits", **given, **small, weights=weights, seed=seed, data_seed=seed)
+            splits = pipeline.read_splits(config)
+            network = pipeline.make_network(config, splits.class_names)
+            folder = tmp_path / f"{len(found)}-{weights[:4]}"
+            outcome = fit(network, splits.train, splits.validation, config, log=lambda *_: None, folder=folder)
+            found.append(outcome.best_metrics["validation/accuracy"])
+    scratch, transferred = accuracies.values()
+    assert np.mean(transferred) > np.mean(scratch), accuracies
