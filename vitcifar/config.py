@@ -110,7 +110,7 @@ class TrainConfig:
     examine: str = setting(
         "quick",
         "Checks beyond the scores, and the report: none, quick (kinds of pictures, duplicates, attention: seconds) or "
-        "full (also embeddings and corruptions: 5 s for vit_tiny, about 10 minutes for ViT-B/16 on 2 cores).",
+        "full (also embeddings and corruptions: about 3,000 forward passes more).",
         choices=("none", "quick", "full"),
     )
     target_precision: float = setting(
