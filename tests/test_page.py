@@ -591,6 +591,11 @@ def test_a_person_takes_a_picture_with_the_camera(tab):
     """Chromium's own test camera: a green picture with a number that counts."""
     tab.click("#picture button[aria-label='Capture from camera']")
     tab.click("text=Click to Access Webcam")
+    # Before the camera's first picture the button does nothing.
+    tab.wait_for_function(
+        "() => { const video = document.querySelector('#picture video'); return video && video.videoWidth > 0"
+        " && video.readyState >= 2 && video.currentTime > 0 }"
+    )
     tab.click("#picture button[aria-label='capture photo']")
     tab.wait_for_selector(".card.answer")
 
