@@ -124,6 +124,7 @@ def test_scores_of_other_pictures_cannot_be_compared(toy: Registry, numbers: dic
 
 def test_the_first_holder_of_an_alias_has_nobody_to_beat(toy: Registry, numbers: dict[str, int]) -> None:
     promote(toy, numbers["tie"], "challenger")
+    assert toy.aliases()["challenger"] == numbers["tie"]
     toy.client.delete_registered_model_alias("toy", "challenger")
 
 

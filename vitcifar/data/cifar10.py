@@ -109,7 +109,7 @@ def _download(folder: Path, dataset: Any) -> None:
     beside = folder / ".cifar10-download"
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        with _network_timeout(STALL_SECONDS):
+        with socket_timeout(STALL_SECONDS):
             torchvision.datasets.utils.download_url(dataset.url, beside, dataset.filename, dataset.tgz_md5)
         os.replace(beside / dataset.filename, folder / dataset.filename)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
@@ -139,7 +139,7 @@ def _why_unreachable(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
+def socket_timeout(seconds: float) -> Iterator[None]:
     """torchvision opens its connections without a timeout, so a server that falls silent would hold us for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

@@ -2,11 +2,9 @@
 
 import math
 import pickle
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,6 +12,7 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor, nn
 
+from vitcifar.data.cifar10 import socket_timeout
 from vitcifar.errors import TrainingError
 from vitcifar.training.vit import WeightsEnum, find_weights, interpolate_embeddings
 
@@ -79,16 +78,6 @@ def download(weights: WeightsEnum, arch: str) -> dict[str, Tensor]:
         raise TrainingError(
             f"The weights {weights.name} of {arch} could not be had from {weights.url} ({reason}): {way_out}"
         ) from error
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def own_names(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
