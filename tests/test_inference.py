@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def test_no_pictures_give_no_logits(toy_onnx):
 def test_an_array_of_pictures_is_a_sequence_of_pictures(toy_onnx):
     images = np.stack(pictures_of((4, 4), (4, 4)))
     assert OnnxClassifier(toy_onnx).probabilities(images).sum(axis=1) == pytest.approx([1, 1])
+
+
+def test_no_thread_spins_after_an_answer(toy_onnx):
+    classifier = OnnxClassifier(toy_onnx, num_threads=2)
+    classifier.logits(pictures_of((900, 900)))
+    before = time.process_time()
+    time.sleep(0.05)
+    assert time.process_time() - before < 0.01
 
 
 def test_answer_ranks_the_classes_and_adds_up_its_time(toy_onnx):

@@ -22,6 +22,9 @@ from vitcifar.release.bundle import INT8_FILE, ONNX_FILE, PT2_FILE, Release
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 PACKAGES = ("numpy", "onnxruntime", "torch")
 NUM_RUNS = 30
+TURN_RUNS = 5
+# onnxruntime's threads spin for 45 ms after an answer, torch's for 9 (onnxruntime 1.32, torch 2.13, 2 cores).
+REST_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,16 +106,24 @@ def this_machine() -> Machine:
 
 
 def time_in_turns(asks: Mapping[str, Callable[[], Any]], *, num_runs: int = NUM_RUNS) -> dict[str, np.ndarray]:
-    """Milliseconds (num_runs,) of each; they take turns, so what else the machine does falls on all alike."""
-    for ask in asks.values():
-        ask()
+    """Milliseconds (num_runs,) of each; they take turns, so what else the machine does falls on all alike.
+
+    A turn starts with a rest, in which the threads of the one before stop waiting for work, and an answer that is not
+    timed. Without the rest a form shares its cores with threads that only spin.
+    """
     times: dict[str, list[float]] = {name: [] for name in asks}
-    for _ in range(num_runs):
+    for start in range(0, num_runs, TURN_RUNS):
         for name, ask in asks.items():
-            start = time.perf_counter()
+            time.sleep(REST_SECONDS)
             ask()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name] += [_milliseconds(ask) for _ in range(min(TURN_RUNS, num_runs - start))]
     return {name: np.array(values) for name, values in times.items()}
+
+
+def _milliseconds(ask: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    ask()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def percentile(times: np.ndarray, percent: float) -> float:
