@@ -506,7 +506,7 @@ def diff(before: str, after: str, model_name: str, tracking_uri: str) -> None:
 @click.option("--margin", default=0.02, help="Loss of accuracy that still counts as not worse.")
 @click.option("--min-accuracy", default=0.0, help="Accuracy on the test pictures that it must reach.")
 @click.option("--max-ece", default=0.15, help="Expected calibration error that it may have.")
-@click.option("--max-p95-ms", default=0.0, help="Milliseconds that 95 % of answers may take here (0 = not measured).")
+@click.option("--max-p95-ms", default=0.0, help="Milliseconds that 95 % of answers may take here (0 = no limit).")
 @click.option("--golden-dir", default="none", help="Folder of CLASS/* pictures that it must get right (none = none).")
 @click.option("--force", type=click.Choice(["no", "yes"]), default="no", help="Pass failed gates; needs --reason.")
 @reason_option
@@ -545,17 +545,17 @@ def promote(
 @main.command()
 @alias_option
 @click.option("--to", default="former", help="The version that gets it back (former = who held it before).")
-@reason_option
+@click.option("--reason", required=True, help="Why, for the history.")
 @model_name
 @tracking_uri
 def rollback(alias: str, to: str, reason: str, model_name: str, tracking_uri: str) -> None:
-    """Give an alias back to the version that held it before.
+    """Give an alias back to the version that held it before, for a reason that the history keeps.
 
     \b
     vitcifar rollback --reason "wrong on every truck since Monday"
     """
     registry = registry_of(tracking_uri, model_name)
-    print_event(registry.rollback(alias, to=None if to == "former" else to, reason=words(reason)))
+    print_event(registry.rollback(alias, to=None if to == "former" else to, reason=reason))
 
 
 @main.command()
@@ -645,9 +645,15 @@ def doctor(repair: str, settled_seconds: float, model_name: str, tracking_uri: s
     act = doctor.repair if repair == "yes" else doctor.examine
     findings = act(registry, settled_seconds=settled_seconds)
     for finding in findings:
-        state = "repaired" if finding.repaired else "to do"
+        state = "repaired" if finding.repaired else "left alone" if finding.young else "to do"
         click.echo(f"{finding.kind:<14}  {finding.subject}: {finding.sentence}. {state}: {finding.repair}")
-    left = [finding for finding in findings if not finding.repaired]
+    if any(finding.young for finding in findings):
+        click.echo(
+            f"What is younger than {settled_seconds:g} seconds may still be at work. If no process is: "
+            "type vitcifar doctor --repair yes --settled-seconds 0",
+            err=True,
+        )
+    left = [finding for finding in findings if not finding.repaired and not finding.young]
     if left:
         advice = "type vitcifar doctor --repair yes" if repair == "no" else "they need a person"
         raise click.ClickException(f"{len(left)} things are not as they should be: {advice}.")

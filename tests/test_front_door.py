@@ -61,9 +61,8 @@ def expected_mlproject() -> str:
         for param in params:
             word = max(param.opts, key=len)
             parameter = word.lstrip("-").replace("-", "_")
-            required = isinstance(param, click.Argument) and param.required
             text += f"      {parameter}: "
-            text += "{type: string}\n" if required else f"{{type: string, default: {default_text(param)!r}}}\n"
+            text += "{type: string}\n" if param.required else f"{{type: string, default: {default_text(param)!r}}}\n"
             line += f" {{{parameter}}}" if isinstance(param, click.Argument) else f" {word} {{{parameter}}}"
         wrapped = textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False)
         text += "    command: >-\n" + "".join(f"      {part}\n" for part in wrapped)

@@ -148,10 +148,10 @@ def test_promotions_and_rollbacks_are_remembered_with_who_when_and_why(toy: Regi
         ("rollback", 3, 2, "slow on Mondays"),
     ]
     assert all(event.who and event.when.endswith("Z") and event.done for event in toy.history())
-    assert toy.rollback().after == 1
+    assert toy.rollback(reason="still slow").after == 1
     with pytest.raises(RegistryError, match="No version held 'champion' of toy before 1: name the version with --to"):
-        toy.rollback()
-    assert toy.rollback(to=3).after == 3
+        toy.rollback(reason="slower still")
+    assert toy.rollback(to=3, reason="it was not that").after == 3
 
 
 def test_promoting_the_holder_again_leaves_no_trace(toy: Registry) -> None:

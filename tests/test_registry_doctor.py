@@ -105,7 +105,14 @@ def test_what_is_young_may_still_be_at_work(patient: Registry, store: Path) -> N
     store_release(store, "second", patient.model_name, files="[Mr]*")
     event = new_event("champion", 1, 2, "promote", "")
     patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
-    assert examine(patient) == []
+    before = dict(patient.client.get_registered_model(patient.model_name).tags)
+    found = repair(patient)
+    assert [(finding.kind, finding.young, finding.repaired) for finding in found] == [
+        ("new model", True, False),
+        ("unfinished promotion", True, False),
+    ]
+    assert patient.client.get_registered_model(patient.model_name).tags == before
+    heal(patient, "half-stored model", "unfinished promotion")
 
 
 def stored(registry: Registry, number: int, store: Path) -> Path:  # noqa: F811

@@ -138,11 +138,19 @@ def test_a_version_without_scores_or_parity_fails_closed(toy: Registry, numbers:
 
 def test_limits_are_said_with_how_much_is_missing(toy: Registry, numbers: dict[str, int]) -> None:
     policy = Policy(min_accuracy=0.99, max_ece=0.001, max_p95_ms=0.000001)
-    with pytest.raises(GateError, match=r"accuracy: 0\.9800, limit 0\.9900, short by 0\.0100") as error:
+    with pytest.raises(
+        GateError, match=r"accuracy: 0\.9800 \(.* 400 pictures\), limit 0\.9900, short by 0\.0100"
+    ) as error:
         promote(toy, numbers["better"], policy=policy)
     assert failed(error) == ["accuracy", "calibration", "latency"]
     slow = next(gate for gate in error.value.gates if gate.name == "latency")
     assert slow.number is not None and slow.limit is not None and slow.number > slow.limit
+
+
+def test_the_time_of_an_answer_is_recorded_without_a_budget_too(toy: Registry, numbers: dict[str, int]) -> None:
+    latency = next(gate for gate in promote(toy, numbers["better"]).gates if gate.name == "latency")
+    assert latency.passed and latency.limit is None
+    assert latency.number is not None and latency.number > 0
 
 
 def test_a_failed_gate_can_be_forced_with_a_reason_and_is_recorded(toy: Registry, numbers: dict[str, int]) -> None:

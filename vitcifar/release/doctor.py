@@ -27,7 +27,7 @@ from vitcifar.release.pull import damaged_files
 from vitcifar.release.registry import Registry, Version
 from vitcifar.tracking import reaching
 
-SETTLED_SECONDS = 3600.0  # what is younger may still be in the hands of a running process
+SETTLED_SECONDS = 3600.0  # what is unfinished and younger counts as young
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Finding:
     sentence: str
     repair: str
     repaired: bool = False
-    act: Callable[[], Any] = dataclasses.field(repr=False, compare=False)
+    young: bool = False  # it may still be in the hands of a running process: left alone
+    act: Callable[[], Any] = dataclasses.field(default=lambda: None, repr=False, compare=False)
 
 
 def examine(registry: Registry, *, settled_seconds: float = SETTLED_SECONDS) -> list[Finding]:
@@ -57,13 +58,16 @@ def examine(registry: Registry, *, settled_seconds: float = SETTLED_SECONDS) -> 
 
 
 def repair(registry: Registry, *, settled_seconds: float = SETTLED_SECONDS) -> list[Finding]:
-    """Repair everything that `examine` finds; returns what was found, each marked as repaired or not."""
+    """Repair everything that `examine` finds but what is young; returns what was found, marked as repaired or not."""
     done: list[Finding] = []
     for _ in range(3):  # a repair can bring up the next one: an alias on a version that was just found broken
         found = [finding for finding in examine(registry, settled_seconds=settled_seconds) if not _known(done, finding)]
         if not found:
             break
         for finding in found:
+            if finding.young:
+                done.append(finding)
+                continue
             try:
                 with reaching(mlflow.get_tracking_uri()):
                     finding.act()
@@ -105,9 +109,17 @@ def _unregistered(registry: Registry, settled_seconds: float) -> Iterator[Findin
     """Stored models that no version means: registered if they are a whole release, taken away if not."""
     meant = {version.source for version in registry.versions()}
     for model in _logged_models(registry):
-        young = time.time() - model.creation_timestamp / 1000 < settled_seconds
-        if f"models:/{model.model_id}" in meant or young or LINK_TAG in model.tags:
+        if f"models:/{model.model_id}" in meant or LINK_TAG in model.tags:
             continue  # with the tag it was a version once, and somebody deleted that
+        if _is_young(model, settled_seconds):
+            yield Finding(
+                kind="new model",
+                subject=model.model_id,
+                sentence=f"status {model.status}, no version means it yet",
+                repair="wait for the process that stores it",
+                young=True,
+            )
+            continue
         release = _whole(model)
         if release is None:
             yield Finding(
@@ -125,6 +137,11 @@ def _unregistered(registry: Registry, settled_seconds: float) -> Iterator[Findin
                 repair="register it as the next version",
                 act=partial(register, release[0], model.model_id, release[1]),
             )
+
+
+def _is_young(entry: Any, settled_seconds: float) -> bool:
+    """Whether something that MLflow keeps was made less than so many seconds ago."""
+    return time.time() - entry.creation_timestamp / 1000 < settled_seconds
 
 
 def _logged_models(registry: Registry) -> list[Any]:
@@ -165,12 +182,13 @@ def _empty(registry: Registry, settled_seconds: float) -> Iterator[Finding]:
         model = registry.client.get_registered_model(registry.model_name)
     except MlflowException:
         return
-    if not model.tags and time.time() - model.creation_timestamp / 1000 >= settled_seconds:
+    if not model.tags:
         yield Finding(
             kind="empty model",
             subject=registry.model_name,
             sentence="it has no version and no history",
             repair="delete the name",
+            young=_is_young(model, settled_seconds),
             act=partial(_delete_name, registry),
         )
 
@@ -186,7 +204,7 @@ def _unfinished(registry: Registry, settled_seconds: float) -> Iterator[Finding]
         return
     model = registry.client.get_registered_model(registry.model_name)
     for key, event in keyed_events(model.tags):
-        if event.done or event.age() < settled_seconds:
+        if event.done:
             continue
         came = registry.aliases().get(event.alias) == event.after
         yield Finding(
@@ -194,6 +212,7 @@ def _unfinished(registry: Registry, settled_seconds: float) -> Iterator[Finding]
             subject=key.removeprefix(PREFIX),
             sentence=f"{event.alias} {'did' if came else 'did not'} come to {event.after}, the record says neither",
             repair="finish the record" if came else "remove the record",
+            young=event.age() < settled_seconds,
             act=partial(settle, registry, key, event, came),
         )
 

@@ -153,9 +153,14 @@ class Registry:
         self.check_store(version)
         return self.move(alias, version.number, "promote", reason)
 
-    def rollback(self, alias: str = "champion", *, to: str | int | None = None, reason: str = "") -> Event:
-        """Give an alias back to the version that held it before, or to `to`; recorded like a promotion."""
+    def rollback(self, alias: str = "champion", *, to: str | int | None = None, reason: str) -> Event:
+        """Give an alias back to the version that held it before, or to `to`; recorded like a promotion.
+
+        Raises RegistryError without a reason or without such a version, ReleaseError when it is not whole.
+        """
         check_alias(alias)
+        if not reason.strip():
+            raise RegistryError("A rollback needs a reason: add --reason.")
         holder = self.aliases().get(alias)
         version = self.show(self._former(alias, holder) if to is None else to)
         self.check_store(version)
