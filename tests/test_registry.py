@@ -149,9 +149,39 @@ def test_promotions_and_rollbacks_are_remembered_with_who_when_and_why(toy: Regi
     ]
     assert all(event.who and event.when.endswith("Z") and event.done for event in toy.history())
     assert toy.rollback(reason="still slow").after == 1
-    with pytest.raises(RegistryError, match="No version held 'champion' of toy before 1: name the version with --to"):
+    with pytest.raises(RegistryError, match="No version held 'champion' of toy before 1: type vitcifar promote"):
         toy.rollback(reason="slower still")
     assert toy.rollback(to=3, reason="it was not that").after == 3
+
+
+def test_a_rollback_is_no_way_around_the_gates(toy: Registry) -> None:
+    toy.promote(1)
+    toy.promote(2)
+    with pytest.raises(RegistryError, match=r"never held 'champion'.*type vitcifar promote 3 --alias champion"):
+        toy.rollback(to=3, reason="please")
+    with pytest.raises(RegistryError, match="needs a reason"):
+        toy.rollback(reason=" ")
+    assert toy.aliases() == {"champion": 2}
+
+
+def test_an_alias_that_moved_meanwhile_is_not_moved(toy: Registry) -> None:
+    toy.promote(1)
+    with pytest.raises(RegistryError, match="from 3 to 1 by somebody else meanwhile: look at"):
+        toy.move("champion", 2, "promote", "", expected=3)
+    assert toy.aliases() == {"champion": 1}
+    assert toy.move("champion", 2, "promote", "", expected=1).after == 2
+
+
+def test_deleting_a_version_keeps_what_another_one_is_made_of(toy: Registry, store: Path) -> None:
+    model, digest = store_release(store, "shared", "shared")
+    release = read_release(store / "shared" / "release.json")
+    first, second = (register(release, model.model_id, digest) for _ in range(2))
+    registry = Registry("shared")
+    registry.promote(second)
+    registry.delete(registry.show(first))
+    assert registry.client.get_logged_model(model.model_id)
+    with pytest.raises(RegistryError, match="holds champion now: it stays"):
+        registry.delete(registry.show(second))
 
 
 def test_promoting_the_holder_again_leaves_no_trace(toy: Registry) -> None:
@@ -168,10 +198,14 @@ def test_each_alias_has_a_history_of_its_own(toy: Registry) -> None:
 
 
 def test_many_who_promote_at_once_lose_no_record(toy: Registry) -> None:
+    moved: list[Event] = []
+
     def promote(number: int) -> None:
         for _ in range(3):
             try:
-                toy.promote(number)
+                event = toy.promote(number)
+                if event.before != number:
+                    moved.append(event)
             except RegistryError as error:
                 assert "by somebody else at the same moment" in str(error)
 
@@ -180,7 +214,7 @@ def test_many_who_promote_at_once_lose_no_record(toy: Registry) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(toy.history()) >= 3
+    assert moved and all(event in toy.history() for event in moved)
     assert all(event.done for event in toy.history())
     assert toy.aliases()["champion"] in (1, 2, 3)
 
@@ -251,9 +285,9 @@ def test_a_release_whose_file_was_changed_in_the_store_is_refused(toy: Registry,
         with pytest.raises(ReleaseError, match=r"model\.onnx in the store was changed after it was registered"):
             toy.pull(2)
         path.unlink()
-        with pytest.raises(ReleaseError, match=r"does not give model\.onnx"):
+        with pytest.raises(ReleaseError, match=r"does not hold model\.onnx"):
             toy.pull(2)
-        with pytest.raises(ReleaseError, match=r"model\.onnx of toy 2 is missing or changed in the store"):
+        with pytest.raises(ReleaseError, match=r"toy 2 is not a whole release \(missing or changed in the store: model\.onnx\)"):
             toy.promote(2)
         assert toy.aliases() == {}
     finally:
@@ -304,6 +338,8 @@ def test_former_holders_follow_promotions_and_rollbacks() -> None:
     events.append(done("promote", 2, 4))
     assert former_holders(events, 4) == [1, 2]
     assert former_holders(events, 7) == [1, 2, 4]  # moved with another tool since
+    events = [done("promote", before, after) for before, after in ((None, 1), (1, 2), (2, 1), (1, 3))]
+    assert former_holders([*events, done("rollback", 3, 1)], 1) == [1, 2]  # 1 held it before and after 2
     assert former_holders([new_event("champion", 1, 2, "promote", "")], 1) == []  # never came to it
 
 

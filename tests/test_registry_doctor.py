@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_registry import add_version, server, store, store_release  # noqa: F401  fixtures among them
 
-from vitcifar.errors import ReleaseError
+from vitcifar.errors import ReleaseError, TrackingError
 from vitcifar.release.doctor import Finding, examine, repair
 from vitcifar.release.history import new_event, new_key
 from vitcifar.release.pull import cache_dir
@@ -33,7 +33,7 @@ def heal(registry: Registry, *kinds: str) -> list[Finding]:
     found = repair(registry, settled_seconds=0)
     assert tuple(finding.kind for finding in found) == kinds, found
     assert all(finding.repaired for finding in found), found
-    assert examine(registry, settled_seconds=0) == []
+    assert all(finding.left_alone for finding in examine(registry, settled_seconds=0))
     for number in registry.aliases().values():
         registry.check_store(registry.show(number))
         registry.pull(number)
@@ -89,6 +89,18 @@ def test_killed_after_registering(patient: Registry) -> None:
     heal(patient, "unlinked version")
 
 
+def test_killed_while_promoting_and_promoted_again(patient: Registry, store: Path) -> None:  # noqa: F811
+    for name in ("second", "third"):
+        add_version(store, name, patient.model_name)
+    event = new_event("champion", 1, 2, "promote", "")
+    patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
+    patient.client.set_registered_model_alias(patient.model_name, "champion", "2")  # and then it was killed
+    patient.promote(3)
+    heal(patient, "unfinished promotion")
+    assert [(event.before, event.after, event.done) for event in patient.history()][1:] == [(1, 2, True), (2, 3, True)]
+    assert patient.rollback(reason="3 is slow").after == 2
+
+
 @pytest.mark.parametrize("came", [False, True])
 def test_killed_while_promoting(patient: Registry, store: Path, came: bool) -> None:  # noqa: F811
     add_version(store, "second", patient.model_name)
@@ -107,7 +119,7 @@ def test_what_is_young_may_still_be_at_work(patient: Registry, store: Path) -> N
     patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
     before = dict(patient.client.get_registered_model(patient.model_name).tags)
     found = repair(patient)
-    assert [(finding.kind, finding.young, finding.repaired) for finding in found] == [
+    assert [(finding.kind, finding.left_alone, finding.repaired) for finding in found] == [
         ("new model", True, False),
         ("unfinished promotion", True, False),
     ]
@@ -171,7 +183,8 @@ def test_without_a_copy_the_alias_goes_back_to_the_last_whole_release(
     heal(patient, "broken version")
     assert patient.aliases() == {"champion": 1}
     assert patient.history()[-1].reason == "doctor: version 2 is not a whole release"
-    assert [version.number for version in patient.versions()] == [1]
+    assert [version.broken is None for version in patient.versions()] == [False, True]  # put aside, not deleted
+    assert patient.resolve("latest") == 1
 
 
 def test_without_any_whole_release_no_version_holds_the_alias(patient: Registry, store: Path) -> None:  # noqa: F811
@@ -180,6 +193,110 @@ def test_without_any_whole_release_no_version_holds_the_alias(patient: Registry,
     heal(patient, "broken version")
     assert patient.aliases() == {}
     assert (patient.history()[-1].kind, patient.history()[-1].after) == ("drop", None)
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_version_that_was_put_aside_can_come_back(patient: Registry, store: Path, tmp_path: Path) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    model = stored(patient, 2, store) / "model.onnx"
+    kept = shutil.move(model, tmp_path / "model.onnx")
+    heal(patient, "broken version")
+    patient.client.set_registered_model_alias(patient.model_name, "champion", "2")
+    heal(patient, "broken version")
+    assert patient.aliases() == {"champion": 1}
+    shutil.move(kept, model)
+    heal(patient, "mended version")
+    assert patient.show(2).broken is None
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_store_whose_folder_is_not_there_is_no_loss(patient: Registry, store: Path, tmp_path: Path) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    store_release(store, "third", patient.model_name)
+    patient.client.finalize_logged_model(
+        patient.client.search_logged_models(["0"], filter_string="name = 'release'")[0].model_id, "READY"
+    )
+    everything = stored(patient, 1, store).parent.parent
+    elsewhere = shutil.move(everything, tmp_path / "elsewhere")
+    try:
+        found = repair(patient, settled_seconds=0)
+        assert {finding.kind for finding in found} == {"store away"}
+        assert not any(finding.repaired for finding in found)
+        assert patient.aliases() == {"champion": 1}
+    finally:
+        shutil.move(elsewhere, everything)
+    heal(patient, "unregistered release")
+
+
+@pytest.mark.parametrize("store", ["server"], indirect=True)
+def test_a_store_that_does_not_answer_is_no_loss(
+    patient: Registry,
+    store: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The proxy of the files refuses connections; the tracking server itself answers."""
+    add_version(store, "second", patient.model_name)
+    monkeypatch.setattr(
+        Registry, "location", lambda *_: "mlflow-artifacts://127.0.0.1:9/0/models/m/artifacts", raising=True
+    )
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for ask in (repair, lambda registry: registry.promote(2), lambda registry: registry.pull(2)):
+        with pytest.raises(TrackingError, match="does not give its files"):
+            ask(patient)
+    assert patient.aliases() == {"champion": 1}
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_full_disk_is_no_loss(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor runs where no file can grow beyond a few bytes, as on a full disk."""
+    program = (
+        "import resource, signal, sys; from vitcifar import tracking; from vitcifar.release.doctor import repair;"
+        "from vitcifar.release.registry import Registry; tracking.connect(sys.argv[1]);"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200));"
+        "repair(Registry(sys.argv[2]), settled_seconds=0)"
+    )
+    uri = patient.client.tracking_uri
+    command = [sys.executable, "-c", program, uri, patient.model_name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert "TrackingError: The store does not give its files" in done.stderr, done.stderr
+    assert patient.aliases() == {"champion": 1}
+    assert examine(patient, settled_seconds=0) == []
+
+
+def test_a_file_that_is_not_of_the_release_is_found_and_taken_away(patient: Registry, store: Path) -> None:  # noqa: F811
+    (stored(patient, 1, store) / "code").mkdir()
+    (stored(patient, 1, store) / "code" / "more.py").write_text("print('read me')")
+    with pytest.raises(ReleaseError, match=r"in the store and not of the release: code/more\.py"):
+        patient.promote(1, "challenger")
+    heal(patient, "damaged version")
+    assert not (stored(patient, 1, store) / "code" / "more.py").exists()
+
+
+def test_an_alias_that_somebody_took_away_stays_away(patient: Registry, store: Path) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    patient.promote(2)
+    patient.client.delete_registered_model_alias(patient.model_name, "champion")
+    heal(patient)
+    assert patient.aliases() == {}
+
+
+def test_an_alias_on_what_is_no_release_goes_back(patient: Registry, store: Path) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    patient.client.delete_model_version_tag(patient.model_name, "2", "release_digest")
+    patient.client.set_registered_model_alias(patient.model_name, "champion", "2")
+    heal(patient, "foreign holder")
+    assert patient.aliases() == {"champion": 1}
+
+
+def test_a_version_whose_stored_model_was_deleted_does_not_stop_the_doctor(patient: Registry, store: Path) -> None:  # noqa: F811
+    add_version(store, "second", patient.model_name)
+    patient.client.delete_logged_model(patient.show(1).source.removeprefix("models:/"))
+    patient.client.delete_logged_model_tag(patient.show(2).source.removeprefix("models:/"), "mlflow.modelVersions")
+    found = repair(patient, settled_seconds=0)
+    assert [(finding.kind, finding.repaired) for finding in found] == [
+        ("unlinked version", True),
+        ("unkept version", False),
+    ]
 
 
 def test_an_alias_that_went_with_its_version_comes_back(patient: Registry, store: Path) -> None:  # noqa: F811

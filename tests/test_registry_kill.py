@@ -1,5 +1,6 @@
 """Publishing killed with SIGKILL at six points: no version is ever half there, and the doctor clears what is left."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def test_killed_at_any_point_the_doctor_brings_back_whole_releases(point: str, s
     assert all(finding.repaired for finding in found)
     assert examine(registry, settled_seconds=0) == []
     assert [version.number for version in registry.versions()] == numbers
+    assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
     for number in numbers:
         assert registry.promote(number).after == number
 

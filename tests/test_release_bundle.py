@@ -220,6 +220,21 @@ def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path, build: 
         check_no_external_data(path)
 
 
+def test_external_data_does_not_hide_behind_a_key_that_readers_take_differently(tmp_path: Path) -> None:
+    """The graph under a key with bits above the 32nd, which onnxruntime ignores."""
+    graph = helper.make_graph([], "g", [], [], [external("w")]).SerializeToString()
+    key, length, written = (1 << 32) | (7 << 3 | 2), len(graph), bytearray()
+    for number in (key, length):
+        while number > 0x7F:
+            written.append(number & 0x7F | 0x80)
+            number >>= 7
+        written.append(number)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(bytes(written) + graph)
+    with pytest.raises(ReleaseError, match="not a whole ONNX file"):
+        check_no_external_data(path)
+
+
 def test_a_file_with_all_its_weights_inside_passes(tmp_path: Path) -> None:
     weights = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
     path = tmp_path / "model.onnx"

@@ -9,12 +9,13 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from conftest import COLOURS, make_picture
+from conftest import COLOURS, make_onnx, make_picture
 from test_release_bundle import make_release
 
 from vitcifar import tracking
-from vitcifar.errors import ConfigError, DataError, ReleaseError
+from vitcifar.errors import ConfigError, DataError, RegistryError, ReleaseError
 from vitcifar.evaluation.scores import evaluate
+from vitcifar.release import gates
 from vitcifar.release.bundle import read_release, sha256_of, verify
 from vitcifar.release.gates import GateError, Policy, check_gates, promote
 from vitcifar.release.publish import register
@@ -33,16 +34,32 @@ def scores(num_right: int, *, seed: int = 0, fingerprint: str = "f" * 64) -> dic
     return evaluate(logits, labels, COLOURS, fingerprint=fingerprint).to_dict()
 
 
-def add_version(folder: Path, name: str, test: dict[str, Any], *, difference: float = 1e-6, **fields: Any) -> int:
-    """Register a toy release with these scores and this parity."""
+def add_version(
+    folder: Path,
+    name: str,
+    test: dict[str, Any],
+    *,
+    difference: float = 1e-6,
+    more: dict[str, Any] | None = None,
+    **fields: Any,
+) -> int:
+    """Register a toy release with these scores, this parity and more proofs."""
     parity = {"max_logit_difference": difference, "num_changed": 0, "num_pictures": NUM_PICTURES, "worst_id": "x"}
-    digest = make_release(folder / name, name, proofs={"test": test, "parity": parity}, **fields)
+    digest = make_release(folder / name, name, proofs={"test": test, "parity": parity, **(more or {})}, **fields)
     client = mlflow.MlflowClient()
     run = client.create_run("0")
     model = client.create_logged_model("0", name="release", source_run_id=run.info.run_id)
     client.log_model_artifacts(model.model_id, str(folder / name))
     release = dataclasses.replace(read_release(folder / name / "release.json"), run_id=run.info.run_id)
     return register(release, model.model_id, digest)
+
+
+def add_int8_version(folder: Path, name: str, *, served: dict[str, Any]) -> int:
+    """A version whose network is good and that serves with an int8 file of its own scores."""
+    (folder / name).mkdir()
+    make_onnx(folder / name / "model.int8.onnx", release_id=name)
+    more = {"served": served} if served else {}
+    return add_version(folder, name, scores(392, seed=2), more=more, serves="model.int8.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +151,45 @@ def test_a_version_without_scores_or_parity_fails_closed(toy: Registry, numbers:
     assert failed(error) == ["accuracy", "champion", "calibration"]
     with pytest.raises(GateError, match=r"parity: 0 of 400 answers changed by the export, logits by up to 0\.5"):
         promote(toy, numbers["off"])
+
+
+def served(right: int, agreement: float = 0.995) -> dict[str, Any]:
+    """What is recorded of an int8 file that serves."""
+    return {"file": "model.int8.onnx", "evaluation": scores(right, seed=5), "agreement": agreement}
+
+
+def test_the_gates_judge_the_file_that_serves(toy: Registry, tmp_path: Path) -> None:
+    """The network is right in 392 of 400, its int8 file in 300: it is the int8 file that would answer."""
+    number = add_int8_version(tmp_path, "int8-worse", served=served(300))
+    with pytest.raises(GateError, match=r"worse: 75\.0% against 90\.0%") as error:
+        promote(toy, number)
+    assert "champion" in failed(error)
+    parity = next(gate for gate in error.value.gates if gate.name == "parity")
+    assert "model.int8.onnx, which serves, agrees on 99.50% of the test pictures" in parity.sentence
+    assert toy.show(number).test_accuracy == 0.75
+
+
+def test_an_int8_file_without_scores_of_its_own_fails_closed(toy: Registry, tmp_path: Path) -> None:
+    number = add_int8_version(tmp_path, "int8-unscored", served={})
+    with pytest.raises(GateError) as error:
+        promote(toy, number)
+    assert failed(error) == ["accuracy", "champion", "calibration"]
+
+
+def test_nobody_else_moves_the_alias_while_the_gates_run(
+    toy: Registry, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = gates.check_gates
+
+    def slow(registry: Registry, *more: Any) -> Any:
+        found = real(registry, *more)
+        registry.promote(numbers["same"], reason="meanwhile")
+        return found
+
+    monkeypatch.setattr(gates, "check_gates", slow)
+    with pytest.raises(RegistryError, match="by somebody else meanwhile"):
+        promote(toy, numbers["better"])
+    assert toy.aliases() == {"champion": numbers["same"]}
 
 
 def test_limits_are_said_with_how_much_is_missing(toy: Registry, numbers: dict[str, int]) -> None:

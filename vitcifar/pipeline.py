@@ -64,7 +64,10 @@ def learn_and_test(
     run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, *, resumed: bool = False
 ) -> tuple["Outcome", Evaluation]:
     """All of a run that comes before its release."""
+    from vitcifar.training.loop import say_on_stderr
+
     outcome = learn(run, network, splits, config, resumed=resumed)
+    say_on_stderr(f"Scoring {len(splits.validation):,} validation and {len(splits.test):,} test pictures.")
     temperature, threshold = calibrate(network, splits, config)
     return outcome, test(run, network, splits, config, temperature, threshold)
 
@@ -149,8 +152,12 @@ def release(
     from vitcifar.release.gates import GateError, promote
     from vitcifar.release.publish import publish
     from vitcifar.release.registry import Registry
+    from vitcifar.training.loop import say_on_stderr
     from vitcifar.training.network import weights_sha256
 
+    int8 = config.int8 == "try"
+    forms = "float and int8" if int8 else "float"
+    say_on_stderr(f"Exporting to ONNX in {forms}, and proving it on {len(splits.test):,} test pictures.")
     network.to("cpu")  # where releases are proven and serve
     digest = weights_sha256(network)
     run.set_tags({"weights_sha256": digest})
@@ -160,7 +167,7 @@ def release(
         evaluation=evaluation.to_dict(),
         config=config,
         run_id=run.run_id,
-        int8=config.int8 == "try",
+        int8=int8,
     )
     run.set_tags({"version": f"{config.model_name}/{version}"})
     alias, refusal = None, ""

@@ -96,11 +96,17 @@ class OnnxClassifier:
         side = self.image_size or 32
         self.probabilities([np.zeros((side, side, 3), np.uint8)])
 
+    def _ask(self, output: str, batch: np.ndarray) -> np.ndarray:
+        try:
+            return self._session.run([output], {"image": batch})[0]
+        except Exception as error:  # onnxruntime's own errors share no class
+            raise ReleaseError(f"{self.name} cannot answer ({_reason(error)}): choose another version.") from None
+
     def _run(self, output: str, images: Sequence[np.ndarray]) -> np.ndarray:
         result = np.empty((len(images), len(self.class_names)), np.float32)
         for indices in _batches(images):
             batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
-            values = self._session.run([output], {"image": batch})[0]
+            values = self._ask(output, batch)
             if values.shape != result[indices].shape:
                 raise ReleaseError(
                     f"{self.name} gives {values.shape[1:]} {output} for {len(self.class_names)} classes."
@@ -141,10 +147,13 @@ def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.Infer
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's own errors share no class
-        reason = str(error).splitlines()[0].removeprefix("[ONNXRuntimeError] : ")
         raise ReleaseError(
-            f"{name} is not an ONNX file that can be opened ({reason}): pull the version again."
+            f"{name} is not an ONNX file that can be opened ({_reason(error)}): pull the version again."
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].removeprefix("[ONNXRuntimeError] : ")
 
 
 def _check_graph(session: onnxruntime.InferenceSession, name: str) -> None:

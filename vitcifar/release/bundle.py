@@ -88,6 +88,16 @@ def read_release(path: Path) -> Release:
     return release
 
 
+def served_score(release: Release) -> dict[str, Any]:
+    """What the file that serves scored on the test pictures; nothing when it was not recorded.
+
+    The float file answers as the network, whose scores stand for it; the int8 file has scores of its own.
+    """
+    if release.serves == ONNX_FILE:
+        return release.proofs.get("test", {})
+    return release.proofs.get("served", {}).get("evaluation", {})
+
+
 def _check_types(path: Path, release: Release) -> None:
     """Refuse a release.json whose entries are not what the code takes them for. Raises ReleaseError."""
     kinds = {"image_size": int, "temperature": (int, float), "threshold": (int, float)}
@@ -223,6 +233,8 @@ def _holds_external_data(data: mmap.mmap, start: int, end: int, message: str, de
     position = start
     while position < end:
         key, position = _varint(data, position)
+        if not 8 <= key < 1 << 32:  # what readers make of a longer one differs
+            raise ValueError("not the key of a field")
         field, wire = key >> 3, key & 7
         if message == "tensor" and (field == _EXTERNAL_DATA or (field == _DATA_LOCATION and data[position] != 0)):
             return True

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from vitcifar.release.bundle import Release
+from vitcifar.release.bundle import Release, served_score
 from vitcifar.release.gates import PREFIX as GATES
 from vitcifar.release.registry import Version
 
@@ -22,7 +22,7 @@ def model_card(version: Version, release: Release) -> str:
             "",
             *_summary(version, release),
             *_section("Data", _data(release)),
-            *_section("Scores on the test pictures", _scores(release.proofs.get("test", {}))),
+            *_section(f"Scores of {release.serves} on the test pictures", _scores(served_score(release))),
             *_section("Training", _training(release)),
             *_section("Proofs", _proofs(release)),
             *_section("Gates", _gates(version)),
@@ -103,9 +103,14 @@ def _proofs(release: Release) -> Iterator[str]:
             f"{parity.get('num_changed')} of {parity.get('num_pictures')} answers changed "
             f"({parity.get('num_odd_files', 0)} of them odd files), worst on {parity.get('worst_id')}"
         )
-    for candidate in release.proofs.get("int8", ()):
+    for kind, candidate in release.proofs.get("int8", {}).items():
         kept = "kept" if candidate["kept"] else "not kept"
-        yield f"- int8, {candidate['kind']}: {kept}, {candidate['reason']}"
+        yield f"- int8, {kind}: {kept}, {candidate['reason']}"
+    if served := release.proofs.get("served"):
+        yield (
+            f"- {served['file']} serves: it agrees with the network on {served['agreement']:.2%} of the test pictures; "
+            f"{served['num_odd_changed']} of {served['num_odd_files']} answers to odd files changed"
+        )
     if "weights_sha256" in release.proofs:
         yield f"- weights: sha256 {release.proofs['weights_sha256']}"
 

@@ -1,14 +1,16 @@
 """What differs between two versions: config, data, metrics, proofs, code, environment, files."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vitcifar.release.bundle import Release
 from vitcifar.release.registry import Registry
 
 ABSENT = None
-MAX_ITEMS = 20  # a list or text that is longer is told by its length alone
+MAX_ITEMS = 20  # a list that is longer, or that holds lists, is told by its length and a hash
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,13 @@ def compare_sections(section: str, before: Mapping[str, Any], after: Mapping[str
 
 def sections(release: Release) -> dict[str, dict[str, Any]]:
     """What a release says, as sections of flat names."""
-    proofs = {name: value for name, value in release.proofs.items() if name != "test"}
+    proofs = {name: value for name, value in release.proofs.items() if name not in ("test", "served")}
+    served = release.proofs.get("served", {})
+    proofs["served"] = {**served, "evaluation": metrics(served.get("evaluation", {}))} if served else {}
     return {
         "config": flatten(release.config),
         "data": flatten({"fingerprint": release.fingerprint, "class_names": release.class_names} | release.counts),
-        "metrics": flatten(release.proofs.get("test", {})),
+        "metrics": metrics(release.proofs.get("test", {})),
         "proofs": flatten(proofs),
         "serving": flatten(
             {
@@ -62,15 +66,24 @@ def sections(release: Release) -> dict[str, dict[str, Any]]:
     }
 
 
+def metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of an evaluation, without what it holds of each picture and class."""
+    return {name: value for name, value in evaluation.items() if not isinstance(value, (list, tuple, Mapping))}
+
+
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names as one, a.b.c; what is long (predictions of every picture) is left out."""
+    """Nested names as one, a.b.c; a long list as its length and a hash."""
     flat: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, Mapping):
             flat |= flatten(inner, f"{prefix}{name}.")
         elif isinstance(inner, (list, tuple)):
-            if len(inner) <= MAX_ITEMS and not any(isinstance(item, (list, tuple, Mapping)) for item in inner):
-                flat[f"{prefix}{name}"] = list(inner)
+            short = len(inner) <= MAX_ITEMS and not any(isinstance(item, (list, tuple, Mapping)) for item in inner)
+            flat[f"{prefix}{name}"] = list(inner) if short else f"{len(inner)} entries, {_hash(inner)}"
         else:
             flat[f"{prefix}{name}"] = inner
     return flat
+
+
+def _hash(entries: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]

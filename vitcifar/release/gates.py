@@ -10,7 +10,7 @@ from vitcifar.errors import ConfigError, DataError, ReleaseError, VitCifarError
 from vitcifar.evaluation.compare import Comparison, compare
 from vitcifar.evaluation.scores import Evaluation
 from vitcifar.inference.session import OnnxClassifier
-from vitcifar.release.bundle import Release
+from vitcifar.release.bundle import Release, served_score
 from vitcifar.release.history import Event, new_event
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
@@ -81,24 +81,28 @@ def promote(
     """Let an alias mean a version if it passes every gate; the gates are recorded on the version either way.
 
     `force` passes failed gates, needs a reason and is recorded; a release that is not whole cannot be forced.
-    Raises GateError, the alias left where it was, when a gate fails.
+    Raises GateError, the alias left where it was, when a gate fails, and RegistryError when the alias moved meanwhile.
     """
     check_alias(alias)
     if force and not reason.strip():
         raise ConfigError("A forced promotion needs a reason: add --reason.")
-    number = registry.resolve(spec)
+    number, holder = registry.resolve(spec), registry.aliases().get(alias)
     gates = check_gates(registry, number, alias, policy or Policy())
     failed = [gate for gate in gates if not gate.passed]
     forced = force and bool(failed) and gates[0].passed
-    event = new_event(alias, registry.aliases().get(alias), number, "promote", reason, forced=forced)
+    event = new_event(alias, holder, number, "promote", reason, forced=forced)
     recorded = [gate.to_dict() for gate in gates]
     verdict = {"passed": not failed, "forced": forced, "who": event.who, "reason": event.reason, "gates": recorded}
     registry.tag(number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict))
     if failed and not forced:
-        whole = "" if gates[0].passed else " A release that is not whole cannot be forced."
+        whole = "" if gates[0].passed else " A release that is not whole cannot be forced: vitcifar doctor."
         said = "; ".join(f"{gate.name}: {gate.sentence}" for gate in failed)
-        raise GateError(f"{registry.model_name} {number} was not promoted to {alias}. {said}.{whole}", gates)
-    moved = registry.move(alias, number, "promote", reason, gates=tuple(recorded), forced=forced)
+        further = whole or (
+            " To pass all the same, with a reason that is kept: --force yes --reason. The limits are options: "
+            "vitcifar promote -h."
+        )
+        raise GateError(f"{registry.model_name} {number} was not promoted to {alias}. {said}.{further}", gates)
+    moved = registry.move(alias, number, "promote", reason, expected=holder, gates=tuple(recorded), forced=forced)
     return Promotion(event=moved, gates=gates)
 
 
@@ -122,9 +126,9 @@ def check_gates(registry: Registry, number: int, alias: str, policy: Policy) -> 
 
 
 def _score(release: Release) -> Evaluation | None:
-    """What the release scored on its test pictures; None when it was not recorded whole."""
+    """What the file that serves scored on the test pictures; None when it was not recorded whole."""
     try:
-        return Evaluation.from_dict(release.proofs["test"])
+        return Evaluation.from_dict(served_score(release))
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -137,6 +141,8 @@ def _parity(release: Release) -> Gate:
     number, changed = found.get("max_logit_difference"), found.get("num_changed")
     passed = number is not None and number <= MAX_LOGIT_DIFFERENCE and changed == 0
     sentence = f"{changed} of {found.get('num_pictures', 0)} answers changed by the export, logits by up to {number}"
+    if served := release.proofs.get("served"):
+        sentence += f"; {served['file']}, which serves, agrees on {served['agreement']:.2%} of the test pictures"
     return Gate(name="parity", passed=passed, sentence=sentence, number=number, limit=MAX_LOGIT_DIFFERENCE)
 
 
@@ -188,18 +194,19 @@ def _said(comparison: Comparison, policy: Policy) -> str:
 def _calibration(score: Evaluation | None, policy: Policy) -> Gate:
     if score is None:
         return Gate(name="calibration", passed=False, sentence=NO_SCORE, limit=policy.max_ece)
-    sentence = f"expected calibration error {score.ece:.4f}, limit {policy.max_ece:.4f}"
     passed = score.ece <= policy.max_ece
+    over = "" if passed else f", over by {score.ece - policy.max_ece:.4f}"
+    sentence = f"expected calibration error {score.ece:.4f}, limit {policy.max_ece:.4f}{over}"
     return Gate(name="calibration", passed=passed, sentence=sentence, number=score.ece, limit=policy.max_ece)
 
 
 def _latency(release: Release, policy: Policy) -> Gate:
     limit = policy.max_p95_ms or None
     (p95,) = onnx_p95([release.onnx_path])
-    sentence = f"{p95:.1f} ms at the 95th percentile on this machine, " + (
-        f"budget {limit:.1f} ms" if limit else "no budget was given"
-    )
-    return Gate(name="latency", passed=limit is None or p95 <= limit, sentence=sentence, number=p95, limit=limit)
+    over = f", over by {p95 - limit:.1f}" if limit and p95 > limit else ""
+    budget = f"budget {limit:.1f} ms{over}" if limit else "no budget was given"
+    sentence = f"{p95:.1f} ms at the 95th percentile on this machine, {budget}"
+    return Gate(name="latency", passed=not over, sentence=sentence, number=p95, limit=limit)
 
 
 def _golden(release: Release, policy: Policy) -> Gate:

@@ -100,7 +100,8 @@ def former_holders(events: Sequence[Event], holder: int | None) -> list[int]:
             held.append(0)
             continue
         if event.kind == "rollback" and event.after in held:
-            del held[held.index(event.after) + 1 :]
+            while held[-1] != event.after:
+                held.pop()
         elif not held or held[-1] != event.after:
             if event.before is not None and not held:
                 held.append(event.before)

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from vitcifar.data.picture import read_picture
 from vitcifar.data.pictures import Pictures
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ReleaseError
 from vitcifar.evaluation.compare import compare
 from vitcifar.evaluation.scores import evaluate
 from vitcifar.inference.session import OnnxClassifier
-from vitcifar.release.bundle import INT8_FILE
+from vitcifar.release.bundle import INT8_FILE, Release
 from vitcifar.release.export import save
 from vitcifar.release.fast import Range, draw, to_proto
 from vitcifar.release.latency import onnx_p95
+from vitcifar.release.odd import odd_files
+from vitcifar.release.parity import in_batches, served_logits
 
 if TYPE_CHECKING:
     from vitcifar.training.network import Classifier
@@ -58,6 +61,7 @@ def consider_int8(
     The best that earned its place lies as model.int8.onnx beside the float file afterwards; nothing else does.
     """
     found: list[tuple[Candidate, Path]] = []
+    expected = _logits(onnx_path, splits.validation)
     for kind in ("dynamic", "static"):
         path = onnx_path.with_name(f"{kind}.onnx.candidate")
         try:
@@ -67,7 +71,7 @@ def consider_int8(
             )
             save(proto, path)
             del proto
-            candidate = judge(kind, path, onnx_path, splits.validation)
+            candidate = judge(kind, path, onnx_path, splits.validation, expected)
         except ReleaseError as error:
             candidate = Candidate(kind=kind, kept=False, reason=str(error))
         found.append((candidate, path))
@@ -87,17 +91,20 @@ def _settle(candidate: Candidate, best: tuple[Candidate, Path] | None) -> Candid
     return dataclasses.replace(candidate, kept=False, reason=reason)
 
 
-def judge(kind: str, path: Path, onnx_path: Path, pictures: Pictures) -> Candidate:
-    """Hold an int8 file against the float file: agreement, accuracy (paired), time. The first that fails is said."""
-    answers = {name: _logits(file, pictures) for name, file in (("int8", path), ("float", onnx_path))}
-    if not np.isfinite(answers["int8"]).all():
+def judge(kind: str, path: Path, onnx_path: Path, pictures: Pictures, expected: np.ndarray) -> Candidate:
+    """Hold an int8 file against the float file, whose logits (N, K) are expected: agreement, accuracy (paired), time.
+
+    The first that fails is said.
+    """
+    actual = _logits(path, pictures)
+    if not np.isfinite(actual).all():
         return Candidate(kind=kind, kept=False, reason="it answers with numbers that are not finite")
-    agreement = float((answers["int8"].argmax(axis=1) == answers["float"].argmax(axis=1)).mean())
-    scores = {
-        name: evaluate(logits, pictures.labels, pictures.class_names, fingerprint="validation")
-        for name, logits in answers.items()
-    }
-    comparison = compare(scores["int8"], scores["float"])
+    agreement = float((actual.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    ours, floats = (
+        evaluate(logits, pictures.labels, pictures.class_names, fingerprint="validation")
+        for logits in (actual, expected)
+    )
+    comparison = compare(ours, floats)
     p95, float_p95 = onnx_p95([path, onnx_path])
     reason = "as right as the float file and faster"
     if agreement < MIN_AGREEMENT:
@@ -119,6 +126,30 @@ def judge(kind: str, path: Path, onnx_path: Path, pictures: Pictures) -> Candida
         float_p95_ms=float_p95,
         file_bytes=path.stat().st_size,
     )
+
+
+def prove_served(path: Path, onnx_path: Path, splits: Splits, release: Release) -> dict[str, Any]:
+    """What the int8 file that serves scores on the test pictures, and how far it agrees with the float file."""
+    classifier, test = OnnxClassifier(path), splits.test
+    logits = np.concatenate([served_logits(classifier, images) for images in in_batches(test, "int8")])
+    network = release.proofs["test"]
+    score = evaluate(
+        logits,
+        test.labels,
+        test.class_names,
+        temperature=release.temperature,
+        threshold=release.threshold,
+        fingerprint=network.get("fingerprint", ""),
+    )
+    odd = [read_picture(data, name) for name, data in odd_files().items()]
+    answers = (classifier.logits(odd).argmax(axis=1), OnnxClassifier(onnx_path).logits(odd).argmax(axis=1))
+    return {
+        "file": path.name,
+        "evaluation": score.to_dict(),
+        "agreement": float(np.mean(score.predictions == np.array(network["predictions"]))),
+        "num_odd_files": len(odd),
+        "num_odd_changed": int((answers[0] != answers[1]).sum()),
+    }
 
 
 def calibrate(network: "Classifier", pictures: Pictures) -> Mapping[str, Range]:

@@ -1,7 +1,6 @@
 """How a damaged version is brought back from the cache, and an alias to a whole release."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -10,7 +9,8 @@ from vitcifar.errors import ReleaseError
 from vitcifar.release.bundle import RELEASE_FILE, Release, read_release, sha256_of
 from vitcifar.release.history import Event, former_holders
 from vitcifar.release.pull import cache_dir
-from vitcifar.release.registry import Registry, Version
+from vitcifar.release.registry import BROKEN_TAG, Registry, Version
+from vitcifar.release.store import Damage
 
 
 def kept(version: Version) -> Release | None:
@@ -19,32 +19,37 @@ def kept(version: Version) -> Release | None:
     return read_release(path) if path.is_file() and sha256_of(path) == version.digest else None
 
 
-def can_restore(version: Version, damaged: Sequence[str]) -> bool:
-    """Whether the cache holds each damaged file as it was registered."""
+def can_restore(version: Version, damage: Damage) -> bool:
+    """Whether the cache holds each file that was lost as it was registered."""
     release = kept(version)
     if release is None:
-        return False
+        return not damage.lost
     expected = {**release.files, RELEASE_FILE: str(version.digest)}
-    paths = {name: release.path(name) for name in damaged}
+    paths = {name: release.path(name) for name in damage.lost}
     return all(path.is_file() and sha256_of(path) == expected[name] for name, path in paths.items())
 
 
-def restore(registry: Registry, version: Version, damaged: Sequence[str]) -> None:
-    """Put the cache's copies back into the store. Raises ReleaseError when the store still gives others."""
+def restore(registry: Registry, version: Version, damage: Damage) -> None:
+    """Put the cache's copies back into the store and take away what is not of the release.
+
+    Raises ReleaseError when the store is still not as it was.
+    """
     release = kept(version)
-    assert release is not None
     repository = get_artifact_repository(registry.location(version))
-    for name in damaged:
+    for name in damage.lost:
+        assert release is not None
         parent = Path(name).parent.as_posix()
         repository.log_artifact(str(release.path(name)), None if parent == "." else parent)
+    for name in damage.strange:
+        repository.delete_artifacts(name)
     registry.check_store(version, release)
 
 
-def remove(registry: Registry, version: Version) -> None:
-    """Delete a version that is no whole release, its aliases given back first."""
+def put_aside(registry: Registry, version: Version, why: str) -> None:
+    """Give back the aliases of a version that is no whole release and mark it; nothing is deleted."""
     for alias in version.aliases:
         give_back(registry, alias, version.number)
-    registry.delete(version)
+    registry.tag(version.number, BROKEN_TAG, why)
 
 
 def give_back(registry: Registry, alias: str, holder: int) -> None:

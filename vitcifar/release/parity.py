@@ -1,11 +1,12 @@
 """Does the ONNX file answer as the network does? Asked with real pictures, before anything is registered."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from vitcifar.data.picture import read_picture
 from vitcifar.data.pictures import Pictures
@@ -14,6 +15,7 @@ from vitcifar.release.export import at_rest
 from vitcifar.release.odd import odd_files, to_png
 
 if TYPE_CHECKING:
+    from vitcifar.inference.session import OnnxClassifier
     from vitcifar.training.network import Classifier
 
 MAX_LOGIT_DIFFERENCE = 1e-3
@@ -45,15 +47,25 @@ def check_parity(network: "Classifier", onnx_path: Path, pictures: Pictures) -> 
         raise ReleaseError("There is no picture to compare the ONNX file with the network: give at least one.")
     classifier, odd = OnnxClassifier(onnx_path), odd_files()
     expected, actual = [], []
-    for start in range(0, len(pictures), BATCH_SIZE):
-        images = [pictures.images[i] for i in range(start, min(start + BATCH_SIZE, len(pictures)))]
+    for images in in_batches(pictures, "Parity"):
         expected.append(network_logits(network, images))
-        actual.append(classifier.logits([read_picture(to_png(image)) for image in images]))
+        actual.append(served_logits(classifier, images))
     images = [read_picture(data, name) for name, data in odd.items()]
     expected.append(network_logits(network, images))
     actual.append(classifier.logits(images))
     parity = compare(np.concatenate(expected), np.concatenate(actual), (*pictures.ids, *odd))
     return hold(dataclasses.replace(parity, num_odd_files=len(odd)))
+
+
+def in_batches(pictures: Pictures, title: str) -> Iterator[list[np.ndarray]]:
+    """The pictures some at a time, with a bar that is called so."""
+    for start in tqdm(range(0, len(pictures), BATCH_SIZE), desc=title, unit="batch", disable=None):
+        yield [pictures.images[i] for i in range(start, min(start + BATCH_SIZE, len(pictures)))]
+
+
+def served_logits(classifier: "OnnxClassifier", images: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits (N, K) by the serving path, from the bytes of files."""
+    return classifier.logits([read_picture(to_png(image)) for image in images])
 
 
 def network_logits(network: "Classifier", images: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """From a trained network to a registered version: export, proof, one model, one registration. All or nothing."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -7,7 +8,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.pictures import Pictures
 from vitcifar.data.splits import Splits
 from vitcifar.release import flavor
-from vitcifar.release.bundle import INT8_FILE, ONNX_FILE, RELEASE_FILE, Release, sha256_of
+from vitcifar.release.bundle import INT8_FILE, ONNX_FILE, RELEASE_FILE, Release, served_score, sha256_of
 from vitcifar.release.export import export_onnx, trace
 from vitcifar.release.parity import check_parity
 from vitcifar.release.registry import check_model_name
@@ -56,7 +57,8 @@ def publish(
     check_model_name(config.model_name)
     release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
-        staged = Path(folder)
+        staged = Path(folder) / "staged"
+        staged.mkdir()
         onnx_path = staged / ONNX_FILE
         program = trace(network)
         export_onnx(network, onnx_path, class_names=release.class_names, release_id=release.release_id, program=program)
@@ -69,6 +71,16 @@ def publish(
     return register(release, model_id, digest)
 
 
+@contextlib.contextmanager
+def temporaries_in(folder: Path) -> Iterator[None]:
+    """Let temporary files of others be made in a folder, so that what a killed process leaves lies in one place."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 def put_examples(test: Pictures, folder: Path) -> None:
     """A test picture of each of the first classes, for the page to show."""
     folder.mkdir()
@@ -79,14 +91,17 @@ def put_examples(test: Pictures, folder: Path) -> None:
 
 
 def _try_int8(network: "Classifier", onnx_path: Path, splits: Splits, release: Release) -> Release:
-    from vitcifar.release.int8 import consider_int8
+    from vitcifar.release.int8 import consider_int8, prove_served
 
     candidates = consider_int8(
         network, onnx_path, splits, class_names=release.class_names, release_id=release.release_id
     )
-    serves = INT8_FILE if any(candidate.kept for candidate in candidates) else ONNX_FILE
-    evidence = [candidate.to_dict() for candidate in candidates]
-    return dataclasses.replace(release, serves=serves, proofs={**release.proofs, "int8": evidence})
+    proofs: dict[str, Any] = {"int8": {candidate.kind: candidate.to_dict() for candidate in candidates}}
+    serves = ONNX_FILE
+    if any(candidate.kept for candidate in candidates):
+        serves = INT8_FILE
+        proofs["served"] = prove_served(onnx_path.with_name(INT8_FILE), onnx_path, splits, release)
+    return dataclasses.replace(release, serves=serves, proofs={**release.proofs, **proofs})
 
 
 def describe(
@@ -135,7 +150,7 @@ def log_release(program: "ExportedProgram", staged: Path, release: Release) -> t
             flavor.save_model(path, **kwargs)
             digests.append(sha256_of(Path(path) / RELEASE_FILE))
 
-    with reaching(mlflow.get_tracking_uri()):
+    with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
         info = Model.log(
             artifact_path=None,
             name=LOGGED_NAME,
@@ -158,8 +173,8 @@ def register(release: Release, model_id: str, digest: str) -> int:
         "fingerprint": release.fingerprint,
         "parity_max_logit_difference": str(release.proofs["parity"]["max_logit_difference"]),
     }
-    if "accuracy" in release.proofs["test"]:
-        tags["test_accuracy"] = str(release.proofs["test"]["accuracy"])
+    if "accuracy" in (score := served_score(release)):
+        tags["test_accuracy"] = str(score["accuracy"])
     with reaching(mlflow.get_tracking_uri()):
         try:
             client.create_registered_model(release.model_name)

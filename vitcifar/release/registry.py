@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import EllipsisType
 from typing import Any
 
 import mlflow
@@ -14,11 +15,13 @@ from vitcifar.errors import RegistryError, ReleaseError
 from vitcifar.release.bundle import Release
 from vitcifar.release.history import Event, former_holders, new_event, new_key, read_events
 from vitcifar.release.names import check_alias, check_model_name, parse_uri
-from vitcifar.release.pull import damaged_files, fetch
+from vitcifar.release.pull import fetch
+from vitcifar.release.store import find_damage
 from vitcifar.tracking import reaching
 
 DIGEST_TAG = "release_digest"
-__all__ = ["Registry", "Version", "check_alias", "check_model_name", "parse_uri"]
+BROKEN_TAG = "broken"  # on a version that the doctor found not to be a whole release: in what
+__all__ = ["Registry", "Version", "check_alias", "check_model_name", "newest", "parse_uri"]
 
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -45,12 +48,23 @@ class Version:
         return self.tags.get("release_id")
 
     @property
+    def broken(self) -> str | None:
+        """In what it is not a whole release, when the doctor found that."""
+        return self.tags.get(BROKEN_TAG)
+
+    @property
     def fingerprint(self) -> str | None:
         return self.tags.get("fingerprint")
 
     @property
     def test_accuracy(self) -> float | None:
         return float(self.tags["test_accuracy"]) if "test_accuracy" in self.tags else None
+
+
+def newest(versions: Sequence[Version]) -> int | None:
+    """What `latest` means among versions: the highest number that the doctor did not put aside."""
+    whole = [version.number for version in versions if version.broken is None]
+    return max(whole or [version.number for version in versions], default=None)
 
 
 class Registry:
@@ -86,8 +100,8 @@ class Registry:
         numbers = {version.number for version in versions}
         holders = {alias: version.number for version in versions for alias in version.aliases}
         word = str(spec).strip()
-        if word == "latest" and numbers:
-            return max(numbers)
+        if word == "latest" and (number := newest(versions)) is not None:
+            return number
         if re.fullmatch(r"[vV]?[0-9]{1,9}", word) and int(word.lstrip("vV")) in numbers:
             return int(word.lstrip("vV"))
         if word in holders:
@@ -105,19 +119,22 @@ class Registry:
         Raises RegistryError when there is no such version, ReleaseError when it is not a whole release.
         """
         version = self.show(spec)
-        release = fetch(self.location(version), self._digest(version), pytorch=pytorch)
+        release = fetch(self.location(version), self.digest_of(version), pytorch=pytorch)
         return dataclasses.replace(release, version=version.number)
 
     def check_store(self, version: Version, known: Release | None = None) -> None:
-        """Hold every file in the store against its hash, past the cache. Raises ReleaseError naming the damaged."""
-        damaged = damaged_files(self.location(version), self._digest(version), known)
-        if damaged:
+        """Hold every file in the store against its hash, past the cache.
+
+        Raises ReleaseError naming the damaged, TrackingError when the store does not answer.
+        """
+        damage = find_damage(self.location(version), self.digest_of(version), known)
+        if damage:
             raise ReleaseError(
-                f"{', '.join(damaged)} of {self.model_name} {version.number} "
-                f"{'is' if len(damaged) == 1 else 'are'} missing or changed in the store: run `vitcifar doctor`."
+                f"{self.model_name} {version.number} is not a whole release ({damage}): run `vitcifar doctor`."
             )
 
-    def _digest(self, version: Version) -> str:
+    def digest_of(self, version: Version) -> str:
+        """The digest that a version was given. Raises ReleaseError for a version that is not one of ours."""
         if version.digest is None:
             raise ReleaseError(
                 f"{self.model_name} {version.number} was not released by vitcifar (it has no tag {DIGEST_TAG}): "
@@ -162,18 +179,46 @@ class Registry:
         if not reason.strip():
             raise RegistryError("A rollback needs a reason: add --reason.")
         holder = self.aliases().get(alias)
-        version = self.show(self._former(alias, holder) if to is None else to)
+        former = self._former(alias, holder)
+        if to is None and not former:
+            raise RegistryError(
+                f"No version held {alias!r} of {self.model_name} before {holder if holder else 'now'}: "
+                f"type vitcifar promote VERSION --alias {alias}."
+            )
+        version = self.show(former[-1] if to is None else to)
+        if version.number not in {number for event in self.history(alias) for number in (event.before, event.after)}:
+            raise RegistryError(
+                f"{self.model_name} {version.number} never held {alias!r}, which is no way around the gates: "
+                f"type vitcifar promote {version.number} --alias {alias}."
+            )
         self.check_store(version)
-        return self.move(alias, version.number, "rollback", reason)
+        return self.move(alias, version.number, "rollback", reason, expected=holder)
 
     def history(self, alias: str | None = None) -> list[Event]:
         """Every recorded move of an alias, or of all, the oldest first."""
         with reaching(mlflow.get_tracking_uri()):
             return read_events(self._model().tags, alias)
 
-    def move(self, alias: str, number: int, kind: str, reason: str, **more: Any) -> Event:
-        """Give an alias to a version that was proven: record, move, record that it moved."""
+    def move(
+        self,
+        alias: str,
+        number: int,
+        kind: str,
+        reason: str,
+        *,
+        expected: int | EllipsisType | None = ...,
+        **more: Any,
+    ) -> Event:
+        """Give an alias to a version that was proven: record, move, record that it moved.
+
+        `expected` is the version that must hold it until then (None = no version, ... = any). Raises RegistryError.
+        """
         holder = self.aliases().get(alias)
+        if expected is not ... and holder != expected:
+            raise RegistryError(
+                f"{alias!r} of {self.model_name} was moved from {expected or 'nothing'} to {holder or 'nothing'} by "
+                "somebody else meanwhile: look at `vitcifar history` and try again."
+            )
         event = new_event(alias, holder, number, kind, reason, **more)
         if holder == number:
             return dataclasses.replace(event, done=True)
@@ -199,10 +244,18 @@ class Registry:
         return event
 
     def delete(self, version: Version) -> None:
-        """Delete a version that no alias means, and the stored model behind it."""
-        assert not self.show(version.number).aliases
+        """Delete a version that no alias means, and the stored model behind it if no other version has the same.
+
+        Raises RegistryError when an alias came to it meanwhile.
+        """
+        versions = {other.number: other for other in self.versions()}
+        aliases = versions[version.number].aliases if version.number in versions else ()
+        if aliases:
+            raise RegistryError(f"{self.model_name} {version.number} holds {', '.join(aliases)} now: it stays.")
         with reaching(mlflow.get_tracking_uri()):
             self.client.delete_model_version(self.model_name, str(version.number))
+            if any(other.source == version.source for other in versions.values() if other.number != version.number):
+                return
             with contextlib.suppress(MlflowException):  # it went before
                 self.client.delete_logged_model(version.source.removeprefix("models:/"))
 
@@ -211,15 +264,15 @@ class Registry:
         with reaching(mlflow.get_tracking_uri()):
             self.client.set_model_version_tag(self.model_name, str(number), key, value)
 
-    def _former(self, alias: str, holder: int | None) -> int:
+    def untag(self, number: int, key: str) -> None:
+        """Take such a note away."""
+        with reaching(mlflow.get_tracking_uri()):
+            self.client.delete_model_version_tag(self.model_name, str(number), key)
+
+    def _former(self, alias: str, holder: int | None) -> list[int]:
+        """Versions that held the alias and are still there, the latest last."""
         there = {version.number for version in self.versions()}
-        former = [number for number in former_holders(self.history(alias), holder) if number in there]
-        if holder is None or not former:
-            raise RegistryError(
-                f"No version held {alias!r} of {self.model_name} before {holder if holder else 'now'}: "
-                "name the version with --to."
-            )
-        return former[-1]
+        return [number for number in former_holders(self.history(alias), holder) if number in there]
 
     def _model(self) -> Any:
         try:

@@ -7,7 +7,7 @@ from typing import Any
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError, ReleaseError
 from vitcifar.release.bundle import Release
-from vitcifar.release.diff import Difference, compare_sections, flatten
+from vitcifar.release.diff import Difference, compare_sections, flatten, metrics
 from vitcifar.release.registry import Registry
 
 
@@ -55,7 +55,7 @@ def compare_rebuilt(release: Release, rebuilt: Rebuilt) -> Reproduction:
     found = [
         *compare_sections("data", {"fingerprint": release.fingerprint}, {"fingerprint": rebuilt.fingerprint}),
         *compare_sections("weights", {"sha256": weights}, {"sha256": rebuilt.weights_sha256}),
-        *compare_sections("metrics", flatten(release.proofs.get("test", {})), flatten(rebuilt.test)),
+        *compare_sections("metrics", metrics(release.proofs.get("test", {})), metrics(rebuilt.test)),
         *compare_sections("code", release.git, rebuilt.git),
         *compare_sections("environment", flatten(release.environment), flatten(rebuilt.environment)),
     ]

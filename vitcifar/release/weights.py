@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
 from vitcifar.release.bundle import Release
-from vitcifar.release.pull import environment
+from vitcifar.release.environment import variable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def load_module(release: Release) -> "Module":
 
     assert release.folder is not None
     try:
-        with environment(NO_PICKLE, "false"):
+        with variable(NO_PICKLE, "false"):
             return mlflow.pytorch.load_model(str(release.folder))
     except MlflowException as error:
         raise ReleaseError(f"The weights in {release.folder} are not plain tensors: {error}") from error

@@ -1,12 +1,13 @@
 """A version that can answer: its release verified first, its ONNX file opened after, and the two held to agree."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from vitcifar.errors import ReleaseError
+from vitcifar.errors import RegistryError, ReleaseError, TrackingError
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release.bundle import Release, verify
 
@@ -41,15 +42,32 @@ def open_version(registry: "Registry", spec: str | int, *, num_threads: int = 0)
 def open_folder(folder: Path, *, num_threads: int = 0) -> Opened:
     """Verify and open a release that MLflow brought into a folder; the version is what MLflow noted beside it.
 
-    Raises ReleaseError when it is not a whole release.
+    Raises ReleaseError when it is not a whole release, or not the one that the registry knows by that version.
     """
-    release = verify(folder)
     noted = folder / "registered_model_meta"
-    name, version = release.model_name, None
-    if noted.is_file():
-        meta = yaml.safe_load(noted.read_text(encoding="utf-8"))
-        name, version = str(meta["model_name"]), int(meta["model_version"])
-    return _open(release, name, version, num_threads)
+    if not noted.is_file():
+        release = verify(folder)
+        return _open(release, release.model_name, None, num_threads)
+    meta = yaml.safe_load(noted.read_text(encoding="utf-8"))
+    name, version = str(meta["model_name"]), int(meta["model_version"])
+    return _open(verify(folder, digest=_registered_digest(name, version)), name, version, num_threads)
+
+
+def _registered_digest(model_name: str, number: int) -> str | None:
+    """The digest that the registry has of a version; None, with a warning, when there is no registry to ask."""
+    from vitcifar.release.registry import Registry
+
+    registry = Registry(model_name)
+    try:
+        version = registry.show(number)
+    except (RegistryError, TrackingError) as error:
+        warnings.warn(
+            f"The registry could not say what {model_name} {number} is ({error}) Its files were held against its own "
+            "list alone.",
+            stacklevel=2,
+        )
+        return None
+    return registry.digest_of(version)
 
 
 def _open(release: Release, model_name: str, version: int | None, num_threads: int) -> Opened:

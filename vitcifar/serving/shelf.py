@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from vitcifar.errors import VitCifarError
+from vitcifar.release.registry import newest
 from vitcifar.serving.opened import Opened, open_version
 
 if TYPE_CHECKING:
@@ -141,5 +142,5 @@ class Shelf:
 def holder(versions: tuple["Version", ...], spec: str) -> int | None:
     """The number that an alias, `latest` or a number means among these versions; None when there is none."""
     if spec == "latest":
-        return max((version.number for version in versions), default=None)
+        return newest(versions)
     return next((v.number for v in versions if spec in v.aliases or spec.lstrip("vV") == str(v.number)), None)
