@@ -17,7 +17,7 @@ import click
 
 from vitcifar import __version__
 from vitcifar.config import PRESETS, TrainConfig, groups, resolve
-from vitcifar.errors import VitCifarError
+from vitcifar.errors import DataError, VitCifarError
 
 TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
 DATA_SETTINGS = ("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "data_seed")
@@ -618,7 +618,7 @@ def reproduce(version: str, model_name: str, tracking_uri: str) -> None:
     from vitcifar import pipeline
     from vitcifar.release.reproduce import reproduce
 
-    done = reproduce(registry, version, pipeline.rebuild)
+    done = reproduce(registry, version, look=pipeline.look, rebuild=pipeline.rebuild)
     print_differences(done.differences)
     if not done.same_weights:
         raise click.ClickException(f"{model_name} {done.version} came out with other weights; see above what differs.")
@@ -674,8 +674,12 @@ def benchmark(version: str, threads: tuple[int, ...], runs: int, model_name: str
     from vitcifar.examine.versions import test_pictures
     from vitcifar.release.benchmark import benchmark
 
-    pictures = test_pictures(registry.pull(version))
-    done = benchmark(registry, version, pictures=pictures, threads=threads, num_runs=runs)
+    release, pictures = registry.pull(version), None
+    try:
+        pictures = test_pictures(release)
+    except DataError as error:
+        click.echo(f"Note: {error} The accuracies are those of the version's proofs.", err=True)
+    done = benchmark(registry, release.version, pictures=pictures, threads=threads, num_runs=runs)
     table = done.table
     machine = table.machine
     click.echo(f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}")

@@ -287,7 +287,9 @@ def test_a_release_whose_file_was_changed_in_the_store_is_refused(toy: Registry,
         path.unlink()
         with pytest.raises(ReleaseError, match=r"does not hold model\.onnx"):
             toy.pull(2)
-        with pytest.raises(ReleaseError, match=r"toy 2 is not a whole release \(missing or changed in the store: model\.onnx\)"):
+        with pytest.raises(
+            ReleaseError, match=r"toy 2 is not a whole release \(missing or changed in the store: model\.onnx\)"
+        ):
             toy.promote(2)
         assert toy.aliases() == {}
     finally:

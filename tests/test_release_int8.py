@@ -19,6 +19,7 @@ from vitcifar.release import int8 as judging
 from vitcifar.release import latency
 from vitcifar.release.benchmark import benchmark, recorded_tables
 from vitcifar.release.bundle import check_no_external_data
+from vitcifar.release.card import model_card
 from vitcifar.release.export import OPSET, export_onnx, save
 from vitcifar.release.fast import draw, to_proto
 from vitcifar.release.int8 import Candidate, calibrate, consider_int8
@@ -166,6 +167,12 @@ def test_the_latency_of_every_form_is_kept_on_the_version(registry: Any, publish
     assert recorded_tables(registry, 2) == {this_machine().fingerprint: first.table}
     second = benchmark(registry, 2, threads=(1,), num_runs=3)
     assert [change.form for change in second.changes] == ["torch", "pt2", "onnx"]
+    wider = benchmark(registry, 2, threads=(2,), num_runs=3)
+    (kept,) = recorded_tables(registry, 2).values()
+    assert kept.rows == (*second.table.rows, *wider.table.rows)  # what was not measured again is still there
+    card = model_card(registry.show(2), registry.pull(2))
+    assert "## Latency, one picture at a time" in card
+    assert f"| onnx | 2 | {kept.rows[-1].file_bytes / 1e6:.1f} |" in card
 
 
 def test_only_equal_machines_are_compared() -> None:

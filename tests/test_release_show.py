@@ -15,7 +15,7 @@ from vitcifar.release.diff import diff
 from vitcifar.release.gates import GateError, Policy, promote
 from vitcifar.release.prune import prune
 from vitcifar.release.registry import Registry
-from vitcifar.release.reproduce import Rebuilt, reproduce
+from vitcifar.release.reproduce import Present, Rebuilt, reproduce
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +94,34 @@ def test_reproduce_trains_the_recorded_config_and_says_what_differs(toy: Registr
             environment=release.environment,
         )
 
-    outcome = reproduce(toy, 2, rebuild)
+    def look(config: TrainConfig, commit: str = "c" * 40) -> Present:
+        return Present(fingerprint=release.fingerprint, commit=commit)
+
+    outcome = reproduce(toy, 2, look=look, rebuild=rebuild)
     assert (asked[0].learning_rate, asked[0].promote_to, asked[0].resume) == (0.1, "none", "none")
     assert (outcome.version, outcome.same_data, outcome.same_weights) == (2, True, False)
     assert [(one.section, one.name) for one in outcome.differences] == [("weights", "sha256"), ("metrics", "accuracy")]
 
+    with pytest.warns(UserWarning, match=f"made with commit {'c' * 40}, this is dddd"):
+        reproduce(toy, 2, look=lambda config: look(config, commit="d" * 40), rebuild=rebuild)
+
+
+def test_reproduce_trains_nothing_on_other_pictures(toy: Registry) -> None:
+    def look(config: TrainConfig) -> Present:
+        return Present(fingerprint="e" * 64, commit=None)
+
+    with pytest.raises(ReleaseError, match=r"expected fingerprint ffff.*, got eeee.*Bring the pictures back"):
+        reproduce(toy, 2, look=look, rebuild=never)
+
+
+def never(config: Any) -> Any:
+    raise AssertionError
+
 
 def test_a_config_of_another_time_is_said(toy: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(config: Any) -> Any:
-        raise AssertionError
-
     monkeypatch.setattr("vitcifar.release.reproduce.TrainConfig", _refuse)
     with pytest.raises(ReleaseError, match=f"check out commit {'c' * 40} and reproduce there"):
-        reproduce(toy, 1, never)
+        reproduce(toy, 1, look=never, rebuild=never)
 
 
 def _refuse(**fields: Any) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 from conftest import Published, make_onnx, make_picture
 
+from vitcifar import tracking
 from vitcifar.errors import RegistryError, ReleaseError
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release.bundle import Release
@@ -207,6 +209,37 @@ def test_pyfunc_answers_arrays_and_files_alike(registry, published):
     by_file = model.predict(pd.DataFrame({"image": contents}))
     assert by_array == by_file
     assert {(row["model"], row["version"]) for row in by_array} == {("toy", 1)}
+
+
+def test_another_whole_release_in_the_place_of_a_version_is_refused_at_every_door(
+    registry, published, tmp_path, monkeypatch
+):
+    """Every file of version 2, hashes and all, where version 1 was: only the registry's digest tells."""
+    import mlflow
+
+    one, two = (Path(registry.location(registry.show(n)).removeprefix("file://")) for n in (1, 2))
+    kept = shutil.copytree(one, published.folder / "kept")
+    try:
+        shutil.rmtree(one)
+        shutil.copytree(two, one)
+        monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "empty"))
+        with pytest.raises(ReleaseError, match="was changed: its sha256 is not the one the version was given"):
+            mlflow.pyfunc.load_model("models:/toy/1")
+        with pytest.raises(ReleaseError):
+            open_version(registry, 1)
+    finally:
+        shutil.rmtree(one)
+        shutil.move(kept, one)
+
+
+def test_a_release_is_answered_by_its_own_list_where_there_is_no_registry(registry, tmp_path, monkeypatch):
+    import mlflow
+
+    folder = Path(mlflow.artifacts.download_artifacts("models:/toy/1", dst_path=str(tmp_path / "image")))
+    assert (folder / "registered_model_meta").is_file()
+    tracking.connect(f"sqlite:///{tmp_path}/empty.db")
+    with pytest.warns(UserWarning, match="held against its own list alone"):
+        assert open_folder(folder).name == "toy version 1"
 
 
 def test_a_changed_file_is_refused_before_it_is_opened(registry, tmp_path):

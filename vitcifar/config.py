@@ -140,6 +140,9 @@ class TrainConfig:
         "Try 8-bit forms; one serves if it answers alike, is not less accurate and is faster here (takes minutes).",
         choices=("off", "try"),
     )
+    benchmark_runs: int = setting(
+        20, "Answers timed for each row of the version's latency table (0 = no table).", minimum=0
+    )
     promote_to: str = setting("none", "Alias that the new version takes if it passes the gates (none = no alias).")
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from vitcifar.examine.record import record_data, record_evaluation, score
 from vitcifar.examine.trained import examine_trained
 
 if TYPE_CHECKING:
-    from vitcifar.release.reproduce import Rebuilt
+    from vitcifar.release.reproduce import Present, Rebuilt
     from vitcifar.training.loop import Log, Outcome
     from vitcifar.training.network import Classifier
 
@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
     # What can fail for want of a file or a right name fails before there is a run.
     read_outliers(config, limit=1)
-    check_names(config)
+    config = settle_names(config)
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
     resumed = config.resume if config.resume != "none" else None
@@ -51,13 +51,18 @@ def train(config: TrainConfig) -> Trained:
         return release(run, network, splits, config, evaluation)
 
 
-def check_names(config: TrainConfig) -> None:
-    """Hold the names that a release will take against the registry's rules; raises RegistryError."""
-    from vitcifar.release.registry import Registry, check_alias
+def settle_names(config: TrainConfig) -> TrainConfig:
+    """Hold the names that a release will take against the registry's rules; weights named by an alias get the number
+    that it means now, so that the recorded config always means the same ones. Raises RegistryError."""
+    from vitcifar.release.registry import Registry, check_alias, parse_uri
 
     Registry(config.model_name)
     if config.promote_to != "none":
         check_alias(config.promote_to)
+    if not config.weights.startswith("models:/"):
+        return config
+    name, spec = parse_uri(config.weights)
+    return dataclasses.replace(config, weights=f"models:/{name}/{Registry(name).resolve(spec)}")
 
 
 def learn_and_test(
@@ -149,6 +154,7 @@ def release(
     run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, evaluation: Evaluation
 ) -> Trained:
     """Export, prove, register as one version, and give it the alias that was asked for if the gates let it pass."""
+    from vitcifar.release.benchmark import benchmark
     from vitcifar.release.gates import GateError, promote
     from vitcifar.release.publish import publish
     from vitcifar.release.registry import Registry
@@ -170,10 +176,14 @@ def release(
         int8=int8,
     )
     run.set_tags({"version": f"{config.model_name}/{version}"})
+    registry = Registry(config.model_name)
+    if config.benchmark_runs:
+        say_on_stderr(f"Timing {config.benchmark_runs} answers of every form of {config.model_name} {version}.")
+        benchmark(registry, version, num_runs=config.benchmark_runs)
     alias, refusal = None, ""
     if config.promote_to != "none":
         try:
-            promote(Registry(config.model_name), version, config.promote_to, reason=f"asked for by run {run.run_id}")
+            promote(registry, version, config.promote_to, reason=f"asked for by run {run.run_id}")
             alias = config.promote_to
         except GateError as error:
             refusal = str(error)
@@ -187,6 +197,13 @@ def release(
         alias=alias,
         refusal=refusal,
     )
+
+
+def look(config: TrainConfig) -> "Present":
+    """The pictures and the code that a config would be trained with now."""
+    from vitcifar.release.reproduce import Present
+
+    return Present(fingerprint=read_splits(config).fingerprint, commit=git_state().get("git_commit"))
 
 
 def rebuild(config: TrainConfig) -> "Rebuilt":

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 from vitcifar.data.pictures import Pictures
+from vitcifar.release.bundle import INT8_FILE, Release, served_score
 from vitcifar.release.latency import NUM_RUNS, Change, LatencyTable, compare_tables, latency_table
-from vitcifar.release.registry import Registry
+from vitcifar.release.registry import Registry, Version
 from vitcifar.release.weights import open_network
 
 PREFIX = "latency/"  # then the machine's fingerprint
@@ -28,18 +30,40 @@ def benchmark(
     threads: Sequence[int] = (),
     num_runs: int = NUM_RUNS,
 ) -> Benchmark:
-    """Measure every form of a version, with `pictures` its accuracy too, and keep the table on the version."""
+    """Measure every form of a version and keep the table on the version, beside rows that were not measured again.
+
+    `pictures` give each form its accuracy; without them it is what the proofs of the release say.
+    """
     release = registry.pull(spec, pytorch=True)
     assert release.version is not None
-    earlier = recorded_tables(registry, release.version)
-    table = latency_table(release, network=open_network(release), pictures=pictures, threads=threads, num_runs=num_runs)
-    before = earlier.get(table.machine.fingerprint)
-    registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", table.to_json())
+    table = latency_table(
+        release, open_network=partial(open_network, release), pictures=pictures, threads=threads, num_runs=num_runs
+    )
+    if pictures is None:
+        table = table.with_accuracies(proven_accuracies(release))
+    before = recorded_tables(registry, release.version).get(table.machine.fingerprint)
+    kept = before.updated(table) if before else table
+    registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", kept.to_json())
     changes = compare_tables(before, table) if before else []
     return Benchmark(version=release.version, table=table, changes=tuple(changes))
 
 
+def proven_accuracies(release: Release) -> dict[str, float]:
+    """The accuracy of a release's forms on its test pictures, as far as its proofs say it.
+
+    The float ONNX file answers every one of them as the network does: it was not let in otherwise.
+    """
+    network, served = release.proofs.get("test", {}).get("accuracy"), served_score(release).get("accuracy")
+    found = {"torch": network, "onnx": network, "int8": served if release.serves == INT8_FILE else None}
+    return {form: accuracy for form, accuracy in found.items() if accuracy is not None}
+
+
 def recorded_tables(registry: Registry, spec: str | int) -> dict[str, LatencyTable]:
     """The tables kept on a version by the fingerprint of the machine."""
-    tags = registry.show(spec).tags
+    return read_tables(registry.show(spec))
+
+
+def read_tables(version: Version) -> dict[str, LatencyTable]:
+    """The tables among a version's tags by the fingerprint of the machine."""
+    tags = version.tags
     return {key.removeprefix(PREFIX): LatencyTable.from_json(tags[key]) for key in tags if key.startswith(PREFIX)}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from vitcifar.release.benchmark import read_tables
 from vitcifar.release.bundle import Release, served_score
 from vitcifar.release.gates import PREFIX as GATES
 from vitcifar.release.registry import Version
@@ -25,6 +26,7 @@ def model_card(version: Version, release: Release) -> str:
             *_section(f"Scores of {release.serves} on the test pictures", _scores(served_score(release))),
             *_section("Training", _training(release)),
             *_section("Proofs", _proofs(release)),
+            *_section("Latency, one picture at a time", _latency(version)),
             *_section("Gates", _gates(version)),
             *_section("Files (sha256)", (f"- `{name}` {digest[:16]}…" for name, digest in release.files.items())),
         ]
@@ -124,3 +126,19 @@ def _gates(version: Version) -> Iterator[str]:
         yield f"- {alias}, {when}, {verdict.get('who', 'unknown')}: {outcome}{why}"
         for gate in verdict["gates"]:
             yield f"  - {'passed' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['sentence']}"
+
+
+def _latency(version: Version) -> Iterator[str]:
+    for table in read_tables(version).values():
+        machine = table.machine
+        yield f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}; " + ", ".join(
+            f"{name} {number}" for name, number in machine.versions.items()
+        )
+        yield from ("", "| form | threads | size MB | accuracy | cold ms | p50 ms | p95 ms | p99 ms |")
+        yield "|---|---|---|---|---|---|---|---|"
+        for row in table.rows:
+            accuracy = "-" if row.accuracy is None else f"{row.accuracy:.4f}"
+            size = f"{row.file_bytes / 1e6:.1f}" if row.file_bytes else "-"
+            times = " | ".join(f"{time:.1f}" for time in (row.cold_ms, row.p50_ms, row.p95_ms, row.p99_ms))
+            yield f"| {row.form} | {row.num_threads} | {size} | {accuracy} | {times} |"
+        yield ""

@@ -21,6 +21,7 @@ from vitcifar.release.bundle import INT8_FILE, ONNX_FILE, PT2_FILE, Release
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 PACKAGES = ("numpy", "onnxruntime", "torch")
+FORMS = ("torch", "pt2", "onnx", "int8")
 NUM_RUNS = 30
 TURN_RUNS = 5
 # onnxruntime's threads spin for 45 ms after an answer, torch's for 9 (onnxruntime 1.32, torch 2.13, 2 cores).
@@ -47,7 +48,7 @@ class Machine:
 class Row:
     """One form of a release with one number of threads; times in milliseconds, one picture at a time."""
 
-    form: str  # torch, pt2, onnx, int8
+    form: str  # one of FORMS
     num_threads: int
     file_bytes: int
     accuracy: float | None
@@ -69,6 +70,18 @@ class LatencyTable:
     def row(self, form: str, num_threads: int) -> Row | None:
         found = [row for row in self.rows if (row.form, row.num_threads) == (form, num_threads)]
         return found[0] if found else None
+
+    def with_accuracies(self, accuracies: Mapping[str, float]) -> "LatencyTable":
+        """The table with what is known of the forms' accuracy."""
+        rows = (dataclasses.replace(row, accuracy=accuracies.get(row.form)) for row in self.rows)
+        return dataclasses.replace(self, rows=tuple(rows))
+
+    def updated(self, now: "LatencyTable") -> "LatencyTable":
+        """This table with the rows of a later one from the same machine in place of its own."""
+        measured = {(row.form, row.num_threads) for row in now.rows}
+        rows = [row for row in self.rows if (row.form, row.num_threads) not in measured]
+        order = sorted([*rows, *now.rows], key=lambda row: (row.num_threads, FORMS.index(row.form)))
+        return dataclasses.replace(now, rows=tuple(order))
 
     def to_json(self) -> str:
         return json.dumps({**dataclasses.asdict(self), "fingerprint": self.machine.fingerprint}, sort_keys=True)
@@ -146,30 +159,33 @@ def sample(image_size: int) -> np.ndarray:
 def latency_table(
     release: Release,
     *,
-    network: Any = None,
+    open_network: Callable[[], Any] | None = None,
     pictures: Pictures | None = None,
     threads: Sequence[int] = (),
     num_runs: int = NUM_RUNS,
 ) -> LatencyTable:
-    """Measure every form that a pulled release has, and `network` in eager PyTorch when it is given.
+    """Measure every form that a pulled release has, and in eager PyTorch the network that `open_network` returns.
 
     `pictures` give each form its accuracy. `threads` defaults to 1 and all cores. Raises ReleaseError.
     """
     machine = this_machine()
     counts = sorted({*threads} or {1, machine.num_cores})
-    rows = [row for count in counts for row in _rows(release, network, pictures, count, num_runs)]
-    return LatencyTable(machine=machine, image_size=release.image_size, num_runs=num_runs, rows=tuple(rows))
+    rows = [row for count in counts for row in _rows(release, open_network, count, num_runs)]
+    table = LatencyTable(machine=machine, image_size=release.image_size, num_runs=num_runs, rows=tuple(rows))
+    if pictures is None:
+        return table
+    opened = {form: open_form(counts[-1]) for form, (open_form, _) in forms(release, open_network).items()}
+    return table.with_accuracies({form: accuracy_of(logits, pictures) for form, logits in opened.items()})
 
 
-def _rows(release: Release, network: Any, pictures: Pictures | None, threads: int, num_runs: int) -> list[Row]:
-    picture, asks, cold, accuracies, sizes = sample(release.image_size), {}, {}, {}, {}
-    for form, (open_form, path) in forms(release, network).items():
+def _rows(release: Release, open_network: Callable[[], Any] | None, threads: int, num_runs: int) -> list[Row]:
+    picture, asks, cold, sizes = sample(release.image_size), {}, {}, {}
+    for form, (open_form, path) in forms(release, open_network).items():
         start = time.perf_counter()
         logits = open_form(threads)
         logits([picture])
         cold[form] = 1e3 * (time.perf_counter() - start)
         asks[form] = lambda logits=logits: logits([picture])
-        accuracies[form] = None if pictures is None else accuracy_of(logits, pictures)
         sizes[form] = path.stat().st_size if path else 0
     times = time_in_turns(asks, num_runs=num_runs)
     return [
@@ -177,7 +193,7 @@ def _rows(release: Release, network: Any, pictures: Pictures | None, threads: in
             form=form,
             num_threads=threads,
             file_bytes=sizes[form],
-            accuracy=accuracies[form],
+            accuracy=None,
             cold_ms=cold[form],
             p50_ms=percentile(times[form], 50),
             p95_ms=percentile(times[form], 95),
@@ -190,11 +206,13 @@ def _rows(release: Release, network: Any, pictures: Pictures | None, threads: in
 Logits = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-def forms(release: Release, network: Any = None) -> dict[str, tuple[Callable[[int], Logits], Path | None]]:
+def forms(
+    release: Release, open_network: Callable[[], Any] | None = None
+) -> dict[str, tuple[Callable[[int], Logits], Path | None]]:
     """The forms a release can answer in: name -> (open with so many threads, its file)."""
     found: dict[str, tuple[Callable[[int], Logits], Path | None]] = {}
-    if network is not None:
-        found["torch"] = (functools.partial(_torch_logits, network), None)
+    if open_network is not None:
+        found["torch"] = (lambda threads: _torch_logits(open_network(), threads), None)
     if release.path(PT2_FILE).is_file():
         found["pt2"] = (functools.partial(_pt2_logits, release), release.path(PT2_FILE))
     for form, name in (("onnx", ONNX_FILE), ("int8", INT8_FILE)):

@@ -1,6 +1,7 @@
 """Can a version be made again? Its recipe, and what came out different."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,14 @@ from vitcifar.errors import ConfigError, ReleaseError
 from vitcifar.release.bundle import Release
 from vitcifar.release.diff import Difference, compare_sections, flatten, metrics
 from vitcifar.release.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Present:
+    """What there is to train with now: the fingerprint of the pictures, and the commit of the code."""
+
+    fingerprint: str
+    commit: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +52,34 @@ def recipe(release: Release) -> TrainConfig:
         ) from error
 
 
-def reproduce(registry: Registry, spec: str | int, rebuild: Callable[[TrainConfig], Rebuilt]) -> Reproduction:
-    """Train a version's recipe again with `rebuild` and hold the outcome against what was recorded."""
+def reproduce(
+    registry: Registry,
+    spec: str | int,
+    *,
+    look: Callable[[TrainConfig], Present],
+    rebuild: Callable[[TrainConfig], Rebuilt],
+) -> Reproduction:
+    """Train a version's recipe again with `rebuild` and hold the outcome against what was recorded.
+
+    `look` says what there is to train with. Raises ReleaseError before the training when the pictures are others, and
+    warns when the code is.
+    """
     release = registry.pull(spec)
-    return compare_rebuilt(release, rebuild(recipe(release)))
+    config = recipe(release)
+    present = look(config)
+    if present.fingerprint != release.fingerprint:
+        raise ReleaseError(
+            f"The pictures are not those that version {release.version} was made of: expected fingerprint "
+            f"{release.fingerprint[:16]}…, got {present.fingerprint[:16]}…. Bring the pictures back and try again."
+        )
+    commit = release.git.get("commit")
+    if commit != present.commit:
+        warnings.warn(
+            f"Version {release.version} was made with commit {commit or 'not recorded'}, this is "
+            f"{present.commit or 'no commit'}: what differs may be the code's doing.",
+            stacklevel=2,
+        )
+    return compare_rebuilt(release, rebuild(config))
 
 
 def compare_rebuilt(release: Release, rebuilt: Rebuilt) -> Reproduction:

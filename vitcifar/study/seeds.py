@@ -69,7 +69,7 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> Seeds:
         raise ConfigError("resume goes on with one run: leave --seeds out.")
     refuse_several("several seeds are several runs", config.num_processes)
     read_outliers(config, limit=1)
-    pipeline.check_names(config)
+    config = pipeline.settle_names(config)
     splits = pipeline.read_splits(config)
     pipeline.make_network(config, splits.class_names)  # weights that are not there are told before there is a run
     with pipeline.start_run(config) as parent:

@@ -193,8 +193,8 @@ def fit(
                     keep_best(position, network, changed, averaged, identity, folder)
                 metrics |= {"validation/average_loss": average_loss, "validation/average_accuracy": accuracy}
             bar.set_postfix(epoch=epoch, loss=f"{validation_loss:.3f}", accuracy=f"{accuracy:.3f}")
-            if bar.disable:  # nobody watches a bar: a line in the log
-                say(f"Epoch {epoch}: validation loss {validation_loss:.3f}, accuracy {accuracy:.3f}.")
+            if bar.disable and is_first:  # nobody watches a bar: a line in the log
+                say_on_stderr(f"Epoch {epoch}: validation loss {validation_loss:.3f}, accuracy {accuracy:.3f}.")
             if is_first:
                 log(position.step, metrics)
                 state = {"identity": identity, "position": position.state_dict(), "weights": detached(changed)}
