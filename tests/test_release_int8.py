@@ -14,6 +14,7 @@ import torch
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
+from vitcifar.evaluation.scores import evaluate
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release import int8 as judging
 from vitcifar.release import latency
@@ -22,9 +23,12 @@ from vitcifar.release.bundle import check_no_external_data
 from vitcifar.release.card import model_card
 from vitcifar.release.export import OPSET, export_onnx, save
 from vitcifar.release.fast import draw, to_proto
+from vitcifar.release.gates import Policy, check_gates
 from vitcifar.release.int8 import Candidate, calibrate, consider_int8
 from vitcifar.release.latency import LatencyTable, Machine, compare_tables, this_machine, time_in_turns
 from vitcifar.release.parity import network_logits
+from vitcifar.release.publish import publish
+from vitcifar.release.registry import Registry
 from vitcifar.release.weights import open_network
 from vitcifar.training.network import build_network
 
@@ -73,6 +77,20 @@ def test_an_int8_form_is_close_small_and_whole(published: Any, network: Any, tmp
     expected, actual = network_logits(network, images), run(tmp_path / "int8.onnx", np.stack(list(images)))
     assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
     assert OnnxClassifier(tmp_path / "int8.onnx").release_id == "x"
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_an_int8_answer_does_not_depend_on_the_pictures_beside_it(
+    published: Any, network: Any, tmp_path: Path, kind: str
+) -> None:
+    ranges = calibrate(network, published.splits.train) if kind == "static" else None
+    graph = draw(network, int8=True, ranges=ranges)
+    proto = to_proto(graph, network, class_names=published.splits.class_names, release_id="x")
+    save(proto, tmp_path / "int8.onnx")
+    classifier, images = OnnxClassifier(tmp_path / "int8.onnx"), list(published.splits.test.images)
+    together = classifier.logits(images)
+    alone = np.concatenate([classifier.logits([image]) for image in images])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_ranges_cover_every_linear_layer(published: Any, network: Any) -> None:
@@ -148,6 +166,37 @@ def test_a_network_without_a_fast_form_serves_in_float(
     assert {candidate.reason for candidate in consider()} == {
         "There is no fast form of a network with Tanh: it serves in float."
     }
+
+
+def test_a_release_that_serves_in_int8_is_proven_in_int8(
+    registry: Any, published: Any, network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "MIN_AGREEMENT", 0.0)
+    times = iter([[1.0, 9.0], [2.0, 9.0]])
+    monkeypatch.setattr(judging, "onnx_p95", lambda paths: next(times))
+    test = published.splits.test
+    score = evaluate(network_logits(network, list(test.images)), test.labels, test.class_names, fingerprint="f" * 64)
+    number = publish(
+        network,
+        splits=published.splits,
+        evaluation=score.to_dict(),
+        config=dataclasses.replace(published.config, model_name="eight"),
+        run_id=published.run_id,
+        int8=True,
+    )
+    eight = Registry("eight")
+    release, version = eight.pull(number), eight.show(number)
+    assert release.serves == "model.int8.onnx"
+    assert [found["kept"] for found in release.proofs["int8"].values()] == [True, False]
+    answers = OnnxClassifier(release.onnx_path).logits(list(test.images))
+    served = release.proofs["served"]
+    assert served["evaluation"]["predictions"] == answers.argmax(axis=1).tolist()
+    assert served["agreement"] == (answers.argmax(axis=1) == score.predictions).mean()
+    assert (served["num_odd_files"], served["evaluation"]["fingerprint"]) == (18, "f" * 64)
+    assert version.test_accuracy == (answers.argmax(axis=1) == test.labels).mean()
+    gates = check_gates(eight, number, "champion", Policy())
+    assert next(gate for gate in gates if gate.name == "accuracy").number == version.test_accuracy
+    assert "model.int8.onnx serves: it agrees with the network on" in model_card(version, release)
 
 
 def test_the_network_of_a_release_is_rebuilt_with_its_weights(registry: Any, published: Any) -> None:

@@ -63,6 +63,7 @@ class OnnxClassifier:
         self.release_id = said.get("release_id", "")
         self.image_size = int(said.get("image_size", 0))
         self.temperature = float(said.get("temperature", 1.0))
+        self.max_batch = min(MAX_BATCH, int(said.get("max_batch", MAX_BATCH)))
 
     def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Pictures, each uint8 (H, W, 3) of any size -> logits float32 (N, K), in the order given."""
@@ -104,7 +105,7 @@ class OnnxClassifier:
 
     def _run(self, output: str, images: Sequence[np.ndarray]) -> np.ndarray:
         result = np.empty((len(images), len(self.class_names)), np.float32)
-        for indices in _batches(images):
+        for indices in _batches(images, self.max_batch):
             batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
             values = self._ask(output, batch)
             if values.shape != result[indices].shape:
@@ -115,7 +116,7 @@ class OnnxClassifier:
         return result
 
 
-def _batches(images: Sequence[np.ndarray]) -> list[list[int]]:
+def _batches(images: Sequence[np.ndarray], max_batch: int) -> list[list[int]]:
     """The pictures' indices, grouped by size and cut into batches that fit the bounds above."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
@@ -124,7 +125,7 @@ def _batches(images: Sequence[np.ndarray]) -> list[list[int]]:
         by_size.setdefault(image.shape, []).append(index)
     batches = []
     for (height, width, _), indices in by_size.items():
-        length = max(1, min(MAX_BATCH, MAX_BATCH_PIXELS // (height * width)))
+        length = max(1, min(max_batch, MAX_BATCH_PIXELS // (height * width)))
         batches += [indices[start : start + length] for start in range(0, len(indices), length)]
     return batches
 

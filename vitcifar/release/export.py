@@ -62,8 +62,11 @@ def export_onnx(
     save(proto, path)
 
 
-def label(proto: Any, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> None:
-    """Write into the file what it takes to serve it: class names, release id, image size, temperature."""
+def label(
+    proto: Any, network: "Classifier", *, class_names: Sequence[str], release_id: str, max_batch: int | None = None
+) -> None:
+    """Write into the file what it takes to serve it: class names, release id, image size, temperature, and how many
+    pictures it may be asked at once if an answer would depend on the others."""
     import onnx
 
     properties = {
@@ -72,6 +75,8 @@ def label(proto: Any, network: "Classifier", *, class_names: Sequence[str], rele
         "image_size": str(int(network.image_size)),
         "temperature": repr(float(network.temperature)),
     }
+    if max_batch is not None:
+        properties["max_batch"] = str(max_batch)
     onnx.helper.set_model_props(proto, properties)
     proto.producer_name = "vitcifar"
     proto.producer_version = ""

@@ -105,7 +105,9 @@ def to_proto(graph: Graph, network: "Classifier", *, class_names: Sequence[str],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         ir_version=10,
     )
-    label(proto, network, class_names=class_names, release_id=release_id)
+    # Ranges that are measured as it runs are those of the whole batch: a picture's answer would depend on the others.
+    max_batch = 1 if graph.int8 and graph.ranges is None else None
+    label(proto, network, class_names=class_names, release_id=release_id, max_batch=max_batch)
     return proto
 
 
