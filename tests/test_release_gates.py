@@ -209,6 +209,18 @@ def test_the_time_of_an_answer_is_recorded_without_a_budget_too(toy: Registry, n
     assert latency.number is not None and latency.number > 0
 
 
+def test_a_long_reason_and_long_names_fit_into_a_tag(toy: Registry, numbers: dict[str, int], tmp_path: Path) -> None:
+    """5,000 characters is what the databases of tracking servers hold."""
+    folder = tmp_path / "red"
+    folder.mkdir()
+    for index in range(6):
+        (folder / f"{index}-{'n' * 200}.png").write_bytes(make_picture("blue"))
+    promote(toy, numbers["worse"], policy=Policy(golden_dir=tmp_path), force=True, reason="Ж" * 5000)
+    tags = toy.client.get_registered_model("toy").tags | dict(toy.show(numbers["worse"]).tags)
+    assert max(len(value) for value in tags.values()) < 5000
+    assert toy.history()[-1].reason.startswith("ЖЖ")
+
+
 def test_a_failed_gate_can_be_forced_with_a_reason_and_is_recorded(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="needs a reason"):
         promote(toy, numbers["worse"], force=True)

@@ -11,7 +11,7 @@ from vitcifar.evaluation.compare import Comparison, compare
 from vitcifar.evaluation.scores import Evaluation
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release.bundle import Release, served_score
-from vitcifar.release.history import Event, new_event
+from vitcifar.release.history import MAX_SENTENCE, Event, new_event
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
 from vitcifar.release.registry import Registry, check_alias
@@ -50,7 +50,7 @@ class Gate:
     limit: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "sentence": self.sentence[:MAX_SENTENCE]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def promote(
     event = new_event(alias, holder, number, "promote", reason, forced=forced)
     recorded = [gate.to_dict() for gate in gates]
     verdict = {"passed": not failed, "forced": forced, "who": event.who, "reason": event.reason, "gates": recorded}
-    registry.tag(number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict))
+    registry.tag(number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict, ensure_ascii=False))
     if failed and not forced:
         whole = "" if gates[0].passed else " A release that is not whole cannot be forced: vitcifar doctor."
         said = "; ".join(f"{gate.name}: {gate.sentence}" for gate in failed)

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PREFIX = "history/"
-MAX_REASON = 2000  # characters; MLflow takes 100,000 in a tag, and some servers 5,000
+# Characters, so that a move with its gates fits into a tag: databases other than SQLite hold 5,000.
+MAX_REASON, MAX_SENTENCE = 1000, 400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Event:
         return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(self.when)).total_seconds()
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
 
 
 def new_event(alias: str, before: int | None, after: int | None, kind: str, reason: str, **more: Any) -> Event:

@@ -194,10 +194,10 @@ def _rows(release: Release, open_network: Callable[[], Any] | None, threads: int
             num_threads=threads,
             file_bytes=sizes[form],
             accuracy=None,
-            cold_ms=cold[form],
-            p50_ms=percentile(times[form], 50),
-            p95_ms=percentile(times[form], 95),
-            p99_ms=percentile(times[form], 99),
+            cold_ms=round(cold[form], 3),
+            p50_ms=round(percentile(times[form], 50), 3),
+            p95_ms=round(percentile(times[form], 95), 3),
+            p99_ms=round(percentile(times[form], 99), 3),
         )
         for form in asks
     ]
