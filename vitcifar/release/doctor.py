@@ -74,7 +74,7 @@ def _versions(registry: Registry) -> Iterator[Finding]:
     answers = any(not damage.empty for damage in damages.values())
     for version in ours:
         damage = damages[version.number]
-        if damage.empty and not answers and not _has_place(registry.location(version)):
+        if damage.empty and not _has_place(registry.location(version), answers):
             yield store_away(f"{registry.model_name} {version.number}")
         elif damage:
             yield _damaged(registry, version, damage)
@@ -89,9 +89,10 @@ def _versions(registry: Registry) -> Iterator[Finding]:
         yield from _unlinked(registry, version)
 
 
-def _has_place(location: str) -> bool:
-    """Whether the folder in which a store on this machine keeps all its models is there."""
-    return is_local_uri(location) and Path(local_file_uri_to_path(location)).parent.parent.is_dir()
+def _has_place(location: str, answers: bool) -> bool:
+    """Whether a store is there that has nothing at a location: on this machine its folder of all models is, elsewhere
+    it gives files of other versions (`answers`)."""
+    return Path(local_file_uri_to_path(location)).parent.parent.is_dir() if is_local_uri(location) else answers
 
 
 def _unlinked(registry: Registry, version: Version) -> Iterator[Finding]:
