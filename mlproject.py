@@ -7,6 +7,7 @@ before a command needs it.
 import dataclasses
 import json
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable
@@ -152,7 +153,7 @@ def registry_of(tracking_uri: str, model_name: str) -> Any:
     from vitcifar import tracking
     from vitcifar.release.registry import Registry
 
-    tracking.connect(tracking_uri)
+    tracking.connect(tracking_uri, new=False)
     return Registry(model_name)
 
 
@@ -182,15 +183,20 @@ def print_differences(differences: Any) -> None:
 
 def shown(value: Any) -> str:
     """One side of a difference."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,64}", value):
+        return f"{value[:16]}…"
     return "nothing" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def print_gates(gates: Any) -> None:
     for gate in gates:
-        click.echo(f"{'passed' if gate.passed else 'FAILED'}  {gate.name:<12}  {gate.sentence}")
+        state = ("passed" if gate.asked else "not asked") if gate.passed else "FAILED"
+        click.echo(f"{state:<9}  {gate.name:<15}  {gate.sentence}")
 
 
 def print_event(event: Any) -> None:
+    if event.before == event.after:
+        return click.echo(f"{event.alias} means version {event.after} already: nothing was moved.")
     before = "nothing" if event.before is None else f"version {event.before}"
     click.echo(f"{event.alias} now means version {event.after}, before that {before}.")
 
@@ -251,8 +257,8 @@ def train(preset: str, seeds: int, tracking_uri: str, **options: Any) -> None:
     click.echo(f"version        {trained.model_name} {trained.version}{held_by}")
     if trained.refusal:
         click.echo(trained.refusal)
-    wanted = trained.alias or trained.version
-    click.echo(f"next           vitcifar app --version {wanted}", err=True)
+    app, compare = f"app --version {trained.alias or trained.version}", f"compare {trained.version} {config.promote_to}"
+    click.echo(f"next           vitcifar {compare if trained.refusal else app}", err=True)
 
 
 def train_seeds(config: TrainConfig, num_seeds: int) -> Any:
@@ -444,7 +450,9 @@ def versions(model_name: str, tracking_uri: str) -> None:
     """
     rows = registry_of(tracking_uri, model_name).versions()
     if not rows:
-        raise click.ClickException(f"The registry has no version of {model_name!r} yet: type vitcifar train.")
+        raise click.ClickException(
+            f"The registry has no version of {model_name!r} yet: type vitcifar train, or see where {tracking_uri} is."
+        )
     click.echo(f"{'version':>7}  {'aliases':<22}  {'accuracy':>8}  {'created':<20}  run")
     for row in rows:
         accuracy = "-" if row.test_accuracy is None else f"{row.test_accuracy:.4f}"
@@ -537,7 +545,7 @@ def promote(
         done = gates.promote(registry, version, alias, policy=policy, force=force == "yes", reason=words(reason))
     except gates.GateError as error:
         print_gates(error.gates)
-        raise
+        raise click.ClickException(error.in_short) from error
     print_gates(done.gates)
     print_event(done.event)
 
@@ -555,7 +563,7 @@ def rollback(alias: str, to: str, reason: str, model_name: str, tracking_uri: st
     vitcifar rollback --reason "wrong on every truck since Monday"
     """
     registry = registry_of(tracking_uri, model_name)
-    print_event(registry.rollback(alias, to=None if to == "former" else to, reason=reason))
+    print_event(registry.rollback(alias, to=None if to == "former" else to, reason=words(reason)))
 
 
 @main.command()
@@ -568,15 +576,19 @@ def history(alias: str, model_name: str, tracking_uri: str) -> None:
     \b
     vitcifar history --alias champion
     """
-    events = registry_of(tracking_uri, model_name).history(None if alias == "all" else alias)
-    click.echo(f"{'when':<20}  {'who':<10}  {'what':<8}  {'alias':<12}  {'from':>4}  {'to':>4}  {'gates':<8}  reason")
+    everything = registry_of(tracking_uri, model_name).history()
+    events = [event for event in everything if alias in ("all", event.alias)]
+    if not events:
+        known = ", ".join(sorted({event.alias for event in everything})) or "none"
+        raise click.ClickException(f"No move of {alias!r} is recorded; aliases with a history: {known}.")
+    click.echo(f"{'when':<20}  {'who':<10}  {'what':<8}  {'alias':<12}  {'from':>4}  {'to':>4}  {'gates':<10}  reason")
     for event in events:
-        passed = sum(gate["passed"] for gate in event.gates)
-        gates = f"{passed}/{len(event.gates)}{' forced' if event.forced else ''}" if event.gates else "-"
+        asked = [gate["passed"] for gate in event.gates if gate.get("asked", True)]
+        gates = f"{sum(asked)}/{len(asked)}{' forced' if event.forced else ''}" if asked else "-"
         what = event.kind if event.done else f"{event.kind} (broken off)"
         click.echo(
             f"{event.when[:19] + 'Z':<20}  {event.who:<10}  {what:<8}  {event.alias:<12}  "
-            f"{event.before or '-':>4}  {event.after or '-':>4}  {gates:<8}  {event.reason}"
+            f"{event.before or '-':>4}  {event.after or '-':>4}  {gates:<10}  {event.reason or '-'}"
         )
 
 
@@ -586,7 +598,7 @@ def history(alias: str, model_name: str, tracking_uri: str) -> None:
 @model_name
 @tracking_uri
 def prune(keep: int, delete: str, model_name: str, tracking_uri: str) -> None:
-    """List the old versions that would go, never one with an alias; delete them when told to.
+    """List the old versions that would go, never one with an alias or of a rollback; delete them when told to.
 
     \b
     vitcifar prune --keep 5
@@ -599,9 +611,11 @@ def prune(keep: int, delete: str, model_name: str, tracking_uri: str) -> None:
     for row in gone:
         click.echo(f"{'deleted' if delete == 'yes' else 'would go'}  {row.model_name} {row.number}, {row.created}")
     if not gone:
-        click.echo("Nothing to delete: every version is among the newest or has an alias.")
+        click.echo("Nothing to delete: every version is among the newest, has an alias, or is what a rollback goes to.")
     elif delete == "no":
         click.echo("Nothing was deleted yet: add --delete yes.", err=True)
+    else:
+        click.echo("Their files are still in the store: mlflow gc frees the room.", err=True)
 
 
 @main.command()
@@ -643,14 +657,19 @@ def doctor(repair: str, settled_seconds: float, model_name: str, tracking_uri: s
     from vitcifar.release import doctor
 
     act = doctor.repair if repair == "yes" else doctor.examine
+    before = len(registry.history()) if registry.versions() else 0
     findings = act(registry, settled_seconds=settled_seconds)
     for finding in findings:
-        state = "repaired" if finding.repaired else "left alone" if finding.left_alone else "to do"
+        state = "done" if finding.repaired else "left alone" if finding.left_alone else "to do"
         click.echo(f"{finding.kind:<14}  {finding.subject}: {finding.sentence}. {state}: {finding.repair}")
+    for event in registry.history()[before:] if registry.versions() else ():
+        print_event(event)
     left = [finding for finding in findings if not finding.repaired and not finding.left_alone]
     if left:
-        advice = "type vitcifar doctor --repair yes" if repair == "no" else "the lines above that are to do say what"
-        raise click.ClickException(f"{len(left)} things are not as they should be: {advice}.")
+        can = repair == "no" and any(finding.act for finding in left)
+        advice = "type vitcifar doctor --repair yes" if can else "it takes a person, the lines above say what"
+        things = "1 thing is" if len(left) == 1 else f"{len(left)} things are"
+        raise click.ClickException(f"{things} not as it should be: {advice}.")
     if not findings and not registry.versions():
         registry.resolve("latest")  # raises, naming the models that there are
     click.echo("Every alias points at a whole release.")
@@ -687,13 +706,15 @@ def benchmark(version: str, threads: tuple[int, ...], runs: int, model_name: str
     click.echo("form    threads   size MB  accuracy   cold ms    p50 ms    p95 ms    p99 ms")
     for row in table.rows:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.4f}"
+        size = f"{row.file_bytes / 1e6:.1f}" if row.file_bytes else "-"
         click.echo(
-            f"{row.form:<6}  {row.num_threads:>7}  {row.file_bytes / 1e6:>8.1f}  {accuracy:>8}  {row.cold_ms:>8.1f}  "
+            f"{row.form:<6}  {row.num_threads:>7}  {size:>8}  {accuracy:>8}  {row.cold_ms:>8.1f}  "
             f"{row.p50_ms:>8.2f}  {row.p95_ms:>8.2f}  {row.p99_ms:>8.2f}"
         )
     for change in done.changes:
         times = f"{change.before_ms:.2f} ms before, {change.now_ms:.2f} ms now"
-        click.echo(f"{change.form} with {change.num_threads} threads: {times}, ratio {change.ratio:.2f}")
+        threads_word = "thread" if change.num_threads == 1 else "threads"
+        click.echo(f"{change.form} with {change.num_threads} {threads_word}: {times}, ratio {change.ratio:.2f}")
 
 
 @main.command()

@@ -154,6 +154,13 @@ def test_promotions_and_rollbacks_are_remembered_with_who_when_and_why(toy: Regi
     assert toy.rollback(to=3, reason="it was not that").after == 3
 
 
+def test_near_words_are_offered(toy: Registry) -> None:
+    toy.promote(2)
+    assert toy.resolve("@champion") == 2
+    with pytest.raises(RegistryError, match="Did you mean champion"):
+        toy.resolve("chmapion")
+
+
 def test_a_rollback_is_no_way_around_the_gates(toy: Registry) -> None:
     toy.promote(1)
     toy.promote(2)

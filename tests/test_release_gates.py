@@ -101,6 +101,8 @@ def test_a_worse_version_is_refused_with_its_numbers(toy: Registry, numbers: dic
     with pytest.raises(GateError, match=r"worse: 75\.0% against 90\.0% right on the same 400 pictures") as error:
         promote(toy, numbers["worse"])
     assert failed(error) == ["champion", "calibration"]
+    assert str(error.value).endswith(f"Past them: vitcifar promote {numbers['worse']} --force yes --reason WHY.")
+    assert "Limits: --require, --margin, --max-ece." in error.value.in_short
     assert toy.aliases() == {"champion": numbers["good"]}
     assert len(toy.history()) == 1
 
@@ -242,7 +244,7 @@ def test_every_verdict_is_recorded_on_the_version(toy: Registry, numbers: dict[s
     (key,) = {key for key in tags if key.startswith("gates/champion/")} - before
     verdict = json.loads(tags[key])
     assert (verdict["passed"], verdict["forced"]) == (False, False)
-    assert {"name", "passed", "sentence", "number", "limit"} == set(verdict["gates"][0])
+    assert {"name", "passed", "sentence", "number", "limit", "asked"} == set(verdict["gates"][0])
 
 
 def test_a_release_that_is_not_whole_cannot_be_forced(toy: Registry, numbers: dict[str, int]) -> None:

@@ -133,6 +133,11 @@ def test_prune_keeps_the_newest_and_every_version_with_an_alias(toy: Registry) -
         prune(toy, keep=0)
     assert [version.number for version in prune(toy, keep=1)] == [4, 2]
     assert len(toy.versions()) == 5  # a dry run
+    toy.promote(2, reason="only to see where a rollback goes")
+    toy.rollback(reason="seen")
+    toy.promote(5, reason="1 is what a rollback goes to")
+    assert [version.number for version in prune(toy, keep=1)] == [4, 2]
+    toy.rollback(reason="5 was only to see")
     assert [version.number for version in prune(toy, keep=2, dry_run=False)] == [2]
     assert [version.number for version in toy.versions()] == [5, 4, 3, 1]
     assert toy.aliases() == {"champion": 1, "challenger": 3}

@@ -139,10 +139,19 @@ def test_a_server_that_is_away_is_one_sentence():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(TrackingError, match="start it, or name another with --tracking-uri"):
+    with pytest.raises(TrackingError, match=r"nobody answers there.*name another with --tracking-uri"):
         tracking.connect(uri)
 
 
 def test_an_unknown_run_cannot_be_compared():
     with pytest.raises(TrackingError, match="There is no run 'nowhere'"):
         tracking.compare_logs("nowhere")
+
+
+def test_a_store_that_is_not_there_is_only_made_where_one_may_be_new(tmp_path):
+    for wrong in (f"sqlite:///{tmp_path}/none/x.db", f"sqlite:///{tmp_path}/x.db"):
+        with pytest.raises(TrackingError, match=r"There is no tracking store .*x\.db: go to the folder"):
+            tracking.connect(wrong, new=False)
+    with pytest.raises(TrackingError, match="is not the address of a tracking store: type sqlite"):
+        tracking.connect(str(tmp_path / "x.db"))
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,10 +31,11 @@ MAX_BUFFER = 1000  # the most that MLflow takes in one call
 Point = tuple[str, int, float]  # name, step, value
 
 
-def connect(uri: str | None = None) -> str:
+def connect(uri: str | None = None, *, new: bool = True) -> str:
     """Point MLflow at a tracking store, made whole if it is a new SQLite file; returns the absolute URI.
 
-    Without a URI: MLFLOW_TRACKING_URI, else ./mlflow.db. Raises TrackingError when the store cannot be reached.
+    Without a URI: MLFLOW_TRACKING_URI, else ./mlflow.db. Raises TrackingError when the store cannot be reached, when
+    the text is no address of a store, and for a SQLite file that is not there unless it may be `new`.
     """
     import mlflow
 
@@ -41,8 +43,15 @@ def connect(uri: str | None = None) -> str:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if "://" not in uri and uri != "databricks":
+        raise TrackingError(f"{uri!r} is not the address of a tracking store: type sqlite:///FILE or http://HOST:PORT.")
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
+        if not new and not path.exists():
+            raise TrackingError(
+                f"There is no tracking store {path}: go to the folder where it is, name it with --tracking-uri, "
+                "or make one with vitcifar train."
+            )
         create_store(path)
         uri = f"sqlite:///{path}"
     else:
@@ -90,9 +99,12 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except (mlflow.MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = textwrap.shorten(str(error).splitlines()[0], 200, placeholder="…")
+        if "Max retries exceeded" in reason:
+            reason = "nobody answers there"
         raise TrackingError(
-            f"The tracking store {uri} cannot be used ({reason}): start it, or name another with --tracking-uri."
+            f"The tracking store {uri} cannot be used ({reason}): see that it is there, or name another with "
+            "--tracking-uri."
         ) from error
 
 

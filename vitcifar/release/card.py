@@ -118,19 +118,24 @@ def _proofs(release: Release) -> Iterator[str]:
 
 
 def _gates(version: Version) -> Iterator[str]:
-    for key in sorted(key for key in version.tags if key.startswith(GATES)):
+    keys = [key for key in version.tags if key.startswith(GATES)]
+    for key in sorted(keys, key=lambda key: key.rsplit("/", 1)[-1]):  # in order of time
         verdict = json.loads(version.tags[key])
         alias, when = key.removeprefix(GATES).split("/")
         outcome = "passed" if verdict["passed"] else "forced" if verdict["forced"] else "refused"
         why = f": {verdict['reason']}" if verdict.get("reason") else ""
-        yield f"- {alias}, {when}, {verdict.get('who', 'unknown')}: {outcome}{why}"
+        time = f"{when[:4]}-{when[4:6]}-{when[6:8]} {when[9:11]}:{when[11:13]}:{when[13:15]}Z"
+        yield f"- {time}, {alias}, {verdict.get('who', 'unknown')}: {outcome}{why}"
         for gate in verdict["gates"]:
-            yield f"  - {'passed' if gate['passed'] else 'FAILED'} {gate['name']}: {gate['sentence']}"
+            state = ("passed" if gate.get("asked", True) else "not asked") if gate["passed"] else "FAILED"
+            yield f"  - {state} {gate['name']}: {gate['sentence']}"
 
 
 def _latency(version: Version) -> Iterator[str]:
-    for table in read_tables(version).values():
+    for index, table in enumerate(read_tables(version).values()):
         machine = table.machine
+        if index:
+            yield ""
         yield f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}; " + ", ".join(
             f"{name} {number}" for name, number in machine.versions.items()
         )
@@ -141,4 +146,3 @@ def _latency(version: Version) -> Iterator[str]:
             size = f"{row.file_bytes / 1e6:.1f}" if row.file_bytes else "-"
             times = " | ".join(f"{time:.1f}" for time in (row.cold_ms, row.p50_ms, row.p95_ms, row.p99_ms))
             yield f"| {row.form} | {row.num_threads} | {size} | {accuracy} | {times} |"
-        yield ""

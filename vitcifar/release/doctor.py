@@ -8,12 +8,9 @@ No version is deleted, and a store that does not answer is an error and not a lo
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 
 from vitcifar.errors import VitCifarError
 from vitcifar.release.finding import Finding, store_away
@@ -21,7 +18,7 @@ from vitcifar.release.leftovers import empty_names, unfinished_exports, unfinish
 from vitcifar.release.mending import can_restore, give_back, kept, put_aside, restore
 from vitcifar.release.publish import LINK_TAG, link
 from vitcifar.release.registry import BROKEN_TAG, NOT_FOUND, Registry, Version
-from vitcifar.release.store import Damage, find_damage
+from vitcifar.release.store import Damage, find_damage, has_place, place_of
 from vitcifar.tracking import reaching
 
 SETTLED_SECONDS = 3600.0  # what is unfinished and younger may still be in the hands of a running process
@@ -73,9 +70,9 @@ def _versions(registry: Registry) -> Iterator[Finding]:
     }
     answers = any(not damage.empty for damage in damages.values())
     for version in ours:
-        damage = damages[version.number]
-        if damage.empty and not _has_place(registry.location(version), answers):
-            yield store_away(f"{registry.model_name} {version.number}")
+        damage, location = damages[version.number], registry.location(version)
+        if damage.empty and not has_place(location, answers):
+            yield store_away(f"{registry.model_name} {version.number}", place_of(location))
         elif damage:
             yield _damaged(registry, version, damage)
         elif version.broken:
@@ -87,12 +84,6 @@ def _versions(registry: Registry) -> Iterator[Finding]:
                 act=partial(registry.untag, version.number, BROKEN_TAG),
             )
         yield from _unlinked(registry, version)
-
-
-def _has_place(location: str, answers: bool) -> bool:
-    """Whether a store is there that has nothing at a location: on this machine its folder of all models is, elsewhere
-    it gives files of other versions (`answers`)."""
-    return Path(local_file_uri_to_path(location)).parent.parent.is_dir() if is_local_uri(location) else answers
 
 
 def _unlinked(registry: Registry, version: Version) -> Iterator[Finding]:

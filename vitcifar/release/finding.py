@@ -20,10 +20,11 @@ class Finding:
     act: Callable[[], Any] | None = dataclasses.field(default=None, repr=False, compare=False)  # None: for a person
 
 
-def store_away(subject: str) -> Finding:
+def store_away(subject: str, place: str) -> Finding:
+    """A release of which the store has nothing, while nothing shows that the store itself is there."""
     return Finding(
         kind="store away",
         subject=subject,
-        sentence="the store has no file of it, nor of any other version: its folder may not be mounted",
-        repair="bring the folder back; what is lost for good can be deleted in MLflow",
+        sentence=f"no file of it is in {place}, which may not be mounted",
+        repair="bring that folder back; what is lost for good can be deleted in MLflow",
     )

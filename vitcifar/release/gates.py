@@ -48,6 +48,7 @@ class Gate:
     sentence: str
     number: float | None = None
     limit: float | None = None
+    asked: bool = True  # false when nothing was asked of it, so that it could not fail
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "sentence": self.sentence[:MAX_SENTENCE]}
@@ -62,11 +63,23 @@ class Promotion:
 
 
 class GateError(ReleaseError):
-    """A gate that did not open; `gates` holds them all."""
+    """Gates that did not open; `gates` holds them all, `in_short` leaves out what they say."""
 
-    def __init__(self, sentence: str, gates: Sequence[Gate]) -> None:
-        super().__init__(sentence)
+    def __init__(self, sentence: str, further: str, gates: Sequence[Gate]) -> None:
+        failed = [gate for gate in gates if not gate.passed]
+        said = "; ".join(f"{gate.name}: {gate.sentence}" for gate in failed)
+        super().__init__(f"{sentence}. {said}. {further}")
+        self.in_short = f"{sentence}: {', '.join(gate.name for gate in failed)}. {further}"
         self.gates = tuple(gates)
+
+
+OPTIONS = {  # what moves the limit of a gate
+    "accuracy": "--min-accuracy",
+    "champion": "--require, --margin",
+    "calibration": "--max-ece",
+    "latency": "--max-p95-ms",
+    "golden pictures": "--golden-dir",
+}
 
 
 def promote(
@@ -95,13 +108,14 @@ def promote(
     verdict = {"passed": not failed, "forced": forced, "who": event.who, "reason": event.reason, "gates": recorded}
     registry.tag(number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict, ensure_ascii=False))
     if failed and not forced:
-        whole = "" if gates[0].passed else " A release that is not whole cannot be forced: vitcifar doctor."
-        said = "; ".join(f"{gate.name}: {gate.sentence}" for gate in failed)
-        further = whole or (
-            " To pass all the same, with a reason that is kept: --force yes --reason. The limits are options: "
-            "vitcifar promote -h."
+        name = f"{registry.model_name} {number}"
+        options = ", ".join(OPTIONS[gate.name] for gate in failed if gate.name in OPTIONS)
+        further = (
+            f"{f'Limits: {options}. ' if options else ''}Past them: vitcifar promote {number} --force yes --reason WHY."
+            if gates[0].passed
+            else "A release that is not whole cannot be forced: vitcifar doctor."
         )
-        raise GateError(f"{registry.model_name} {number} was not promoted to {alias}. {said}.{further}", gates)
+        raise GateError(f"{name} was not promoted to {alias}", further, gates)
     moved = registry.move(alias, number, "promote", reason, expected=holder, gates=tuple(recorded), forced=forced)
     return Promotion(event=moved, gates=gates)
 
@@ -140,7 +154,8 @@ def _parity(release: Release) -> Gate:
     found = release.proofs.get("parity", {})
     number, changed = found.get("max_logit_difference"), found.get("num_changed")
     passed = number is not None and number <= MAX_LOGIT_DIFFERENCE and changed == 0
-    sentence = f"{changed} of {found.get('num_pictures', 0)} answers changed by the export, logits by up to {number}"
+    largest = "an unknown number" if number is None else f"{number:.2g}"
+    sentence = f"{changed} of {found.get('num_pictures', 0)} answers changed by the export, logits by up to {largest}"
     if served := release.proofs.get("served"):
         sentence += f"; {served['file']}, which serves, agrees on {served['agreement']:.2%} of the test pictures"
     return Gate(name="parity", passed=passed, sentence=sentence, number=number, limit=MAX_LOGIT_DIFFERENCE)
@@ -162,7 +177,7 @@ def _champion(registry: Registry, number: int, alias: str, score: Evaluation | N
     holder = registry.aliases().get(alias)
     if policy.require == "none" or holder in (None, number):
         why = "not asked for" if policy.require == "none" else f"no other version is {alias}"
-        return Gate(name="champion", passed=True, sentence=why)
+        return Gate(name="champion", passed=True, asked=False, sentence=why)
     try:
         champion = _score(registry.pull(holder))
         if score is None or champion is None:
@@ -185,9 +200,9 @@ def _said(comparison: Comparison, policy: Policy) -> str:
     if policy.require != "not-worse" or comparison.outcome == "worse":
         return text
     if comparison.not_worse:
-        return f"not worse than {100 * policy.margin:g} points less; {text}"
+        return f"not worse by more than {100 * policy.margin:g} points; better or worse: {text}"
     needed = comparison.pictures_needed_not_worse
-    more = f"; to show that it is not worse than {100 * policy.margin:g} points less takes about {needed:,} pictures"
+    more = f"; to show that it is not worse by more than {100 * policy.margin:g} points takes about {needed:,} pictures"
     return text + (more if needed else "")
 
 
@@ -203,15 +218,15 @@ def _calibration(score: Evaluation | None, policy: Policy) -> Gate:
 def _latency(release: Release, policy: Policy) -> Gate:
     limit = policy.max_p95_ms or None
     (p95,) = onnx_p95([release.onnx_path])
-    over = f", over by {p95 - limit:.1f}" if limit and p95 > limit else ""
-    budget = f"budget {limit:.1f} ms{over}" if limit else "no budget was given"
+    over = f", over by {p95 - limit:.3g}" if limit and p95 > limit else ""
+    budget = f"budget {limit:g} ms{over}" if limit else "no budget was given"
     sentence = f"{p95:.1f} ms at the 95th percentile on this machine, {budget}"
-    return Gate(name="latency", passed=not over, sentence=sentence, number=p95, limit=limit)
+    return Gate(name="latency", passed=not over, asked=limit is not None, sentence=sentence, number=p95, limit=limit)
 
 
 def _golden(release: Release, policy: Policy) -> Gate:
     if policy.golden_dir is None:
-        return Gate(name="golden pictures", passed=True, sentence="no folder was given")
+        return Gate(name="golden pictures", passed=True, asked=False, sentence="no folder was given")
     paths = sorted(path for path in policy.golden_dir.glob("*/*") if path.is_file())
     if not paths:
         raise DataError(

@@ -21,7 +21,7 @@ from vitcifar.release.history import PREFIX, Event, keyed_events
 from vitcifar.release.mending import settle
 from vitcifar.release.publish import LINK_TAG, LOGGED_NAME, MODEL_TAG, STAGING_PREFIX, register
 from vitcifar.release.registry import Registry
-from vitcifar.release.store import bring, find_damage, list_files
+from vitcifar.release.store import bring, find_damage, list_files, place_of
 
 
 def unfinished_exports() -> Iterator[Finding]:
@@ -64,7 +64,7 @@ def unregistered(registry: Registry, settled_seconds: float) -> Iterator[Finding
             )
             continue
         if model.status == LoggedModelStatus.READY and not list_files(get_artifact_repository(model.artifact_location)):
-            yield store_away(f"stored model {model.model_id}")
+            yield store_away(f"stored model {model.model_id}", place_of(model.artifact_location))
             continue
         release = _whole(model)
         if release is None:

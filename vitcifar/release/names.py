@@ -15,8 +15,8 @@ def check_alias(alias: str) -> None:
     """Raises RegistryError for an alias that could be taken for a number, and for MLflow's reserved ones."""
     if alias == "latest" or re.fullmatch(r"[vV]?\d+", alias) or not re.fullmatch(r"[A-Za-z_][\w-]{0,99}", alias):
         raise RegistryError(
-            f"{alias!r} cannot be an alias: `latest`, numbers and names such as v3 are reserved. "
-            "Use a word, such as champion or challenger."
+            f"{alias!r} cannot be an alias: use a word of letters, digits, '-' and '_', such as challenger; `latest`, "
+            "numbers and names such as v3 are reserved."
         )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from types import EllipsisType
@@ -11,12 +12,12 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from vitcifar.errors import RegistryError, ReleaseError
+from vitcifar.errors import RegistryError, ReleaseError, TrackingError
 from vitcifar.release.bundle import Release
 from vitcifar.release.history import Event, former_holders, new_event, new_key, read_events
 from vitcifar.release.names import check_alias, check_model_name, parse_uri
 from vitcifar.release.pull import fetch
-from vitcifar.release.store import find_damage
+from vitcifar.release.store import find_damage, has_place, place_of
 from vitcifar.tracking import reaching
 
 DIGEST_TAG = "release_digest"
@@ -99,7 +100,7 @@ class Registry:
         versions = self.versions()
         numbers = {version.number for version in versions}
         holders = {alias: version.number for version in versions for alias in version.aliases}
-        word = str(spec).strip()
+        word = str(spec).strip().removeprefix("@")
         if word == "latest" and (number := newest(versions)) is not None:
             return number
         if re.fullmatch(r"[vV]?[0-9]{1,9}", word) and int(word.lstrip("vV")) in numbers:
@@ -127,7 +128,10 @@ class Registry:
 
         Raises ReleaseError naming the damaged, TrackingError when the store does not answer.
         """
-        damage = find_damage(self.location(version), self.digest_of(version), known)
+        location = self.location(version)
+        damage = find_damage(location, self.digest_of(version), known)
+        if damage.empty and not has_place(location):
+            raise TrackingError(f"The store has no folder {place_of(location)}: bring it back (is it mounted?).")
         if damage:
             raise ReleaseError(
                 f"{self.model_name} {version.number} is not a whole release ({damage}): run `vitcifar doctor`."
@@ -179,10 +183,12 @@ class Registry:
         if not reason.strip():
             raise RegistryError("A rollback needs a reason: add --reason.")
         holder = self.aliases().get(alias)
-        former = self._former(alias, holder)
+        former = self.former(alias)
         if to is None and not former:
+            gone = former_holders(self.history(alias), holder)
+            was = f"Version {gone[-1]}, which" if gone else "No version"
             raise RegistryError(
-                f"No version held {alias!r} of {self.model_name} before {holder if holder else 'now'}: "
+                f"{was} held {alias!r} of {self.model_name} before {holder or 'now'}{', is gone' if gone else ''}: "
                 f"type vitcifar promote VERSION --alias {alias}."
             )
         version = self.show(former[-1] if to is None else to)
@@ -193,6 +199,13 @@ class Registry:
             )
         self.check_store(version)
         return self.move(alias, version.number, "rollback", reason, expected=holder)
+
+    def former(self, alias: str) -> list[int]:
+        """Versions that held an alias before the one that holds it now and are still there, the latest last."""
+        versions = self.versions()
+        holder = next((version.number for version in versions if alias in version.aliases), None)
+        there = {version.number for version in versions} - {holder}
+        return [number for number in former_holders(self.history(alias), holder) if number in there]
 
     def history(self, alias: str | None = None) -> list[Event]:
         """Every recorded move of an alias, or of all, the oldest first."""
@@ -225,7 +238,7 @@ class Registry:
         key = new_key(event)
         with reaching(mlflow.get_tracking_uri()):
             self.client.set_registered_model_tag(self.model_name, key, event.to_json())
-            self.client.set_registered_model_alias(self.model_name, alias, str(number))
+            self._set_alias(alias, number)
             done = dataclasses.replace(event, done=True)
             self.client.set_registered_model_tag(self.model_name, key, done.to_json())
         if (now := self.aliases().get(alias)) != number:
@@ -234,6 +247,15 @@ class Registry:
                 "look at `vitcifar history` and promote again."
             )
         return done
+
+    def _set_alias(self, alias: str, number: int) -> None:
+        try:
+            self.client.set_registered_model_alias(self.model_name, alias, str(number))
+        except MlflowException as error:
+            if "IntegrityError" not in str(error):
+                raise
+            # Somebody else made the same new alias at the same moment; now that it is there it can be moved.
+            self.client.set_registered_model_alias(self.model_name, alias, str(number))
 
     def drop_alias(self, alias: str, reason: str) -> Event:
         """Take an alias away from whatever holds it; recorded like a promotion."""
@@ -269,11 +291,6 @@ class Registry:
         with reaching(mlflow.get_tracking_uri()):
             self.client.delete_model_version_tag(self.model_name, str(number), key)
 
-    def _former(self, alias: str, holder: int | None) -> list[int]:
-        """Versions that held the alias and are still there, the latest last."""
-        there = {version.number for version in self.versions()}
-        return [number for number in former_holders(self.history(alias), holder) if number in there]
-
     def _model(self) -> Any:
         try:
             return self.client.get_registered_model(self.model_name)
@@ -303,4 +320,6 @@ class Registry:
             return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
         aliases = ", ".join(f"{alias} ({number})" for alias, number in sorted(holders.items())) or "none"
         listed = ", ".join(str(number) for number in numbers[-20:])
-        return f"{self.model_name} has no version {word!r}: there are {listed}; aliases: {aliases}."
+        near = difflib.get_close_matches(word, [*holders, "latest"], n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        return f"{self.model_name} has no version {word!r}: there are {listed}; aliases: {aliases}.{meant}"

@@ -13,6 +13,8 @@ import requests
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from vitcifar.errors import ReleaseError, TrackingError
 from vitcifar.release.bundle import RELEASE_FILE, WRITTEN_LATER, Release, read_release, sha256_of
@@ -67,6 +69,16 @@ def find_damage(location: str, digest: str, known: Release | None = None) -> Dam
             (folder / name).unlink(missing_ok=True)
     strange = set() if listed is None else present - listed.keys() - {RELEASE_FILE} - WRITTEN_LATER
     return Damage(lost=tuple(lost), strange=tuple(sorted(strange)), empty=not present)
+
+
+def place_of(location: str) -> str:
+    """Where a store keeps its models: for a store on this machine the folder of all models."""
+    return str(Path(local_file_uri_to_path(location)).parent.parent) if is_local_uri(location) else location
+
+
+def has_place(location: str, otherwise: bool = True) -> bool:
+    """Whether the folder of all models is there, for a store on this machine; for others what one knows otherwise."""
+    return Path(place_of(location)).is_dir() if is_local_uri(location) else otherwise
 
 
 def list_files(repository: ArtifactRepository) -> set[str]:
