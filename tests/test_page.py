@@ -515,7 +515,13 @@ def test_a_person_switches_the_version(tab, registry, digit):
     tab.click("text='version 2'")
     tab.wait_for_selector(".by:has-text('toy version 2')")
     assert tab.inner_text(".verdict b") == expected(registry, 2, digit).label
-    assert "toy version 1" in tab.inner_text(".now"), "the champion is still version 1"
+    tab.wait_for_selector(".now:has-text('toy version 2')")
+    assert "otherwise version 1 answers" in tab.inner_text(".now"), "the champion is still version 1"
+    tab.click("#choice input")
+    tab.click("text='champion (now version 1)'")
+    tab.wait_for_selector(".by:has-text('toy version 1')")
+    tab.wait_for_selector(".now:has-text('toy version 1')")
+    assert "otherwise" not in tab.inner_text(".now")
 
 
 @in_chromium

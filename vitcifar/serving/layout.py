@@ -204,7 +204,16 @@ def answer_people(
         state = shelf.state
         if seen == state.serial:
             return gradio.skip(), gradio.skip(), gradio.skip()
-        return state.serial, look.status(state, seen), gradio.Dropdown(choices(shelf), value=choice)
+        return state.serial, status(choice, seen), gradio.Dropdown(choices(shelf), value=choice)
+
+    def status(choice: str, seen: int) -> str:
+        try:
+            chosen = shelf.get(choice)
+        except VitCifarError:  # the card says why
+            chosen = None
+        return look.status(shelf.state, seen, chosen)
+
+    choice.input(status, [choice, seen], now, queue=False, show_progress="hidden", api_visibility="private")
 
     gradio.on(
         [picture.change, choice.input, now.change],

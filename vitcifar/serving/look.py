@@ -30,11 +30,13 @@ def heading(model_name: str, class_names: Sequence[str]) -> str:
     return f'<h1>{escape(model_name)}</h1><p class="lead">Tells apart {escape(shown)}.</p>'
 
 
-def status(state: State, seen: int) -> str:
-    """Which version answers now; what is wrong; and, for who watched it happen, what moved."""
-    current = state.current
-    badges = f"{_aliases(state, current)} {_accuracy(state, current)}"
-    lines = [f'<p class="now"><span class="dot"></span><b>{escape(current.name)}</b> {badges}</p>']
+def status(state: State, seen: int, chosen: Opened | None = None) -> str:
+    """Which version answers now, the chosen one if there is one; what is wrong; and, for who watched it, what moved."""
+    answers = chosen or state.current
+    badges = f"{_aliases(state, answers)} {_accuracy(state, answers)}"
+    if answers.version != state.current.version:
+        badges += f' <span class="small">chosen here; otherwise version {state.current.version} answers</span>'
+    lines = [f'<p class="now"><span class="dot"></span><b>{escape(answers.name)}</b> {badges}</p>']
     if state.problem:
         lines.append(f'<p class="note problem" role="alert">{escape(state.problem)}</p>')
     elif state.moved and seen and seen != state.serial:
