@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,29 @@ def losses_of(place: Path, run_id: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.step)]
 
 
-def test_two_runs_with_one_seed_have_the_same_weights(folder):  # noqa: F811
-    settings = options({**PLAIN, "epochs": "1"})
-    digests = []
-    for _ in range(2):
-        done = vitcifar(folder, "train", *settings)
-        assert done.returncode == 0, done.stderr
-        digests.append(re.search(r"sha256 (\w{64})", done.stdout)[1])
+ONCE = options({**PLAIN, "epochs": "1"})
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory, new_store):  # noqa: F811
+    """A folder in which one short run was made, and what it printed."""
+    place = tmp_path_factory.mktemp("once")
+    shutil.copy(new_store, place)
+    done = vitcifar(place, "train", *ONCE, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return place, done.stdout
+
+
+def printed_run(stdout: str) -> str:
+    return re.search(r"^run +(\w{32})", stdout, flags=re.MULTILINE)[1]
+
+
+def test_two_runs_with_one_seed_have_the_same_weights(once):
+    place, first = once
+    again = vitcifar(place, "train", *ONCE, OMP_NUM_THREADS="1")
+    assert again.returncode == 0, again.stderr
+    assert printed_run(again.stdout) != printed_run(first)
+    digests = [re.search(r"sha256 (\w{64})", text)[1] for text in (first, again.stdout)]
     assert digests[0] == digests[1]
 
 
@@ -54,15 +71,13 @@ def test_a_run_killed_and_resumed_ends_as_one_that_was_not(folder):  # noqa: F81
     assert len(losses[0]) > 30
 
 
-def test_two_processes_make_one_run_alike_to_that_of_one(folder):  # noqa: F811
+def test_two_processes_make_one_run_alike_to_that_of_one(once):
     """Within 1e-5 in its losses: the sums are taken in another order."""
-    settings = options({**PLAIN, "epochs": "1"})
-    losses = []
-    for num_processes in ("1", "2"):
-        done = vitcifar(folder, "train", *settings, "--num-processes", num_processes, OMP_NUM_THREADS="1")
-        assert done.returncode == 0, done.stderr
-        run_id = re.search(r"^run +(\w{32})", done.stdout, flags=re.MULTILINE)[1]
-        losses.append([loss for _, loss in losses_of(folder, run_id)])
+    place, first = once
+    before = len(client_of(place).search_runs(["1"]))
+    done = vitcifar(place, "train", *ONCE, "--num-processes", "2", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    losses = [[loss for _, loss in losses_of(place, printed_run(text))] for text in (first, done.stdout)]
     assert len(losses[0]) == len(losses[1]) > 3
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    assert len(client_of(folder).search_runs(["1"])) == 2
+    assert len(client_of(place).search_runs(["1"])) == before + 1

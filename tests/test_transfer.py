@@ -25,8 +25,8 @@ def test_a_registered_version_beats_training_from_scratch_on_few_pictures_over_t
             kind.mkdir(parents=True, exist_ok=True)
             (kind / folder.name).symlink_to(folder)
     tracking.connect("sqlite:///mlflow.db")
-    given = {"data": "folder", "augmentation": "crop-flip", "examine": "none", "promote_to": "none", "epochs": 20}
-    base = {**given, "data_dir": str(tmp_path / "many"), "train_per_class": 130, "epochs": 30}
+    given = {"data": "folder", "augmentation": "crop-flip", "examine": "none", "promote_to": "none", "epochs": 12}
+    base = {**given, "data_dir": str(tmp_path / "many"), "train_per_class": 130, "epochs": 15, "benchmark_runs": 0}
     version = pipeline.train(resolve("digits", **base)).version
     accuracies = {"none": [], f"models:/vitcifar/{version}": []}
     for weights, found in accuracies.items():
