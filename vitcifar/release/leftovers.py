@@ -129,11 +129,12 @@ def empty_names(registry: Registry, settled_seconds: float) -> Iterator[Finding]
     except MlflowException:
         return
     if not model.tags:
+        young = _is_young(model, settled_seconds)
         yield Finding(
             kind="empty model",
             subject=registry.model_name,
             sentence="it has no version and no history",
-            repair=WAIT if (young := _is_young(model, settled_seconds)) else "delete the name",
+            repair=WAIT if young else "delete the name",
             left_alone=young,
             act=partial(_delete_name, registry),
         )
