@@ -4,7 +4,11 @@ import dataclasses
 import io
 import json
 import os
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +93,58 @@ def toy_onnx(tmp_path: Path) -> Path:
 def picture() -> Callable[..., bytes]:
     """`picture("red", size=(w, h), kind="PNG")` -> the bytes of a file."""
     return make_picture
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`mlflow server` on loopback; clients see artifacts through its proxy alone."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "kept")]
+    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, (folder / "log").read_text()
+                    time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "server"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty store of each kind in turn, connected to; a folder to work in."""
+    from vitcifar import tracking
+
+    folder = tmp_path_factory.mktemp("place")
+    uri = f"sqlite:///{folder}/mlflow.db" if request.param == "sqlite" else request.getfixturevalue("server")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
+        tracking.connect(uri)
+        yield folder
+
+
+def stored(registry: Any, number: int, place: Path) -> Path:
+    """The folder in which the store really keeps a version's files."""
+    location = registry.location(registry.show(number))
+    if location.startswith("mlflow-artifacts:"):
+        model = location.rsplit("/models/")[1].split("/")[0]
+        return next(place.parent.glob(f"server*/kept/0/models/{model}/artifacts"))
+    return Path(location.removeprefix("file://"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,21 +3,16 @@
 import dataclasses
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from conftest import stored
 from test_release_bundle import make_release
 
-from vitcifar import tracking
 from vitcifar.errors import RegistryError, ReleaseError, VitCifarError
 from vitcifar.release.bundle import read_release
 from vitcifar.release.history import Event, former_holders, new_event, read_events
@@ -51,46 +46,11 @@ def store_release(folder: Path, release_id: str, model_name: str = "toy", *, fil
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow server` on loopback; clients see artifacts through its proxy alone."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "kept")]
-    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-        try:
-            for _ in range(600):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, (folder / "log").read_text()
-                    time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-@pytest.fixture(scope="module", params=["sqlite", "server"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def store(place: Path) -> Path:
     """Each store in turn, with three versions of `toy`; a folder to work in."""
-    folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db" if request.param == "sqlite" else request.getfixturevalue("server")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
-        tracking.connect(uri)
-        for release_id in ("one", "two", "three"):
-            add_version(folder, release_id)
-        yield folder
+    for release_id in ("one", "two", "three"):
+        add_version(place, release_id)
+    return place
 
 
 @pytest.fixture
@@ -281,11 +241,7 @@ def test_a_version_that_is_not_ours_is_neither_pulled_nor_promoted(toy: Registry
 
 
 def test_a_release_whose_file_was_changed_in_the_store_is_refused(toy: Registry, store: Path) -> None:
-    location = toy.client.get_model_version_download_uri("toy", "2")
-    if not location.startswith(("/", "file:")):
-        location = str(next(store.parent.glob("server*/kept/0/models/" + location.rsplit("/models/")[1].split("/")[0])))
-        location += "/artifacts"
-    path = Path(location.removeprefix("file://")) / "model.onnx"
+    path = stored(toy, 2, store) / "model.onnx"
     whole = path.read_bytes()
     try:
         path.write_bytes(whole.replace(b"colours", b"coloured"[:7]))

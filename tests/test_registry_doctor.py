@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_registry import add_version, server, store, store_release  # noqa: F401  fixtures among them
+from conftest import stored
+from test_registry import add_version, store, store_release  # noqa: F401  fixtures among them
 
 from vitcifar.errors import ReleaseError, TrackingError
 from vitcifar.release.doctor import Finding, examine, repair
@@ -127,15 +128,6 @@ def test_what_is_young_may_still_be_at_work(patient: Registry, store: Path) -> N
     heal(patient, "half-stored model", "unfinished promotion")
 
 
-def stored(registry: Registry, number: int, store: Path) -> Path:  # noqa: F811
-    """The folder in which the store really keeps a version's files."""
-    location = registry.location(registry.show(number))
-    if location.startswith("mlflow-artifacts:"):
-        model = location.rsplit("/models/")[1].split("/")[0]
-        return next(store.parent.glob(f"server*/kept/0/models/{model}/artifacts"))
-    return Path(location.removeprefix("file://"))
-
-
 def lose_a_file(folder: Path) -> None:
     (folder / "model.onnx").unlink()
 
@@ -155,7 +147,7 @@ def lose_everything(folder: Path) -> None:
 DAMAGES = [lose_a_file, change_a_file, change_release_json, lose_everything]
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_version_is_brought_back_from_the_cache(
     patient: Registry,
@@ -170,7 +162,7 @@ def test_a_damaged_version_is_brought_back_from_the_cache(
     assert patient.aliases() == {"champion": 1}
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_without_a_copy_the_alias_goes_back_to_the_last_whole_release(
     patient: Registry,
@@ -195,7 +187,7 @@ def test_without_any_whole_release_no_version_holds_the_alias(patient: Registry,
     assert (patient.history()[-1].kind, patient.history()[-1].after) == ("drop", None)
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_a_version_that_was_put_aside_can_come_back(patient: Registry, store: Path, tmp_path: Path) -> None:  # noqa: F811
     add_version(store, "second", patient.model_name)
     model = stored(patient, 2, store) / "model.onnx"
@@ -209,7 +201,7 @@ def test_a_version_that_was_put_aside_can_come_back(patient: Registry, store: Pa
     assert patient.show(2).broken is None
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_a_store_whose_folder_is_not_there_is_no_loss(patient: Registry, store: Path, tmp_path: Path) -> None:  # noqa: F811
     add_version(store, "second", patient.model_name)
     store_release(store, "third", patient.model_name)
@@ -228,7 +220,7 @@ def test_a_store_whose_folder_is_not_there_is_no_loss(patient: Registry, store: 
     heal(patient, "unregistered release")
 
 
-@pytest.mark.parametrize("store", ["server"], indirect=True)
+@pytest.mark.parametrize("place", ["server"], indirect=True)
 def test_a_store_that_does_not_answer_is_no_loss(
     patient: Registry,
     store: Path,  # noqa: F811
@@ -246,7 +238,7 @@ def test_a_store_that_does_not_answer_is_no_loss(
     assert patient.aliases() == {"champion": 1}
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_a_full_disk_is_no_loss(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor runs where no file can grow beyond a few bytes, as on a full disk."""
     program = (
@@ -308,7 +300,7 @@ def test_an_alias_that_went_with_its_version_comes_back(patient: Registry, store
     assert patient.aliases() == {"champion": 1}
 
 
-@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_a_repair_that_fails_is_said(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitcifar.release import doctor
 

@@ -1,4 +1,4 @@
-"""Who may become the champion: every gate with its number, refused, passed or forced, and recorded."""
+"""Who may become the champion, on each store: every gate with its number, refused, passed or forced, and recorded."""
 
 import dataclasses
 import json
@@ -9,10 +9,9 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from conftest import COLOURS, make_onnx, make_picture
+from conftest import COLOURS, make_onnx, make_picture, stored
 from test_release_bundle import make_release
 
-from vitcifar import tracking
 from vitcifar.errors import ConfigError, DataError, RegistryError, ReleaseError
 from vitcifar.evaluation.scores import evaluate
 from vitcifar.release import gates
@@ -63,24 +62,18 @@ def add_int8_version(folder: Path, name: str, *, served: dict[str, Any]) -> int:
 
 
 @pytest.fixture(scope="module")
-def numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
+def numbers(place: Path) -> dict[str, int]:
     """Versions by what they are."""
-    folder = tmp_path_factory.mktemp("gates")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
-        tracking.connect(f"sqlite:///{folder}/mlflow.db")
-        yield {
-            "good": add_version(folder, "good", scores(360)),
-            "same": add_version(folder, "same", scores(360)),
-            "tie": add_version(folder, "tie", scores(360, seed=1)),
-            "better": add_version(folder, "better", scores(392, seed=2)),
-            "worse": add_version(folder, "worse", scores(300, seed=3)),
-            "elsewhere": add_version(folder, "elsewhere", scores(392, fingerprint="e" * 64)),
-            "unscored": add_version(folder, "unscored", {}),
-            "off": add_version(folder, "off", scores(360), difference=0.5),
-        }
+    return {
+        "good": add_version(place, "good", scores(360)),
+        "same": add_version(place, "same", scores(360)),
+        "tie": add_version(place, "tie", scores(360, seed=1)),
+        "better": add_version(place, "better", scores(392, seed=2)),
+        "worse": add_version(place, "worse", scores(300, seed=3)),
+        "elsewhere": add_version(place, "elsewhere", scores(392, fingerprint="e" * 64)),
+        "unscored": add_version(place, "unscored", {}),
+        "off": add_version(place, "off", scores(360), difference=0.5),
+    }
 
 
 @pytest.fixture
@@ -247,17 +240,17 @@ def test_every_verdict_is_recorded_on_the_version(toy: Registry, numbers: dict[s
     assert {"name", "passed", "sentence", "number", "limit", "asked"} == set(verdict["gates"][0])
 
 
-def test_a_release_that_is_not_whole_cannot_be_forced(toy: Registry, numbers: dict[str, int]) -> None:
-    location = Path(toy.location(toy.show(numbers["better"])).removeprefix("file://"))
-    whole = (location / "model.onnx").read_bytes()
+def test_a_release_that_is_not_whole_cannot_be_forced(toy: Registry, numbers: dict[str, int], place: Path) -> None:
+    path = stored(toy, numbers["better"], place) / "model.onnx"
+    whole = path.read_bytes()
     try:
-        (location / "model.onnx").write_bytes(whole[:-1])
+        path.write_bytes(whole[:-1])
         with pytest.raises(GateError, match="cannot be forced") as error:
             promote(toy, numbers["better"], force=True, reason="please")
         assert failed(error) == ["files"]
         assert toy.aliases() == {"champion": numbers["good"]}
     finally:
-        (location / "model.onnx").write_bytes(whole)
+        path.write_bytes(whole)
 
 
 def test_golden_pictures_must_be_right(toy: Registry, numbers: dict[str, int], tmp_path: Path) -> None:

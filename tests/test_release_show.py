@@ -1,13 +1,11 @@
-"""What is told about versions: the card, what differs, what may go, whether it can be made again."""
+"""What is told about versions, from each store: the card, what differs, what may go, whether it can be made again."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_release_gates import add_version, scores
 
-from vitcifar import tracking
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError, ReleaseError
 from vitcifar.release.card import model_card
@@ -19,30 +17,24 @@ from vitcifar.release.reproduce import Present, Rebuilt, reproduce
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def toy(place: Path) -> Registry:
     """Five versions: 1 is champion, 3 challenger, 2 was refused."""
-    folder = tmp_path_factory.mktemp("show")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
-        tracking.connect(f"sqlite:///{folder}/mlflow.db")
-        for index in range(5):
-            config = {"arch": "vit_tiny", "learning_rate": 0.1 * index, "data": "digits"}
-            add_version(
-                Path(folder),
-                f"release-{index}",
-                scores(360 - index),
-                config=config,
-                counts={"test": {"a": 3, "b": 4}},
-                git={"commit": "c" * 40, "dirty": index > 0},
-            )
-        registry = Registry("toy")
-        promote(registry, 1, reason="the first")
-        promote(registry, 3, "challenger")
-        with pytest.raises(GateError):
-            promote(registry, 2, policy=Policy(require="better"))
-        yield registry
+    for index in range(5):
+        config = {"arch": "vit_tiny", "learning_rate": 0.1 * index, "data": "digits"}
+        add_version(
+            place,
+            f"release-{index}",
+            scores(360 - index),
+            config=config,
+            counts={"test": {"a": 3, "b": 4}},
+            git={"commit": "c" * 40, "dirty": index > 0},
+        )
+    registry = Registry("toy")
+    promote(registry, 1, reason="the first")
+    promote(registry, 3, "challenger")
+    with pytest.raises(GateError):
+        promote(registry, 2, policy=Policy(require="better"))
+    return registry
 
 
 def test_the_card_says_what_was_recorded_and_nothing_else(toy: Registry) -> None:
