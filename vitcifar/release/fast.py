@@ -2,9 +2,9 @@
 
 Measured on ViT-B/16 at 224, batch 1, 2 cores, onnxruntime 1.32 (benchmarks/serving_latency.py): attention is one
 node (as fast as its parts, at batch 8 1.07 times as fast; with int8 it holds the products of queries, keys and values
-too, so that each head stays on one thread: 0.9 of the time where the cores share no cache), sums and norms stand alone
-(SkipLayerNormalization made the whole 1.1 times as long), biases ride on the products, normalisation is folded into the
-first convolution, and the last block answers for the class token alone.
+too, so that each head stays on one thread: 0.91 of the time while threads hand data over slowly), sums and norms stand
+alone (SkipLayerNormalization made the whole 1.1 times as long), biases ride on the products, normalisation is part of
+the first convolution, and the last block answers for the class token alone.
 Letters in the shapes: N pictures, T tokens, D hidden size, K classes.
 """
 
