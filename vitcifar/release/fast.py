@@ -27,7 +27,7 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass
 class Graph:
-    """Nodes and constants as they are written down; `products` says how a linear layer is."""
+    """Nodes and constants as they are written down; `int8` and `ranges` say how products are."""
 
     int8: bool
     ranges: Mapping[str, Range] | None  # of each linear layer's input, from calibration; None = measured as it runs
