@@ -22,10 +22,10 @@ from torch.nn import functional
 
 from vitcifar import tracking
 from vitcifar.config import TrainConfig
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.model.network import build_network
 from vitcifar.release.latency import this_machine
 from vitcifar.training.loop import fit
-from vitcifar.training.network import build_network
 from vitcifar.training.precision import autocast, choose_precision
 
 CPU = torch.device("cpu")
@@ -35,20 +35,20 @@ class Enough(Exception):
     """Ends our loop when all turns are taken."""
 
 
-def synthetic(num_pictures: int, seed: int) -> Pictures:
+def synthetic(num_images: int, seed: int) -> ImageDataset:
     """Noise of CIFAR-10's size and classes."""
     random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (num_pictures, 32, 32, 3), dtype=np.uint8)
-    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{place}" for place in range(num_pictures))
-    return Pictures(images=images, labels=np.arange(num_pictures) % 10, class_names=names, ids=ids)
+    images = random.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
+    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{place}" for place in range(num_images))
+    return ImageDataset(images=images, labels=np.arange(num_images) % 10, class_names=names, ids=ids)
 
 
-def bare_step(config: TrainConfig, pictures: Pictures) -> Callable[[str], None]:
+def bare_step(config: TrainConfig, dataset: ImageDataset) -> Callable[[str], None]:
     """A step as one writes it by hand: forward in a precision, loss, backward, Adam."""
-    network = build_network(config, pictures.class_names)
+    network = build_network(config, dataset.class_names)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
-    images = torch.from_numpy(pictures.images[: config.batch_size])
-    labels = torch.from_numpy(pictures.labels[: config.batch_size])
+    images = torch.from_numpy(dataset.images[: config.batch_size])
+    labels = torch.from_numpy(dataset.labels[: config.batch_size])
 
     def step(precision: str) -> None:
         with autocast(CPU, precision):
@@ -89,7 +89,7 @@ def measure(config: TrainConfig, num_turns: int, log: Callable[[int, Mapping[str
     network = build_network(config, train.class_names)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         fit(network, train, validation, config, log=turn, folder=Path(folder))
-    print(f"{config.arch}, {config.batch_size} pictures a step, {precision}, {num_turns} turns")
+    print(f"{config.arch}, {config.batch_size} images a step, {precision}, {num_turns} turns")
     return seconds
 
 
@@ -107,7 +107,7 @@ def main() -> None:
             seconds = measure(config, options.turns, run.log)
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     for side, median in medians.items():
-        print(f"{side:>5}: {median:7.3f} s a step, {options.batch_size / median:6.2f} pictures a second")
+        print(f"{side:>5}: {median:7.3f} s a step, {options.batch_size / median:6.2f} images a second")
     print(f"fp32 / bf16 {medians['fp32'] / medians['bare']:.2f}")
     print(f"ratio {medians['ours'] / medians['bare']:.3f}")
 

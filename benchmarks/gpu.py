@@ -1,4 +1,4 @@
-"""Full fine-tuning of ViT-B/16 at 224 on a GPU in bf16: pictures per second, and the share of what the GPU can do.
+"""Full fine-tuning of ViT-B/16 at 224 on a GPU in bf16: images per second, and the share of what the GPU can do.
 
     python benchmarks/gpu.py
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.model.network import Classifier, build_network
 from vitcifar.training.loop import fit
-from vitcifar.training.network import Classifier, build_network
 
 
 def matrix_rate(size: int = 8192, repeats: int = 50) -> float:
@@ -36,7 +36,7 @@ def matrix_rate(size: int = 8192, repeats: int = 50) -> float:
 
 
 def forward_operations(network: Classifier) -> float:
-    """Operations of the matrix products of one picture's forward pass; a multiplication and an addition are two."""
+    """Operations of the matrix products of one image's forward pass; a multiplication and an addition are two."""
     backbone = network.backbone
     tokens, width, mlp = backbone.seq_length, backbone.hidden_dim, backbone.mlp_dim
     patches = 2 * (tokens - 1) * width * 3 * backbone.patch_size**2
@@ -56,7 +56,7 @@ def main() -> None:
     number = options.batch_size * options.steps
     images = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
     names, ids = tuple("abcdefghij"), tuple(map(str, range(number)))
-    train = Pictures(images=images, labels=np.arange(number) % 10, class_names=names, ids=ids)
+    train = ImageDataset(images=images, labels=np.arange(number) % 10, class_names=names, ids=ids)
     config = TrainConfig(
         weights="none",
         train_layers="all",
@@ -78,7 +78,7 @@ def main() -> None:
     rate = (options.steps - first) * options.batch_size / (times[options.steps] - times[first])
     share = 3 * forward_operations(network) * rate / matrix_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {options.batch_size}")
-    print(f"{rate:,.0f} pictures a second, peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    print(f"{rate:,.0f} images a second, peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     print(f"ratio {share:.2f}")
 
 

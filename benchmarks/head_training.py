@@ -2,8 +2,8 @@
 
     python benchmarks/head_training.py
 
-Both sides in one run, on the same pictures, 10 epochs, with random weights (time does not depend on them). The plain
-loop runs the backbone in every epoch, in fp32, on PIL pictures from a DataLoader; ours runs it once. Then both train a
+Both sides in one run, on the same images, 10 epochs, with random weights (time does not depend on them). The plain
+loop runs the backbone in every epoch, in fp32, on PIL images from a DataLoader; ours runs it once. Then both train a
 head on a small trained backbone, where the accuracy means something. The last line is plain time / our time.
 """
 
@@ -19,13 +19,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitcifar.config import resolve
-from vitcifar.data.compat import torchvision
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits
+from vitcifar.data.torchvision_compat import torchvision
+from vitcifar.model.network import MEAN, STD, Classifier, build_network
 from vitcifar.release.latency import this_machine
 from vitcifar.training.loop import fit
-from vitcifar.training.network import MEAN, STD, Classifier, build_network
 
 EPOCHS = 10
 BATCH_SIZE = 16
@@ -33,10 +33,10 @@ LEARNING_RATE = 1e-3
 
 
 class PilPictures(Dataset):
-    """What a course's data set gives: a PIL picture through torchvision's transforms, and its label."""
+    """What a course's data set gives: a PIL image through torchvision's transforms, and its label."""
 
-    def __init__(self, pictures: Pictures, image_size: int) -> None:
-        self.pictures = pictures
+    def __init__(self, dataset: ImageDataset, image_size: int) -> None:
+        self.dataset = dataset
         steps = [
             torchvision.transforms.Resize((image_size, image_size)),
             torchvision.transforms.ToTensor(),
@@ -45,13 +45,13 @@ class PilPictures(Dataset):
         self.transform = torchvision.transforms.Compose(steps)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.dataset)
 
     def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.pictures.images[place])), int(self.pictures.labels[place])
+        return self.transform(Image.fromarray(self.dataset.images[place])), int(self.dataset.labels[place])
 
 
-def plain_loop(network: Classifier, train: Pictures, validation: Pictures) -> float:
+def plain_loop(network: Classifier, train: ImageDataset, validation: ImageDataset) -> float:
     """The loop of the courses; returns the best epoch's accuracy on validation."""
     model = nn.Sequential(network.backbone, network.head)
     for weight in network.backbone.parameters():
@@ -78,7 +78,7 @@ def plain_loop(network: Classifier, train: Pictures, validation: Pictures) -> fl
     return best
 
 
-def our_loop(network: Classifier, train: Pictures, validation: Pictures, arch: str) -> float:
+def our_loop(network: Classifier, train: ImageDataset, validation: ImageDataset, arch: str) -> float:
     given = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "optimizer": "adam"}
     given |= {"schedule": "constant", "warmup_epochs": 0.0, "train_layers": "head", "weight_decay": 0.0}
     config = resolve("cifar10", arch=arch, weights="none", device="cpu", **given)
@@ -87,12 +87,12 @@ def our_loop(network: Classifier, train: Pictures, validation: Pictures, arch: s
     return outcome.best_metrics["validation/accuracy"]
 
 
-def synthetic(num_pictures: int, seed: int) -> Pictures:
+def synthetic(num_images: int, seed: int) -> ImageDataset:
     """Noise of CIFAR-10's size and classes."""
     random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (num_pictures, 32, 32, 3), dtype=np.uint8)
-    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{place}" for place in range(num_pictures))
-    return Pictures(images=images, labels=np.arange(num_pictures) % 10, class_names=names, ids=ids)
+    images = random.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
+    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{place}" for place in range(num_images))
+    return ImageDataset(images=images, labels=np.arange(num_images) % 10, class_names=names, ids=ids)
 
 
 def measure_time(num_train: int, num_validation: int) -> float:
@@ -107,7 +107,7 @@ def measure_time(num_train: int, num_validation: int) -> float:
         else:
             plain_loop(network, train, validation)
         seconds[side] = time.perf_counter() - start
-        print(f"{side:>6}: {seconds[side]:8.2f} s for {EPOCHS} epochs of {num_train} + {num_validation} pictures")
+        print(f"{side:>6}: {seconds[side]:8.2f} s for {EPOCHS} epochs of {num_train} + {num_validation} images")
     return seconds["plain"] / seconds["ours"]
 
 
@@ -135,17 +135,17 @@ def compare_accuracy(num_seeds: int) -> None:
         )
 
 
-def choose(pictures: Pictures, first: int, end: int) -> Pictures:
-    """The pictures of some of the classes, as a set of its own."""
-    part = pictures.subset(np.flatnonzero((pictures.labels >= first) & (pictures.labels < end)))
-    names = pictures.class_names[first:end]
-    return Pictures(images=part.images, labels=part.labels - first, class_names=names, ids=part.ids)
+def choose(dataset: ImageDataset, first: int, end: int) -> ImageDataset:
+    """The images of some of the classes, as a set of its own."""
+    part = dataset.subset(np.flatnonzero((dataset.labels >= first) & (dataset.labels < end)))
+    names = dataset.class_names[first:end]
+    return ImageDataset(images=part.images, labels=part.labels - first, class_names=names, ids=part.ids)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=40, help="training pictures")
-    parser.add_argument("--validation", type=int, default=10, help="validation pictures")
+    parser.add_argument("--train", type=int, default=40, help="training images")
+    parser.add_argument("--validation", type=int, default=10, help="validation images")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the accuracy comparison")
     options = parser.parse_args()
     print(this_machine())

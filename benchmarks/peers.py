@@ -1,10 +1,10 @@
-"""Steps per second of full fine-tuning: ours against Hugging Face's Trainer and timm's loop, on one model and pictures.
+"""Steps per second of full fine-tuning: ours against Hugging Face's Trainer and timm's loop, on one model and images.
 
     pip install timm transformers accelerate
     python benchmarks/peers.py
 
-The same torchvision ViT (vit_tiny by default, `--arch vit_b_16` for the large one), uint8 pictures in memory, fp32,
-AdamW, one step a batch; each side prepares pictures and logs in its own way: the Trainer through its data collator,
+The same torchvision ViT (vit_tiny by default, `--arch vit_b_16` for the large one), uint8 images in memory, fp32,
+AdamW, one step a batch; each side prepares images and logs in its own way: the Trainer through its data collator,
 timm through its task of loss and optimizer as its train.py writes it. Sides that are not installed are left out, and
 said. The sides take turns. The last line is our steps per second / the fastest peer's.
 """
@@ -25,27 +25,27 @@ import torch
 from torch import Tensor, nn
 
 from vitcifar.config import resolve
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.model.network import Classifier, build_network
 from vitcifar.release.latency import this_machine
 from vitcifar.training.loop import fit
-from vitcifar.training.network import Classifier, build_network
 
 NAMES = tuple("abcdefghij")
 LEARNING_RATE = 1e-4
 
 
-def synthetic(num_pictures: int) -> Pictures:
+def synthetic(num_images: int) -> ImageDataset:
     """Noise of CIFAR-10's size and classes."""
-    images = np.random.default_rng(0).integers(0, 256, (num_pictures, 32, 32, 3), dtype=np.uint8)
-    ids = tuple(map(str, range(num_pictures)))
-    return Pictures(images=images, labels=np.arange(num_pictures) % 10, class_names=NAMES, ids=ids)
+    images = np.random.default_rng(0).integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
+    ids = tuple(map(str, range(num_images)))
+    return ImageDataset(images=images, labels=np.arange(num_images) % 10, class_names=NAMES, ids=ids)
 
 
 def new_network(arch: str) -> Classifier:
     return build_network(resolve("cifar10", arch=arch, weights="none", train_layers="all"), NAMES)
 
 
-def ours(arch: str, pictures: Pictures, batch_size: int) -> float:
+def ours(arch: str, dataset: ImageDataset, batch_size: int) -> float:
     """Seconds for one epoch, from the first step on."""
     config = resolve(
         "cifar10",
@@ -66,11 +66,11 @@ def ours(arch: str, pictures: Pictures, batch_size: int) -> float:
             times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        fit(new_network(arch), pictures, pictures.subset(range(10)), config, log=log, folder=Path(folder))
+        fit(new_network(arch), dataset, dataset.subset(range(10)), config, log=log, folder=Path(folder))
     return times[-1] - times[0]
 
 
-def trainer(arch: str, pictures: Pictures, batch_size: int) -> float:
+def trainer(arch: str, dataset: ImageDataset, batch_size: int) -> float:
     """The Trainer of transformers with its own defaults, apart from what the sides share."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -95,7 +95,7 @@ def trainer(arch: str, pictures: Pictures, batch_size: int) -> float:
     clock = Clock()
     rows = [
         {"images": torch.from_numpy(image), "labels": int(label)}
-        for image, label in zip(pictures.images, pictures.labels, strict=True)
+        for image, label in zip(dataset.images, dataset.labels, strict=True)
     ]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -115,7 +115,7 @@ def trainer(arch: str, pictures: Pictures, batch_size: int) -> float:
     return clock.times[-1] - clock.times[0]
 
 
-def timm_loop(arch: str, pictures: Pictures, batch_size: int) -> float:
+def timm_loop(arch: str, dataset: ImageDataset, batch_size: int) -> float:
     """The step of timm's train.py: its optimizer factory, its meters, loss, backward, step."""
     from timm.optim import create_optimizer_v2
     from timm.utils import AverageMeter
@@ -123,7 +123,7 @@ def timm_loop(arch: str, pictures: Pictures, batch_size: int) -> float:
     network = new_network(arch).train()
     optimizer = create_optimizer_v2(network, opt="adamw", lr=LEARNING_RATE, weight_decay=0.0)
     criterion, meter = nn.CrossEntropyLoss(), AverageMeter()
-    data = torch.utils.data.TensorDataset(torch.from_numpy(pictures.images), torch.from_numpy(pictures.labels))
+    data = torch.utils.data.TensorDataset(torch.from_numpy(dataset.images), torch.from_numpy(dataset.labels))
     times: list[float] = []
     for images, labels in torch.utils.data.DataLoader(data, batch_size, shuffle=True):
         loss = criterion(network(images), labels)
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     print(this_machine())
-    sides: dict[str, Callable[[str, Pictures, int], float]] = {"ours": ours}
+    sides: dict[str, Callable[[str, ImageDataset, int], float]] = {"ours": ours}
     for name, packages, side in (
         ("Trainer", ("transformers", "accelerate"), trainer),
         ("timm", ("timm",), timm_loop),
@@ -152,10 +152,10 @@ def main() -> None:
             sides[name] = side
         else:
             print(f"{name} is left out: pip install {' '.join(packages)}")
-    pictures = synthetic(options.steps * options.batch_size)
+    dataset = synthetic(options.steps * options.batch_size)
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _, (name, side) in itertools.product(range(options.turns), sides.items()):
-        rates[name].append((options.steps - 1) / side(options.arch, pictures, options.batch_size))
+        rates[name].append((options.steps - 1) / side(options.arch, dataset, options.batch_size))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, rate in medians.items():
         print(f"{name:>8}: {rate:7.2f} steps a second")

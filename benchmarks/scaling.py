@@ -1,9 +1,9 @@
-"""Time per picture and memory at 1,000, 10,000 and 50,000 training pictures: neither should grow with their number.
+"""Time per image and memory at 1,000, 10,000 and 50,000 training images: neither should grow with their number.
 
     python benchmarks/scaling.py
 
-vit_tiny, all layers, synthetic pictures of CIFAR-10's size, all kept in memory as uint8. Each size trains in a process
-of its own, so that the peak is its own; the sizes take turns. The last line is the slowest time per picture / the
+vit_tiny, all layers, synthetic images of CIFAR-10's size, all kept in memory as uint8. Each size trains in a process
+of its own, so that the peak is its own; the sizes take turns. The last line is the slowest time per image / the
 fastest.
 """
 
@@ -23,12 +23,12 @@ import numpy as np
 SIZES = (1_000, 10_000, 50_000)
 
 
-def train_once(num_pictures: int, num_epochs: int) -> None:
-    """Train and print milliseconds per picture, and the memory in MB before the pictures and at the peak."""
+def train_once(num_images: int, num_epochs: int) -> None:
+    """Train and print milliseconds per image, and the memory in MB before the images and at the peak."""
     from vitcifar.config import resolve
-    from vitcifar.data.pictures import Pictures
+    from vitcifar.data.dataset import ImageDataset
+    from vitcifar.model.network import build_network
     from vitcifar.training.loop import fit
-    from vitcifar.training.network import build_network
 
     names = tuple("abcdefghij")
     config = resolve("digits", epochs=num_epochs, batch_size=100, device="cpu")
@@ -36,15 +36,15 @@ def train_once(num_pictures: int, num_epochs: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     random = np.random.default_rng(0)
     sets = [
-        Pictures(
+        ImageDataset(
             images=random.integers(0, 256, (number, 32, 32, 3), dtype=np.uint8),
             labels=np.arange(number) % 10,
             class_names=names,
             ids=tuple(map(str, range(number))),
         )
-        for number in (num_pictures, 100)
+        for number in (num_images, 100)
     ]
-    times = [0.0] * (num_epochs * num_pictures // config.batch_size + 1)
+    times = [0.0] * (num_epochs * num_images // config.batch_size + 1)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         if "step/loss" in metrics:
@@ -52,7 +52,7 @@ def train_once(num_pictures: int, num_epochs: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         fit(network, *sets, config, log=log, folder=Path(folder))
-    steps = num_pictures // config.batch_size  # of an epoch; what comes at its end costs the same at any size
+    steps = num_images // config.batch_size  # of an epoch; what comes at its end costs the same at any size
     seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
     inside = [taken for step, taken in enumerate(seconds) if step % steps]
     milliseconds = 1000 * statistics.mean(inside) / config.batch_size
@@ -63,7 +63,7 @@ def train_once(num_pictures: int, num_epochs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--only", type=int, default=0, help="train once with this many pictures, and say how it went")
+    parser.add_argument("--only", type=int, default=0, help="train once with this many images, and say how it went")
     options = parser.parse_args()
     if options.only:
         train_once(options.only, num_epochs=max(1, 5_000 // options.only))
@@ -82,9 +82,7 @@ def main() -> None:
         medians[size] = statistics.median(run["milliseconds"] for run in runs)
         added = max(run["peak"] - run["before"] for run in runs)
         peak = max(run["peak"] for run in runs)
-        print(
-            f"{size:>6,} pictures: {medians[size]:6.3f} ms a picture, peak {peak:,.0f} MB, {added:,.0f} MB of it added"
-        )
+        print(f"{size:>6,} images: {medians[size]:6.3f} ms an image, peak {peak:,.0f} MB, {added:,.0f} MB of it added")
     print(f"ratio {max(medians.values()) / min(medians.values()):.3f}")
 
 

@@ -1,4 +1,4 @@
-"""One picture on a CPU: the int8 form of a release against onnxruntime's default float file and eager PyTorch.
+"""One image on a CPU: the int8 form of a release against onnxruntime's default float file and eager PyTorch.
 
     python benchmarks/serving_latency.py
 
@@ -19,10 +19,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from vitcifar.config import TrainConfig
 from vitcifar.inference.session import OnnxClassifier
+from vitcifar.model.network import Classifier, build_network
 from vitcifar.release.export import export_onnx, save
-from vitcifar.release.fast import draw, to_proto
 from vitcifar.release.latency import sample, this_machine, time_in_turns
-from vitcifar.training.network import Classifier, build_network
+from vitcifar.release.onnx_graph import build_graph, to_proto
 
 CLASS_NAMES = tuple("abcdefghij")
 
@@ -40,7 +40,7 @@ def write_forms(network: Classifier, folder: Path) -> dict[str, Path]:
     paths = {name: folder / f"{name}.onnx" for name in ("float", "quantize_dynamic", "ours_float", "ours_int8")}
     export_onnx(network, paths["float"], **labels)
     for name in ("ours_float", "ours_int8"):
-        save(to_proto(draw(network, int8=name == "ours_int8"), network, **labels), paths[name])
+        save(to_proto(build_graph(network, int8=name == "ours_int8"), network, **labels), paths[name])
     operators = ["MatMul", "Gemm"]
     quantize_dynamic(
         paths["float"],
@@ -52,18 +52,18 @@ def write_forms(network: Classifier, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def plain(path: Path, picture: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+def plain(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
     """A file in onnxruntime as it comes, but for the number of threads."""
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(["logits"], {"image": picture[None]})[0]
+    return lambda: session.run(["logits"], {"image": image[None]})[0]
 
 
-def ours(path: Path, picture: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+def ours(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
     """A file as the page, REST and the command line open it."""
     classifier = OnnxClassifier(path, num_threads=threads)
-    return lambda: classifier.logits([picture])
+    return lambda: classifier.logits([image])
 
 
 def main() -> None:
@@ -76,8 +76,8 @@ def main() -> None:
     threads = options.threads or machine.num_cores
     torch.set_num_threads(threads)
     network = build(options.arch)
-    picture = sample(network.image_size)
-    images = torch.from_numpy(picture[None])
+    image = sample(network.image_size)
+    images = torch.from_numpy(image[None])
 
     @torch.inference_mode()
     def eager() -> torch.Tensor:
@@ -88,11 +88,11 @@ def main() -> None:
         paths = write_forms(network, Path(folder))
         sizes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}
         for name, path in paths.items():
-            asks[name] = ours(path, picture, threads) if name.startswith("ours") else plain(path, picture, threads)
+            asks[name] = ours(path, image, threads) if name.startswith("ours") else plain(path, image, threads)
     times = time_in_turns(asks, num_runs=options.runs)
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     print(f"{machine.processor}, {threads} threads, {' '.join(machine.flags)}; {versions}")
-    print(f"{options.arch} at {network.image_size}, one picture, {options.runs} runs in turns")
+    print(f"{options.arch} at {network.image_size}, one image, {options.runs} runs in turns")
     expected = eager().numpy()
     for name, values in times.items():
         off = np.abs(np.asarray(asks[name]()) - expected).max()

@@ -1,4 +1,4 @@
-"""A registered version is a start that helps: real pictures of six classes, then few of four others."""
+"""A registered version is a start that helps: real images of six classes, then few of four others."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ from vitcifar.training.loop import fit
 
 SAMPLE = os.environ.get("VITCIFAR_SAMPLE")
 FEW = ("cat", "dog", "ship", "truck")
-NUM_FEW = 10  # training pictures of each
+NUM_FEW = 10  # training images of each
 
 
-@pytest.mark.skipif(not SAMPLE, reason="VITCIFAR_SAMPLE names no folder of CIFAR-10 pictures")
+@pytest.mark.skipif(not SAMPLE, reason="VITCIFAR_SAMPLE names no folder of CIFAR-10 images")
 def test_a_registered_version_beats_training_from_scratch_on_few_pictures_over_three_seeds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "cache"))
@@ -25,7 +25,7 @@ def test_a_registered_version_beats_training_from_scratch_on_few_pictures_over_t
             kind.mkdir(parents=True, exist_ok=True)
             (kind / folder.name).symlink_to(folder)
     tracking.connect("sqlite:///mlflow.db")
-    given = {"data": "folder", "augmentation": "crop-flip", "examine": "none", "promote_to": "none", "epochs": 12}
+    given = {"data": "folder", "augmentation": "crop-flip", "analysis": "none", "promote_to": "none", "epochs": 12}
     base = {**given, "data_dir": str(tmp_path / "many"), "train_per_class": 130, "epochs": 15, "benchmark_runs": 0}
     version = pipeline.train(resolve("digits", **base)).version
     accuracies = {"none": [], f"models:/vitcifar/{version}": []}

@@ -11,6 +11,9 @@ from typing import Any
 
 from vitcifar.errors import ConfigError
 
+# Settings of vitcifar 0.1 under another name -> theirs now. Read in old releases and runs; hidden options until 0.3.
+RENAMED_SETTINGS = {"examine": "analysis", "robustness_pictures": "corruption_images", "outliers": "ood"}
+
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "vit_tiny")
 
 
@@ -32,12 +35,12 @@ class TrainConfig:
     """All settings of `vitcifar train`. Raises ConfigError for a value that cannot be."""
 
     # Data
-    data: str = setting("cifar10", "Where the pictures come from.", choices=("cifar10", "folder", "digits"))
-    data_dir: str = setting("data", "Folder of the pictures (folder), or where the archive is kept (cifar10).")
-    train_per_class: int = setting(100, "Training pictures per class (0 = all that are left).", minimum=0)
-    validation_per_class: int = setting(25, "Validation pictures per class, from what training left over.", minimum=1)
-    test_per_class: int = setting(25, "Test pictures per class (0 = all).", minimum=0)
-    data_seed: int = setting(0, "Seed of the subset: which pictures are taken, and in which order.", minimum=0)
+    data: str = setting("cifar10", "Where the images come from.", choices=("cifar10", "folder", "digits"))
+    data_dir: str = setting("data", "Folder of the images (folder), or where the archive is kept (cifar10).")
+    train_per_class: int = setting(100, "Training images per class (0 = all that are left).", minimum=0)
+    validation_per_class: int = setting(25, "Validation images per class, from what training left over.", minimum=1)
+    test_per_class: int = setting(25, "Test images per class (0 = all).", minimum=0)
+    data_seed: int = setting(0, "Seed of the subset: which images are taken, and in which order.", minimum=0)
     seed: int = setting(0, "Seed of the new weights, the order of the batches and the augmentation.", minimum=0)
 
     # Model
@@ -46,12 +49,12 @@ class TrainConfig:
         "IMAGENET1K_V1",
         "Where training starts: torchvision's name, none, a file with a state dict, or models:/NAME/VERSION.",
     )
-    image_size: int = setting(0, "Side in pixels that pictures are resized to (0 = the architecture's own).", minimum=0)
+    image_size: int = setting(0, "Side in pixels that images are resized to (0 = the architecture's own).", minimum=0)
     train_layers: str = setting("head", "What trains: head, all, or a number of last blocks.")
 
     # Training
-    epochs: int = setting(10, "Passes over the training pictures.", minimum=1)
-    batch_size: int = setting(32, "Pictures per step.", minimum=1)
+    epochs: int = setting(10, "Passes over the training images.", minimum=1)
+    batch_size: int = setting(32, "Images per step.", minimum=1)
     learning_rate: float = setting(1e-3, "Peak learning rate.", minimum=0.0)
     schedule: str = setting(
         "cosine", "How the learning rate falls after the warm-up.", choices=("constant", "cosine", "linear")
@@ -70,10 +73,10 @@ class TrainConfig:
         0.0, "Share of the label that is spread over all classes (0 = none).", minimum=0.0, maximum=0.9
     )
     augmentation: str = setting(
-        "none", "How training pictures are varied.", choices=("none", "crop", "flip", "crop-flip", "trivial", "rand")
+        "none", "How training images are varied.", choices=("none", "crop", "flip", "crop-flip", "trivial", "rand")
     )
-    mixup: float = setting(0.0, "Mixup's alpha: pairs of pictures blended (0 = none).", minimum=0.0)
-    cutmix: float = setting(0.0, "CutMix's alpha: a piece of one picture put into another (0 = none).", minimum=0.0)
+    mixup: float = setting(0.0, "Mixup's alpha: pairs of images blended (0 = none).", minimum=0.0)
+    cutmix: float = setting(0.0, "CutMix's alpha: a piece of one image put into another (0 = none).", minimum=0.0)
     ema_decay: float = setting(
         0.0, "Moving average of the weights, kept when better, such as 0.99 (0 = none).", minimum=0.0, maximum=0.99999
     )
@@ -98,7 +101,7 @@ class TrainConfig:
     )
     num_views: int = setting(
         4,
-        "Augmented views of a picture that frozen parts are computed for, once (0 = computed every epoch).",
+        "Augmented views of an image that frozen parts are computed for, once (0 = computed every epoch).",
         minimum=0,
     )
     cache_memory: float = setting(4.0, "Most memory in GB for what frozen parts computed.", minimum=0.0)
@@ -107,9 +110,9 @@ class TrainConfig:
     device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"))
 
     # Evaluation
-    examine: str = setting(
+    analysis: str = setting(
         "quick",
-        "Checks beyond the scores, and the report: none, quick (kinds of pictures, duplicates, attention: seconds) or "
+        "Checks beyond the scores, and the report: none, quick (kinds of images, duplicates, attention: seconds) or "
         "full (also embeddings and corruptions: about 3,000 forward passes more).",
         choices=("none", "quick", "full"),
     )
@@ -119,13 +122,13 @@ class TrainConfig:
         minimum=0.0,
         maximum=1.0,
     )
-    robustness_pictures: int = setting(
-        20, "Test pictures that `examine full` asks for 75 times each, corrupted (0 = none).", minimum=0
+    corruption_images: int = setting(
+        20, "Test images that `analysis full` asks for 75 times each, corrupted (0 = none).", minimum=0
     )
-    outliers: str = setting(
+    ood: str = setting(
         "auto",
-        "Pictures of something else, to be told from these: none, digits, cifar10 or a folder (auto = digits with "
-        "`examine full`, none where these are digits).",
+        "Images of something else, to be told from these: none, digits, cifar10 or a folder (auto = digits with "
+        "`analysis full`, none where these are digits).",
     )
 
     # Tracking
@@ -161,8 +164,8 @@ class TrainConfig:
             raise ConfigError(
                 f"accumulation_steps is {self.accumulation_steps}: it must be at most batch_size, {self.batch_size}."
             )
-        if self.examine == "none" and self.outliers not in ("none", "auto"):
-            raise ConfigError(f"outliers is {self.outliers!r}, and examine is none: type --examine quick.")
+        if self.analysis == "none" and self.ood not in ("none", "auto"):
+            raise ConfigError(f"ood is {self.ood!r}, and analysis is none: type --analysis quick.")
 
 
 # Headings of the help, each with the first field under it.
@@ -171,7 +174,7 @@ GROUPS = {
     "Model": "arch",
     "Training": "epochs",
     "Speed": "precision",
-    "Evaluation": "examine",
+    "Evaluation": "analysis",
     "Tracking": "experiment",
     "Release": "model_name",
 }
@@ -214,7 +217,7 @@ PRESETS = types.MappingProxyType(
             "batch_size": 25,
             "optimizer": "adamw",
             "weight_decay": 0.1,
-            "examine": "full",
+            "analysis": "full",
             "promote_to": "champion",
         },
     }

@@ -11,17 +11,14 @@ from vitcifar import __version__, tracking
 from vitcifar.config import TrainConfig, resolve
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, TrainingError
-from vitcifar.evaluation.calibration import fit_temperature, softmax
-from vitcifar.evaluation.scores import Evaluation
-from vitcifar.evaluation.selective import choose_confidence
-from vitcifar.examine.outsiders import read_outliers
-from vitcifar.examine.record import record_data, record_evaluation, score
-from vitcifar.examine.trained import examine_trained
+from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
+from vitcifar.evaluation.metrics import Evaluation
+from vitcifar.evaluation.ood import read_ood_images
+from vitcifar.report.log import analyze_trained, log_datasets, log_evaluation, score
 
 if TYPE_CHECKING:
-    from vitcifar.release.reproduce import Present, Rebuilt
-    from vitcifar.training.loop import Log, Outcome
-    from vitcifar.training.network import Classifier
+    from vitcifar.model.network import Classifier
+    from vitcifar.training.loop import Log, TrainResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +32,14 @@ class Trained:
     model_name: str
     version: int
     alias: str | None  # what it holds now
-    refusal: str  # why it does not hold the alias that was asked for
+    rejected_because: str  # why it does not hold the alias that was asked for
 
 
 def train(config: TrainConfig) -> Trained:
-    """Train, evaluate once on the test pictures, export, prove and register; raises VitCifarError."""
+    """Train, evaluate once on the test images, export, prove and register; raises VitCifarError."""
     # What can fail for want of a file or a right name fails before there is a run.
-    read_outliers(config, limit=1)
-    config = settle_names(config)
+    read_ood_images(config, limit=1)
+    config = resolve_names(config)
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
     resumed = config.resume if config.resume != "none" else None
@@ -51,10 +48,10 @@ def train(config: TrainConfig) -> Trained:
         return release(run, network, splits, config, evaluation)
 
 
-def settle_names(config: TrainConfig) -> TrainConfig:
+def resolve_names(config: TrainConfig) -> TrainConfig:
     """Hold the names that a release will take against the registry's rules; weights named by an alias get the number
     that it means now, so that the recorded config always means the same ones. Raises RegistryError."""
-    from vitcifar.release.registry import Registry, check_alias, parse_uri
+    from vitcifar.registry.registry import Registry, check_alias, parse_uri
 
     Registry(config.model_name)
     if config.promote_to != "none":
@@ -67,12 +64,12 @@ def settle_names(config: TrainConfig) -> TrainConfig:
 
 def learn_and_test(
     run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, *, resumed: bool = False
-) -> tuple["Outcome", Evaluation]:
+) -> tuple["TrainResult", Evaluation]:
     """All of a run that comes before its release."""
-    from vitcifar.training.loop import say_on_stderr
+    from vitcifar.training.loop import notify_on_stderr
 
     outcome = learn(run, network, splits, config, resumed=resumed)
-    say_on_stderr(f"Scoring {len(splits.validation):,} validation and {len(splits.test):,} test pictures.")
+    notify_on_stderr(f"Scoring {len(splits.validation):,} validation and {len(splits.test):,} test images.")
     temperature, threshold = calibrate(network, splits, config)
     return outcome, test(run, network, splits, config, temperature, threshold)
 
@@ -94,19 +91,19 @@ def learn(
     *,
     resumed: bool = False,
     log: "Log | None" = None,
-) -> "Outcome":
+) -> "TrainResult":
     """Record what goes in, then train; the network ends with the weights of its best epoch on validation.
 
     `log(step, metrics)` is called in place of the run's own.
     """
     from vitcifar.training.checkpoint import LAST
+    from vitcifar.training.distributed import broadcast, process_group, spawn_workers
     from vitcifar.training.loop import fit
-    from vitcifar.training.processes import followers, share, together
 
     if not resumed:
         record_inputs(run, config, splits, network)
-    with followers(config.num_processes), together():
-        folder = Path(share(str(run.folder)))
+    with spawn_workers(config.num_processes), process_group():
+        folder = Path(broadcast(str(run.folder)))
         resume = folder / LAST if resumed else None
         return fit(network, splits.train, splits.validation, config, log=log or run.log, folder=folder, resume=resume)
 
@@ -114,39 +111,39 @@ def learn(
 def follow(config: TrainConfig) -> None:
     """Help the first of several processes with its training; it alone tracks, evaluates and releases."""
     from vitcifar.training.checkpoint import LAST
+    from vitcifar.training.distributed import broadcast, process_group
     from vitcifar.training.loop import fit
-    from vitcifar.training.processes import share, together
 
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
-    with together():
-        folder = Path(share(""))
+    with process_group():
+        folder = Path(broadcast(""))
         resume = folder / LAST if config.resume != "none" else None
         fit(network, splits.train, splits.validation, config, log=lambda *_: None, folder=folder, resume=resume)
 
 
 def calibrate(network: "Classifier", splits: Splits, config: TrainConfig) -> tuple[float, float]:
-    """Fit temperature and threshold on the validation pictures; the temperature goes into the network."""
-    from vitcifar.training.predict import predict_logits
+    """Fit temperature and threshold on the validation images; the temperature goes into the network."""
+    from vitcifar.model.predict import predict_logits
 
     logits = predict_logits(network, splits.validation.images, config.batch_size)
     labels = splits.validation.labels
     temperature = fit_temperature(logits, labels)
     network.temperature.fill_(temperature)
     confidences = softmax(logits, temperature).max(axis=1)
-    return temperature, choose_confidence(confidences, logits.argmax(axis=1) == labels, config.target_precision)
+    return temperature, choose_threshold(confidences, logits.argmax(axis=1) == labels, config.target_precision)
 
 
 def test(
     run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, temperature: float, threshold: float
 ) -> Evaluation:
-    """Score the test pictures, once, look closer, and record it."""
-    from vitcifar.training.predict import predict_logits
+    """Score the test images, once, look closer, and record it."""
+    from vitcifar.model.predict import predict_logits
 
     logits = predict_logits(network, splits.test.images, config.batch_size)
     evaluation = score(logits, splits, temperature, threshold)
-    record_evaluation(run, evaluation, splits.test, softmax(logits, temperature))
-    examine_trained(run, network, splits, config, evaluation, logits)
+    log_evaluation(run, evaluation, splits.test, softmax(logits, temperature))
+    analyze_trained(run, network, splits, config, evaluation, logits)
     return evaluation
 
 
@@ -154,16 +151,16 @@ def release(
     run: tracking.Run, network: "Classifier", splits: Splits, config: TrainConfig, evaluation: Evaluation
 ) -> Trained:
     """Export, prove, register as one version, and give it the alias that was asked for if the gates let it pass."""
-    from vitcifar.release.benchmark import benchmark
-    from vitcifar.release.gates import GateError, promote
-    from vitcifar.release.publish import publish
-    from vitcifar.release.registry import Registry
-    from vitcifar.training.loop import say_on_stderr
-    from vitcifar.training.network import weights_sha256
+    from vitcifar.errors import GateError
+    from vitcifar.model.network import weights_sha256
+    from vitcifar.registry.benchmark import benchmark
+    from vitcifar.registry.gates import promote
+    from vitcifar.registry.registry import Registry, publish
+    from vitcifar.training.loop import notify_on_stderr
 
     int8 = config.int8 == "try"
     forms = "float and int8" if int8 else "float"
-    say_on_stderr(f"Exporting to ONNX in {forms}, and proving it on {len(splits.test):,} test pictures.")
+    notify_on_stderr(f"Exporting to ONNX in {forms}, and proving it on {len(splits.test):,} test images.")
     network.to("cpu")  # where releases are proven and serve
     digest = weights_sha256(network)
     run.set_tags({"weights_sha256": digest})
@@ -178,15 +175,15 @@ def release(
     run.set_tags({"version": f"{config.model_name}/{version}"})
     registry = Registry(config.model_name)
     if config.benchmark_runs:
-        say_on_stderr(f"Timing {config.benchmark_runs} answers of every form of {config.model_name} {version}.")
+        notify_on_stderr(f"Timing {config.benchmark_runs} answers of every form of {config.model_name} {version}.")
         benchmark(registry, version, num_runs=config.benchmark_runs)
-    alias, refusal = None, ""
+    alias, rejected_because = None, ""
     if config.promote_to != "none":
         try:
             promote(registry, version, config.promote_to, reason=f"asked for by run {run.run_id}")
             alias = config.promote_to
         except GateError as error:
-            refusal = str(error)
+            rejected_because = str(error)
     return Trained(
         run_id=run.run_id,
         evaluation=evaluation,
@@ -195,60 +192,34 @@ def release(
         model_name=config.model_name,
         version=version,
         alias=alias,
-        refusal=refusal,
-    )
-
-
-def look(config: TrainConfig) -> "Present":
-    """The pictures and the code that a config would be trained with now."""
-    from vitcifar.release.reproduce import Present
-
-    return Present(fingerprint=read_splits(config).fingerprint, commit=git_state().get("git_commit"))
-
-
-def rebuild(config: TrainConfig) -> "Rebuilt":
-    """Train once more what a version was made of, as a run of its own that releases nothing."""
-    from vitcifar.release.publish import environment, git_of
-    from vitcifar.release.reproduce import Rebuilt
-    from vitcifar.training.network import weights_sha256
-
-    splits = read_splits(config)
-    network = make_network(config, splits.class_names)
-    with start_run(config, run_name=f"reproduce-{config.model_name}") as run:
-        _, evaluation = learn_and_test(run, network, splits, config)
-    return Rebuilt(
-        fingerprint=splits.fingerprint,
-        weights_sha256=weights_sha256(network),
-        test=evaluation.to_dict(),
-        git=git_of(run.run_id),
-        environment=environment(),
+        rejected_because=rejected_because,
     )
 
 
 def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> "Classifier":
     """The network at its start: seeded, from the weights that a config names."""
-    from vitcifar.release.registry import Registry
-    from vitcifar.training.loop import say_on_stderr
-    from vitcifar.training.network import build_network
+    from vitcifar.model.network import build_network
+    from vitcifar.registry.registry import Registry
+    from vitcifar.training.loop import notify_on_stderr
 
     def load_release(uri: str) -> dict[str, Any]:
         return Registry(config.model_name).state_dict(uri)
 
-    return build_network(config, class_names, load_release=load_release, say=say_on_stderr)
+    return build_network(config, class_names, load_release=load_release, notify=notify_on_stderr)
 
 
 def record_inputs(run: tracking.Run, config: TrainConfig, splits: Splits, network: "Classifier") -> None:
     """Config, data sets with their roles, code and model, before the first step."""
-    from vitcifar.training.augmentation import augmented_sheet
-    from vitcifar.training.network import count_parameters
+    from vitcifar.model.network import count_parameters
+    from vitcifar.training.augmentation import augmentation_sheet
 
     run.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint})
     counts = {"trainable_parameters": count_parameters(network, trained=True), "parameters": count_parameters(network)}
     run.log_params(counts, prefix="model.")
     run.set_tags({"vitcifar_version": __version__, **git_state()})
-    record_data(run, config, {role: pictures for role, pictures in splits.roles.items() if len(pictures)}, splits)
+    log_datasets(run, config, {split: dataset for split, dataset in splits.datasets.items() if len(dataset)}, splits)
     if config.augmentation != "none":
-        run.log_image("augmentation", augmented_sheet(splits.train, config.augmentation, seed=config.seed))
+        run.log_image("augmentation", augmentation_sheet(splits.train, config.augmentation, seed=config.seed))
     (run.folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
     run.log_json("config.json", dataclasses.asdict(config))
 

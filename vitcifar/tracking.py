@@ -169,7 +169,7 @@ class Run:
         self.writer.add_figure(name, figure, step, close=False)
 
     def log_image(self, name: str, image: "Image") -> None:
-        """A picture: figures/NAME.png in MLflow, NAME among TensorBoard's images."""
+        """An image: figures/NAME.png in MLflow, NAME among TensorBoard's images."""
         self.client.log_image(self.run_id, image, f"figures/{name}.png")
         self.writer.add_image(name, np.asarray(image), dataformats="HWC")
 
@@ -179,7 +179,7 @@ class Run:
     def log_json(self, name: str, content: dict[str, Any]) -> None:
         self.log_text(name, json.dumps(content, indent=2))
 
-    def log_pictures(self, role: str, num_pictures: int, fingerprint: str, *, source: str, location: str) -> None:
+    def log_dataset(self, split: str, num_images: int, fingerprint: str, *, source: str, location: str) -> None:
         """A split as an MLflow dataset input; its digest is the 36 characters of the fingerprint that MLflow takes,
         the whole is a tag."""
         import mlflow
@@ -187,10 +187,10 @@ class Run:
         from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
         dataset = MetaDataset(  # type: ignore[abstract]
-            LocalArtifactDatasetSource(location), name=f"{source}-{role}", digest=fingerprint[:36]
+            LocalArtifactDatasetSource(location), name=f"{source}-{split}", digest=fingerprint[:36]
         )
-        tags = {"fingerprint": fingerprint, "num_pictures": str(num_pictures)}
-        mlflow.log_input(dataset, context=role, tags=tags)
+        tags = {"fingerprint": fingerprint, "num_images": str(num_images)}
+        mlflow.log_input(dataset, context=split, tags=tags)
 
     def close(self) -> None:
         """Flush, and keep TensorBoard's event files as artifacts of the run."""

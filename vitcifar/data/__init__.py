@@ -1,1 +1,1 @@
-"""Any picture, from a file or from bytes, to RGB uint8 (H, W, 3); sources; balanced, seeded, fingerprinted splits."""
+"""Images from files and bytes; sources; balanced, seeded, fingerprinted splits."""

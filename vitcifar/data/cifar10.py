@@ -1,31 +1,26 @@
 """CIFAR-10 through torchvision's own loading code: found, unpacked, or downloaded whole or not at all."""
 
-import contextlib
 import hashlib
 import http.client
 import os
 import shutil
-import socket
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.download import STALL_SECONDS, socket_timeout, why_unreachable
 from vitcifar.errors import DataError
-
-REACH_SECONDS = 6.0  # how long to look for the server, names included
-STALL_SECONDS = 30.0  # how long a started download may stand still
 
 
 class Cifar10:
-    """The 50,000 training and 10,000 test pictures of CIFAR-10, 32 x 32 pixels, kept in memory as uint8.
+    """The 50,000 training and 10,000 test images of CIFAR-10, 32 x 32 pixels, kept in memory as uint8.
 
     `dataset` is the torchvision class to read with (None = torchvision.datasets.CIFAR10).
     """
@@ -34,7 +29,7 @@ class Cifar10:
 
     def __init__(self, data_dir: Path, dataset: Any = None) -> None:
         if dataset is None:
-            from vitcifar.data.compat import torchvision
+            from vitcifar.data.torchvision_compat import torchvision
 
             dataset = torchvision.datasets.CIFAR10
         parts = _load(data_dir.expanduser(), dataset)
@@ -46,22 +41,22 @@ class Cifar10:
         return self._labels[part]
 
     def ids(self, part: str) -> tuple[str, ...]:
-        return tuple(f"{part}/{place:05d}" for place in range(len(self._labels[part])))
+        return tuple(f"{part}/{index:05d}" for index in range(len(self._labels[part])))
 
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
-        places = np.asarray(indices, dtype=np.int64)
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
+        indices = np.asarray(indices, dtype=np.int64)
         source = self._images[part]
-        images = np.empty((len(places), *source.shape[1:]), dtype=np.uint8)
-        for row, place in enumerate(places):  # one copy: the source lies planes first, and indexing would copy twice
-            images[row] = source[place]
-        ids = tuple(f"{part}/{place:05d}" for place in places)
-        return Pictures(images=images, labels=self._labels[part][places], class_names=self.class_names, ids=ids)
+        images = np.empty((len(indices), *source.shape[1:]), dtype=np.uint8)
+        for row, index in enumerate(indices):  # one copy: the source lies planes first, and indexing would copy twice
+            images[row] = source[index]
+        ids = tuple(f"{part}/{index:05d}" for index in indices)
+        return ImageDataset(images=images, labels=self._labels[part][indices], class_names=self.class_names, ids=ids)
 
 
 def _load(folder: Path, dataset: Any) -> dict[str, Any]:
     try:
         return _read(folder, dataset)
-    except RuntimeError:  # torchvision's word for pictures that are not there, or not whole
+    except RuntimeError:  # torchvision's word for images that are not there, or not whole
         pass
     _check_obtainable(folder, dataset)  # before the first thing is written
     try:
@@ -86,7 +81,7 @@ def _is_whole(folder: Path, dataset: Any) -> bool:
 
 def _check_obtainable(folder: Path, dataset: Any) -> None:
     if not _is_whole(folder, dataset):
-        problem = _why_unreachable(dataset.url)
+        problem = why_unreachable(dataset.url)
         if problem:
             raise _cannot_have(folder, dataset, f"{_host(dataset)} cannot be reached ({problem})")
 
@@ -104,7 +99,7 @@ def _host(dataset: Any) -> str:
 
 def _download(folder: Path, dataset: Any) -> None:
     """Into a folder beside, then one rename: a download that is cut off never lies where the next try looks."""
-    from vitcifar.data.compat import torchvision
+    from vitcifar.data.torchvision_compat import torchvision
 
     beside = folder / ".cifar10-download"
     shutil.rmtree(beside, ignore_errors=True)
@@ -117,36 +112,6 @@ def _download(folder: Path, dataset: Any) -> None:
         raise _cannot_have(folder, dataset, problem) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _why_unreachable(url: str) -> str:
-    """Why the server does not answer ("" = it does). In a thread, because looking up a name has no timeout."""
-    outcome = [f"no answer in {REACH_SECONDS:.0f} seconds"]
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
-                outcome[0] = ""
-        except urllib.error.HTTPError:
-            outcome[0] = ""  # it answers; what it has against the question, the download will say
-        except (OSError, http.client.HTTPException) as error:
-            outcome[0] = str(getattr(error, "reason", error)) or type(error).__name__
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(REACH_SECONDS)
-    return outcome[0]
-
-
-@contextlib.contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision opens its connections without a timeout, so a server that falls silent would hold us for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _md5(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Where pictures come from: CIFAR-10, a folder, or scikit-learn's digits; each has a train and a test part."""
+"""Where images come from: CIFAR-10, a folder, or scikit-learn's digits; each has a train and a test part."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vitcifar.data.cifar10 import Cifar10
-from vitcifar.data.picture import read_picture
-from vitcifar.data.pictures import Pictures, stack
+from vitcifar.data.dataset import ImageDataset, stack
+from vitcifar.data.image import read_image
 from vitcifar.errors import DataError
 
 SOURCES = ("cifar10", "folder", "digits")
@@ -21,7 +21,7 @@ DIGITS_TEST_PER_CLASS = 40
 
 
 class Source(Protocol):
-    """Labels and ids are known at once; pictures are read when they are asked for. A part is "train" or "test"."""
+    """Labels and ids are known at once; images are read when they are asked for. A part is "train" or "test"."""
 
     name: str
     class_names: tuple[str, ...]
@@ -30,10 +30,10 @@ class Source(Protocol):
         """int64 (N,), in the order of `ids`."""
 
     def ids(self, part: str) -> tuple[str, ...]:
-        """A name of each picture, which no other picture of the source has."""
+        """A name of each image, which no other image of the source has."""
 
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
-        """The pictures at these places of the part, in this order."""
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
+        """The images at these places of the part, in this order."""
 
 
 def open_source(name: str, data_dir: Path) -> Source:
@@ -64,36 +64,38 @@ class Digits:
         self._images = np.repeat(grey[..., None], 3, axis=3)  # (1797, 8, 8, 3)
         self._labels = digits.target.astype(np.int64)
         classes = [np.flatnonzero(self._labels == label) for label in range(len(self.class_names))]
-        test = np.sort(np.concatenate([places[::4][:DIGITS_TEST_PER_CLASS] for places in classes]))
-        self._places = {"train": np.setdiff1d(np.arange(len(self._labels)), test), "test": test}
+        test = np.sort(np.concatenate([indices[::4][:DIGITS_TEST_PER_CLASS] for indices in classes]))
+        self._indices = {"train": np.setdiff1d(np.arange(len(self._labels)), test), "test": test}
 
     def labels(self, part: str) -> np.ndarray:
-        return self._labels[self._places[part]]
+        return self._labels[self._indices[part]]
 
     def ids(self, part: str) -> tuple[str, ...]:
-        return tuple(f"digits/{place:04d}" for place in self._places[part])
+        return tuple(f"digits/{index:04d}" for index in self._indices[part])
 
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
-        chosen = self._places[part][np.asarray(indices, dtype=np.int64)]
-        ids = tuple(f"digits/{place:04d}" for place in chosen)
-        return Pictures(images=self._images[chosen], labels=self._labels[chosen], class_names=self.class_names, ids=ids)
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
+        chosen = self._indices[part][np.asarray(indices, dtype=np.int64)]
+        ids = tuple(f"digits/{index:04d}" for index in chosen)
+        return ImageDataset(
+            images=self._images[chosen], labels=self._labels[chosen], class_names=self.class_names, ids=ids
+        )
 
 
 class Folder:
-    """Picture files in `<dir>/train/<class>/` and `<dir>/test/<class>/`, of any classes and sizes."""
+    """Image files in `<dir>/train/<class>/` and `<dir>/test/<class>/`, of any classes and sizes."""
 
     name = "folder"
 
     def __init__(self, data_dir: Path) -> None:
         self._dir = data_dir.expanduser()
         if not self._dir.is_dir():
-            raise DataError(f"There is no folder {self._dir}: say where the pictures are with --data-dir.")
+            raise DataError(f"There is no folder {self._dir}: say where the images are with --data-dir.")
         classes = {part: _class_folders(self._dir, part) for part in ("train", "test")}
         self.class_names = _class_names(self._dir, classes)
         self._ids: dict[str, tuple[str, ...]] = {}
         self._labels: dict[str, np.ndarray] = {}
         for part in classes:
-            files = [_picture_files(self._dir / part / name) for name in self.class_names]
+            files = [_image_files(self._dir / part / name) for name in self.class_names]
             self._ids[part] = tuple(
                 f"{part}/{name}/{file}" for name, inside in zip(self.class_names, files, strict=True) for file in inside
             )
@@ -105,18 +107,20 @@ class Folder:
     def ids(self, part: str) -> tuple[str, ...]:
         return self._ids[part]
 
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> Pictures:
-        places = np.asarray(indices, dtype=np.int64)
-        ids = tuple(self._ids[part][place] for place in places)
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
+        indices = np.asarray(indices, dtype=np.int64)
+        ids = tuple(self._ids[part][index] for index in indices)
         with ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter lock
-            reading = pool.map(read_picture, (self._dir / id for id in ids))
-            images = list(tqdm(reading, total=len(ids), desc=f"Reading {part}", unit="picture", disable=None))
-        return Pictures(images=stack(images), labels=self._labels[part][places], class_names=self.class_names, ids=ids)
+            reading = pool.map(read_image, (self._dir / id for id in ids))
+            images = list(tqdm(reading, total=len(ids), desc=f"Reading {part}", unit="image", disable=None))
+        return ImageDataset(
+            images=stack(images), labels=self._labels[part][indices], class_names=self.class_names, ids=ids
+        )
 
 
 def _class_folders(root: Path, part: str) -> set[str]:
     folder = root / part
-    expected = f"expected {folder}/<class>/<pictures>"
+    expected = f"expected {folder}/<class>/<images>"
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: {expected}.")
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
@@ -140,15 +144,15 @@ def _class_names(root: Path, classes: dict[str, set[str]]) -> tuple[str, ...]:
     return names
 
 
-def _picture_files(folder: Path) -> list[str]:
-    """The names of the pictures in a folder, sorted; warns of files that are passed over."""
+def _image_files(folder: Path) -> list[str]:
+    """The names of the images in a folder, sorted; warns of files that are passed over."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     names = [name for name in names if name.lower() not in LEFT_BY_SYSTEMS]
-    pictures = [name for name in names if name.lower().endswith(ENDINGS)]
+    images = [name for name in names if name.lower().endswith(ENDINGS)]
     others = [name for name in names if not name.lower().endswith(ENDINGS)]
-    if not pictures:
-        raise DataError(f"{folder} holds no pictures: expected files that end with {', '.join(ENDINGS)}.")
+    if not images:
+        raise DataError(f"{folder} holds no images: expected files that end with {', '.join(ENDINGS)}.")
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        warnings.warn(f"Passed over in {folder}, by their endings no pictures: {others[0]}{more}.", stacklevel=2)
-    return pictures
+        warnings.warn(f"Passed over in {folder}, by their endings no images: {others[0]}{more}.", stacklevel=2)
+    return images

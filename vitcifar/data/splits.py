@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.fingerprint import fingerprint
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset, fingerprint
 from vitcifar.data.sources import Source, open_source
 from vitcifar.errors import DataError
 
@@ -19,39 +18,39 @@ MAX_TOLD = 20  # classes that an error lists
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """Three sets of pictures, none of which shares a picture with another."""
+    """Three sets of images, none of which shares an image with another."""
 
-    train: Pictures
-    validation: Pictures
-    test: Pictures
+    train: ImageDataset
+    validation: ImageDataset
+    test: ImageDataset
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.train.class_names
 
     @property
-    def roles(self) -> dict[str, Pictures]:
+    def datasets(self) -> dict[str, ImageDataset]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Role -> sha256 of its pictures."""
-        return {role: fingerprint(pictures) for role, pictures in self.roles.items()}
+        """Role -> sha256 of its images."""
+        return {split: fingerprint(dataset) for split, dataset in self.datasets.items()}
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """One sha256 over the content of all three."""
-        lines = "".join(f"{role} {digest}\n" for role, digest in self.fingerprints.items())
+        lines = "".join(f"{split} {digest}\n" for split, digest in self.fingerprints.items())
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Role -> class -> number of pictures."""
-        return {role: pictures.counts() for role, pictures in self.roles.items()}
+        """Role -> class -> number of images."""
+        return {split: dataset.counts() for split, dataset in self.datasets.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Members:
-    """Which pictures of a source each split takes: places in the source's part, in the split's order."""
+class SplitIndices:
+    """Which images of a source each split takes: places in the source's part, in the split's order."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -59,7 +58,7 @@ class Members:
 
 
 def read_splits(config: TrainConfig) -> Splits:
-    """The pictures that a config names; raises DataError."""
+    """The images that a config names; raises DataError."""
     return make_splits(
         open_source(config.data, Path(config.data_dir)),
         train_per_class=config.train_per_class,
@@ -72,8 +71,8 @@ def read_splits(config: TrainConfig) -> Splits:
 def make_splits(
     source: Source, *, train_per_class: int, validation_per_class: int, test_per_class: int, seed: int
 ) -> Splits:
-    """Choose the members and read them. Raises DataError when a class has too few pictures."""
-    members = choose_members(
+    """Choose the members and read them. Raises DataError when a class has too few images."""
+    members = choose_indices(
         source,
         train_per_class=train_per_class,
         validation_per_class=validation_per_class,
@@ -87,13 +86,13 @@ def make_splits(
     )
 
 
-def choose_members(
+def choose_indices(
     source: Source, *, train_per_class: int, validation_per_class: int, test_per_class: int, seed: int
-) -> Members:
+) -> SplitIndices:
     """Rank each class by hash: training takes from the front, validation from the back, test from the test part.
 
-    So more training pictures (0 = all that validation left) add to the fewer, and validation stays as it is. For the
-    test, 0 = all. Reads no picture. Raises DataError with the counts of every class that has too few.
+    So more training images (0 = all that validation left) add to the fewer, and validation stays as it is. For the
+    test, 0 = all. Reads no image. Raises DataError with the counts of every class that has too few.
     """
     train_ranks, test_ranks = rank(seed, "train", source.ids("train")), rank(seed, "test", source.ids("test"))
     train_classes = _ranked_classes(source, "train", train_ranks)
@@ -111,7 +110,7 @@ def choose_members(
         train.append(members[: train_per_class or rest])
         validation.append(members[rest:])
     test = [members[: test_per_class or None] for members in test_classes.values()]
-    return Members(
+    return SplitIndices(
         train=_mixed(train, train_ranks), validation=_mixed(validation, train_ranks), test=_mixed(test, test_ranks)
     )
 
@@ -122,17 +121,17 @@ def rank(seed: int, part: str, ids: Iterable[str]) -> list[bytes]:
 
 
 def _ranked_classes(source: Source, part: str, ranks: list[bytes]) -> dict[str, list[int]]:
-    """Class name -> places of its pictures in the part, by rank."""
+    """Class name -> places of its images in the part, by rank."""
     classes: dict[str, list[int]] = {name: [] for name in source.class_names}
     labels = source.labels(part)
-    for place in sorted(range(len(ranks)), key=ranks.__getitem__):
-        classes[source.class_names[labels[place]]].append(place)
+    for index in sorted(range(len(ranks)), key=ranks.__getitem__):
+        classes[source.class_names[labels[index]]].append(index)
     return classes
 
 
 def _mixed(chosen: list[list[int]], ranks: list[bytes]) -> np.ndarray:
     """All classes together, by rank, so that they come mixed."""
-    return np.array(sorted((place for members in chosen for place in members), key=ranks.__getitem__), dtype=np.int64)
+    return np.array(sorted((index for members in chosen for index in members), key=ranks.__getitem__), dtype=np.int64)
 
 
 def _check_counts(
@@ -157,7 +156,7 @@ def _check_counts(
         cure = f"type --test-per-class {fewest}" if fewest else "add some"
         problems.append(f"for the test {test_per_class or 'at least 1'} per class are needed, but {short} ({cure})")
     if problems:
-        raise DataError(f"Too few pictures: {'; '.join(problems)}.")
+        raise DataError(f"Too few images: {'; '.join(problems)}.")
 
 
 def _short(classes: dict[str, list[int]], needed: int) -> str:

@@ -1,1 +1,1 @@
-"""Scores any predictor (pictures to logits): numbers with their intervals, comparisons, figures, report."""
+"""Metrics of any predictor (images to logits), with intervals, calibration, comparison and further checks."""

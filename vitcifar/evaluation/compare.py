@@ -1,6 +1,6 @@
-"""Two classifiers on the same pictures: better, worse or not enough evidence, and how many pictures it would take.
+"""Two classifiers on the same images: better, worse or inconclusive, and how many images it would take.
 
-Only pictures on which exactly one of the two is right can tell them apart; the rest cancel out.
+Only images on which exactly one of the two is right can tell them apart; the rest cancel out.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
 from vitcifar.errors import DataError
-from vitcifar.evaluation.scores import Evaluation
+from vitcifar.evaluation.metrics import Evaluation
 
-Outcome = Literal["better", "worse", "not enough evidence"]
+Outcome = Literal["better", "worse", "inconclusive"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Comparison:
     outcome: Outcome
     not_worse: bool  # the whole score interval lies above -margin
     margin: float
-    num_pictures: int
+    num_images: int
     accuracy: float
     champion_accuracy: float
     difference: float
@@ -35,10 +35,10 @@ class Comparison:
     score_high: float
     confidence: float
     power: float
-    detectable: float  # the difference that `pictures_needed` is for
-    pictures_needed: int  # to call that difference better or worse
-    pictures_needed_not_worse: int  # to show not worse than the margin, if the two are equally good; 0 = no margin
-    gained: tuple[int, ...]  # places of the pictures that only the challenger got right
+    detectable: float  # the difference that `images_needed` is for
+    images_needed: int  # to call that difference better or worse
+    images_needed_not_worse: int  # to show not worse than the margin, if the two are equally good; 0 = no margin
+    gained: tuple[int, ...]  # places of the images that only the challenger got right
     lost: tuple[int, ...]  # and only the champion
 
     @property
@@ -56,22 +56,22 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """The verdict with its numbers, in plain words."""
         text = (
             f"{self.outcome}: {self.accuracy:.1%} against {self.champion_accuracy:.1%} right on the same "
-            f"{self.num_pictures:,} pictures ({100 * self.difference:+.1f} points, {self.confidence:.0%} interval "
+            f"{self.num_images:,} images ({100 * self.difference:+.1f} points, {self.confidence:.0%} interval "
             f"{100 * self.bootstrap_low:+.1f} to {100 * self.bootstrap_high:+.1f}, McNemar p = {self.p_value:.2g})"
         )
-        if self.outcome == "not enough evidence":
+        if self.outcome == "inconclusive":
             text += (
                 f"; to show a difference of {100 * self.detectable:.1f} points with a chance of {self.power:.0%} "
-                f"it takes about {self.pictures_needed:,} pictures"
+                f"it takes about {self.images_needed:,} images"
             )
         return text
 
 
-def compare(
+def compare_evaluations(
     challenger: Evaluation,
     champion: Evaluation,
     *,
@@ -81,20 +81,20 @@ def compare(
     power: float = 0.8,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two evaluations of the same pictures.
+    """Compare two evaluations of the same images.
 
     `margin` is the loss of accuracy that would still count as not worse. `detectable` is the smallest difference
-    that matters: pictures_needed is told for the observed difference, or for this one where the observed is smaller.
-    Raises DataError when the two were not scored on the same pictures.
+    that matters: images_needed is told for the observed difference, or for this one where the observed is smaller.
+    Raises DataError when the two were not scored on the same images.
     """
-    _same_pictures(challenger, champion)
-    total = challenger.num_pictures
+    _same_images(challenger, champion)
+    total = challenger.num_images
     gained_places = np.flatnonzero(challenger.correct & ~champion.correct)
     lost_places = np.flatnonzero(champion.correct & ~challenger.correct)
     gained, lost = len(gained_places), len(lost_places)
     difference = (gained - lost) / total
     p_value = mcnemar(gained, lost)
-    outcome: Outcome = "not enough evidence"
+    outcome: Outcome = "inconclusive"
     if p_value < 1 - confidence:
         outcome = "better" if gained > lost else "worse"
     bootstrap = bootstrap_interval(gained, lost, total, confidence=confidence, seed=seed)
@@ -105,7 +105,7 @@ def compare(
         outcome=outcome,
         not_worse=score[0] > -margin,
         margin=margin,
-        num_pictures=total,
+        num_images=total,
         accuracy=challenger.accuracy,
         champion_accuracy=champion.accuracy,
         difference=difference,
@@ -117,22 +117,22 @@ def compare(
         confidence=confidence,
         power=power,
         detectable=wanted,
-        pictures_needed=pictures_needed(discordant, wanted, confidence=confidence, power=power),
-        pictures_needed_not_worse=pictures_needed_not_worse(discordant, margin, confidence=confidence, power=power),
+        images_needed=images_needed(discordant, wanted, confidence=confidence, power=power),
+        images_needed_not_worse=images_needed_not_worse(discordant, margin, confidence=confidence, power=power),
         gained=tuple(gained_places.tolist()),
         lost=tuple(lost_places.tolist()),
     )
 
 
-def _same_pictures(challenger: Evaluation, champion: Evaluation) -> None:
+def _same_images(challenger: Evaluation, champion: Evaluation) -> None:
     for evaluation in (challenger, champion):
         if not evaluation.fingerprint:
             raise DataError(
-                "These scores do not say which pictures they are of, so they cannot be compared: evaluate again."
+                "These scores do not say which images they are of, so they cannot be compared: evaluate again."
             )
     if challenger.fingerprint != champion.fingerprint:
         raise DataError(
-            f"The two were scored on different pictures (fingerprints {challenger.fingerprint[:12]} and "
+            f"The two were scored on different images (fingerprints {challenger.fingerprint[:12]} and "
             f"{champion.fingerprint[:12]}), so they cannot be compared: evaluate both on the same --data and --seed."
         )
     assert (challenger.labels == champion.labels).all(), "one fingerprint with two sets of labels"
@@ -148,9 +148,9 @@ def mcnemar(gained: int, lost: int) -> float:
 def bootstrap_interval(
     gained: int, lost: int, total: int, *, confidence: float = 0.95, num_draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the accuracy difference, pictures drawn again in pairs (Efron & Tibshirani 1993).
+    """Percentile interval of the accuracy difference, images drawn again in pairs (Efron & Tibshirani 1993).
 
-    Only the three counts matter, so a draw of pictures is a draw from their multinomial distribution.
+    Only the three counts matter, so a draw of images is a draw from their multinomial distribution.
     """
     shares = np.array([gained, lost, total - gained - lost]) / total
     drawn = np.random.default_rng(seed).multinomial(total, shares, size=num_draws)  # (draws, 3)
@@ -184,10 +184,10 @@ def tango(gained: int, lost: int, total: int, difference: float) -> float:
     return surplus / math.sqrt(variance)
 
 
-def pictures_needed(discordant: float, difference: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
-    """Pictures for McNemar's test to see a difference with this power (Miettinen 1968; Connor 1987).
+def images_needed(discordant: float, difference: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Images for McNemar's test to see a difference with this power (Miettinen 1968; Connor 1987).
 
-    `discordant` is the share of pictures on which exactly one is right; it is at least as large as the difference.
+    `discordant` is the share of images on which exactly one is right; it is at least as large as the difference.
     """
     assert difference > 0, difference
     discordant = max(discordant, difference)
@@ -196,8 +196,8 @@ def pictures_needed(discordant: float, difference: float, *, confidence: float =
     return math.ceil((z / difference) ** 2)
 
 
-def pictures_needed_not_worse(discordant: float, margin: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
-    """Pictures to show "not worse than the margin" of two that are equally good (Nam 1997); 0 without a margin."""
+def images_needed_not_worse(discordant: float, margin: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Images to show "not worse than the margin" of two that are equally good (Nam 1997); 0 without a margin."""
     if margin <= 0:
         return 0
     z = norm.ppf((1 + confidence) / 2) + norm.ppf(power)

@@ -1,6 +1,6 @@
 """The 15 common corruptions at 5 severities, after Hendrycks & Dietterich (2019), with their numbers for CIFAR-10-C.
 
-Written anew on numpy, scipy and Pillow. Lengths are told for 32-pixel pictures and grow with the shorter side (`unit`).
+Written anew on numpy, scipy and Pillow. Lengths are told for 32-pixel images and grow with the shorter side (`unit`).
 Frost is drawn by a fractal instead of the authors' photographs. Pixels are float (H, W, 3) between 0 and 1.
 """
 
@@ -20,7 +20,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """One uint8 (H, W, 3) picture, corrupted: same shape and type, the same for the same seed.
+    """One uint8 (H, W, 3) image, corrupted: same shape and type, the same for the same seed.
 
     `name` is one of CORRUPTIONS, `severity` 1 to 5.
     """
@@ -131,11 +131,11 @@ def elastic_transform(pixels: np.ndarray, level: tuple[float, ...], random: Rand
 
 def pixelate(pixels: np.ndarray, share: float, random: Random, unit: float) -> np.ndarray:
     height, width = pixels.shape[:2]
-    # At 32 pixels this is the authors' resize; larger pictures get blocks of the same part of the picture.
+    # At 32 pixels this is the authors' resize; larger images get blocks of the same part of the image.
     small = (max(1, int(height / unit * share)), max(1, int(width / unit * share)))
-    picture = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
-    picture = picture.resize(small[::-1], Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
-    return np.asarray(picture) / 255
+    image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+    image = image.resize(small[::-1], Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(image) / 255
 
 
 def jpeg_compression(pixels: np.ndarray, quality: int, random: Random, unit: float) -> np.ndarray:
@@ -172,7 +172,7 @@ def _smear(pixels: np.ndarray, radius: float, sigma: float, angle: float) -> np.
 
 
 def _zoom(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of a (H, W, C) picture, enlarged to its own size."""
+    """The middle of a (H, W, C) image, enlarged to its own size."""
     centre = (np.array(pixels.shape[:2]) - 1) / 2
     offset = centre - centre / factor
     channels = [

@@ -1,4 +1,4 @@
-"""How much accuracy a classifier keeps when pictures are noisy, blurred, in bad weather or badly compressed."""
+"""How much accuracy a classifier keeps when images are noisy, blurred, in bad weather or badly compressed."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -6,21 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.evaluation.calibration import wilson_interval
 from vitcifar.evaluation.corruptions import CORRUPTIONS, corrupt
-from vitcifar.evaluation.intervals import wilson_interval
-from vitcifar.evaluation.scores import Predictor
+from vitcifar.evaluation.metrics import Predictor
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Robustness:
-    """Accuracy on clean pictures and on corrupted ones: (corruptions, severities), in the order of the names."""
+    """Accuracy on clean images and on corrupted ones: (corruptions, severities), in the order of the names."""
 
     names: tuple[str, ...]
     severities: tuple[int, ...]
-    num_pictures: int
+    num_images: int
     clean_accuracy: float
     accuracy: np.ndarray
 
@@ -30,8 +30,8 @@ class Robustness:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's, 95%, of the mean accuracy, as if all answers were on one set of `num_pictures` pictures."""
-        return wilson_interval(round(self.mean_accuracy * self.num_pictures), self.num_pictures)
+        """Wilson's, 95%, of the mean accuracy, as if all answers were on one set of `num_images` images."""
+        return wilson_interval(round(self.mean_accuracy * self.num_images), self.num_images)
 
     def scalars(self) -> dict[str, float]:
         """Mean accuracy over everything, and of each corruption over its severities."""
@@ -46,19 +46,19 @@ class Robustness:
         assert (self.names, self.severities) == (baseline.names, baseline.severities)
         errors, theirs = (1 - self.accuracy).sum(axis=1), (1 - baseline.accuracy).sum(axis=1)
         # A baseline without any mistake counts as one with half of one.
-        return float((errors / np.maximum(theirs, 0.5 / baseline.num_pictures)).mean())
+        return float((errors / np.maximum(theirs, 0.5 / baseline.num_images)).mean())
 
 
-def score_robustness(
+def evaluate_robustness(
     predictor: Predictor,
-    pictures: Pictures,
+    dataset: ImageDataset,
     *,
     names: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Robustness:
-    """Ask the predictor for every picture once per corruption and severity, and once clean.
+    """Ask the predictor for every image once per corruption and severity, and once clean.
 
     `progress` is wrapped around the corruptions, for a progress bar.
     """
@@ -66,14 +66,14 @@ def score_robustness(
     for name in progress(names):
         row = []
         for severity in severities:
-            images = [corrupt(image, name, severity, seed + place) for place, image in enumerate(pictures.images)]
-            row.append(_accuracy(predictor, images, pictures.labels))
+            images = [corrupt(image, name, severity, seed + index) for index, image in enumerate(dataset.images)]
+            row.append(_accuracy(predictor, images, dataset.labels))
         grid.append(row)
     return Robustness(
         names=tuple(names),
         severities=tuple(severities),
-        num_pictures=len(pictures),
-        clean_accuracy=_accuracy(predictor, list(pictures.images), pictures.labels),
+        num_images=len(dataset),
+        clean_accuracy=_accuracy(predictor, list(dataset.images), dataset.labels),
         accuracy=np.array(grid),
     )
 

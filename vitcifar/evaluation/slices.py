@@ -1,4 +1,4 @@
-"""Where a classifier is weak: accuracy on dark and bright, flat and contrasty, small and large pictures."""
+"""Where a classifier is weak: accuracy on dark and bright, flat and contrasty, small and large images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import fisher_exact
 
-from vitcifar.data.pictures import Pictures
-from vitcifar.evaluation.intervals import wilson_interval
-from vitcifar.evaluation.scores import Evaluation
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.evaluation.calibration import wilson_interval
+from vitcifar.evaluation.metrics import Evaluation
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The pictures whose property lies between low and high, both included; the interval is Wilson's, 95%."""
+    """The images whose property lies between low and high, both included; the interval is Wilson's, 95%."""
 
     property: str
     name: str
@@ -25,12 +25,12 @@ class Slice:
     accuracy: float
     accuracy_low: float
     accuracy_high: float
-    p_value: float  # Fisher's exact test against the pictures outside the slice, Holm's correction over all slices
+    p_value: float  # Fisher's exact test against the images outside the slice, Holm's correction over all slices
 
 
-def score_slices(evaluation: Evaluation, pictures: Pictures) -> tuple[Slice, ...]:
-    """Thirds of the pictures by brightness, contrast and size; a property that all pictures share has no slices."""
-    properties = picture_properties(pictures.images)
+def evaluate_slices(evaluation: Evaluation, dataset: ImageDataset) -> tuple[Slice, ...]:
+    """Thirds of the images by brightness, contrast and size; a property that all images share has no slices."""
+    properties = image_properties(dataset.images)
     names = {
         "brightness": ("dark", "medium", "bright"),
         "contrast": ("flat", "medium", "contrasty"),
@@ -41,8 +41,8 @@ def score_slices(evaluation: Evaluation, pictures: Pictures) -> tuple[Slice, ...
     return tuple(dataclasses.replace(row, p_value=p) for row, p in zip(rows, corrected, strict=True))
 
 
-def picture_properties(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Of each picture: mean luma and its standard deviation, both 0 to 1, and the side of a square of equal area."""
+def image_properties(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Of each image: mean luma and its standard deviation, both 0 to 1, and the side of a square of equal area."""
     lumas = [image @ LUMA / 255 for image in images]  # (H, W) each
     return {
         "brightness": np.array([luma.mean() for luma in lumas]),
@@ -87,6 +87,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values)
     corrected = np.empty(len(p_values))
     corrected[order] = np.maximum.accumulate(
-        [min(1.0, (len(p_values) - rank) * p_values[place]) for rank, place in enumerate(order)]
+        [min(1.0, (len(p_values) - rank) * p_values[index]) for rank, index in enumerate(order)]
     )
     return [float(p) for p in corrected]

@@ -1,1 +1,1 @@
-"""An ONNX session: pictures in, calibrated probabilities and a timing breakdown out."""
+"""One ONNX model on the CPU: images in; calibrated predictions and their timing out."""

@@ -1,10 +1,12 @@
-"""Opens the ONNX file of a release and answers pictures with it, on the CPU.
+"""Opens the ONNX file of a release and answers images with it, on the CPU.
 
-Letters of shapes: N pictures, H and W their sides in pixels, K classes.
+Letters of shapes: N images, H and W their sides in pixels, K classes.
 """
 
 import dataclasses
 import json
+import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +15,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from vitcifar.data.picture import read_picture
-from vitcifar.errors import PictureError, ReleaseError
-from vitcifar.inference.cores import available_cores
+from vitcifar.data.image import read_image
+from vitcifar.errors import ImageError, ReleaseError
 
-# Pictures of one size go through the graph together, up to so many and so many pixels: memory stays bounded.
+# Images of one size go through the graph together, up to so many and so many pixels: memory stays bounded.
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
 
@@ -32,8 +33,8 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One picture's answer: the most likely class, every class's probability (largest first), and who answered."""
+class Prediction:
+    """One image's answer: the most likely class, every class's probability (largest first), and who answered."""
 
     label: str
     probabilities: dict[str, float]
@@ -66,17 +67,17 @@ class OnnxClassifier:
         self.max_batch = min(MAX_BATCH, int(said.get("max_batch", MAX_BATCH)))
 
     def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Pictures, each uint8 (H, W, 3) of any size -> logits float32 (N, K), in the order given."""
+        """Images, each uint8 (H, W, 3) of any size -> logits float32 (N, K), in the order given."""
         return self._run("logits", images)
 
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Pictures, each uint8 (H, W, 3) of any size -> calibrated probabilities float32 (N, K)."""
+        """Images, each uint8 (H, W, 3) of any size -> calibrated probabilities float32 (N, K)."""
         return self._run("probabilities", images)
 
-    def answer(self, data: bytes | Path, name: str = "") -> Answer:
-        """Decode one picture and classify it. Raises PictureError for what is not a usable picture."""
+    def predict(self, data: bytes | Path, name: str = "") -> Prediction:
+        """Decode one image and classify it. Raises ImageError for what is not a usable image."""
         start = time.perf_counter()
-        image = read_picture(data, name)  # (H, W, 3)
+        image = read_image(data, name)  # (H, W, 3)
         decoded = time.perf_counter()
         probabilities = self.probabilities([image])[0]  # (K,)
         inferred = time.perf_counter()
@@ -85,15 +86,15 @@ class OnnxClassifier:
         timing = Timing(
             decode_ms=1e3 * (decoded - start), inference_ms=1e3 * (inferred - decoded), total_ms=1e3 * (end - start)
         )
-        return Answer(label=next(iter(ranked)), probabilities=ranked, release_id=self.release_id, timing=timing)
+        return Prediction(label=next(iter(ranked)), probabilities=ranked, release_id=self.release_id, timing=timing)
 
     def ranked(self, probabilities: np.ndarray) -> dict[str, float]:
-        """One picture's probabilities (K,) by class name, the largest first."""
+        """One image's probabilities (K,) by class name, the largest first."""
         order = np.argsort(-probabilities, kind="stable")
         return {self.class_names[index]: float(probabilities[index]) for index in order}
 
     def warm(self) -> None:
-        """Run one empty picture, so that the first real one finds everything allocated."""
+        """Run one empty image, so that the first real one finds everything allocated."""
         side = self.image_size or 32
         self.probabilities([np.zeros((side, side, 3), np.uint8)])
 
@@ -117,11 +118,11 @@ class OnnxClassifier:
 
 
 def _batches(images: Sequence[np.ndarray], max_batch: int) -> list[list[int]]:
-    """The pictures' indices, grouped by size and cut into batches that fit the bounds above."""
+    """The images' indices, grouped by size and cut into batches that fit the bounds above."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise PictureError(f"Picture {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
+            raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
         by_size.setdefault(image.shape, []).append(index)
     batches = []
     for (height, width, _), indices in by_size.items():
@@ -175,3 +176,34 @@ def _class_names(said: dict[str, Any], name: str) -> tuple[str, ...]:
     except (KeyError, ValueError):
         pass
     raise ReleaseError(f"{name} is not an export of vitcifar: it does not say its class names.")
+
+
+CPUS = Path("/sys/devices/system/cpu")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cores() -> int:
+    """Physical cores among the CPUs that this process may run on, cut to the container's quota; at least 1."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # only Linux tells
+        return max(1, (os.cpu_count() or 2) // 2)
+    cores = len({_siblings(cpu) for cpu in cpus})
+    return max(1, min(cores, _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    """The hyper-threads of the core that a CPU belongs to, as the kernel lists them: equal text, same core."""
+    try:
+        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """The container's share in whole cores, rounded up; a large number without one."""
+    try:
+        quota, period = QUOTA.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return 1 << 16

@@ -1,1 +1,1 @@
-"""What makes a registry version a proven release: export, parity, three flavors, the registry."""
+"""One artifact: manifest, export, parity, quantization, MLflow flavor, artifact store, cache, latency."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from vitcifar.training.network import Classifier
+    from vitcifar.model.network import Classifier
 
 OPSET = 20
 
@@ -27,10 +27,10 @@ def at_rest(network: "Classifier") -> Iterator["Classifier"]:
 
 
 def trace(network: "Classifier") -> "ExportedProgram":
-    """The graph that the ONNX file and the pt2 are both made from: any number of pictures of any size."""
+    """The graph that the ONNX file and the pt2 are both made from: any number of images of any size."""
     import torch
 
-    from vitcifar.training.network import Released
+    from vitcifar.model.network import Released
 
     # A batch of 2 (with 1 the exporter takes the batch for a constant), and two sides that differ.
     example = torch.zeros((2, 40, 48, 3), dtype=torch.uint8)
@@ -66,7 +66,7 @@ def label(
     proto: Any, network: "Classifier", *, class_names: Sequence[str], release_id: str, max_batch: int | None = None
 ) -> None:
     """Write into the file what it takes to serve it: class names, release id, image size, temperature, and how many
-    pictures it may be asked at once if an answer would depend on the others."""
+    images it may be asked at once if an answer would depend on the others."""
     import onnx
 
     properties = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitcifar.release.bundle import LOADER_MODULE, ONNX_FILE, RELEASE_FILE, Release, write_release
+from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -28,12 +28,12 @@ def save_model(
     *,
     program: "ExportedProgram",
     staged: Path,
-    release: Release,
+    release: Manifest,
     **kwargs: Any,
 ) -> None:
     """Write the whole release into `path`: pt2, every file of the folder `staged` (moved), MLmodel, release.json last.
 
-    The pt2 takes any number of pictures of any size, as the ONNX file does.
+    The pt2 takes any number of images of any size, as the ONNX file does.
     """
     import mlflow.pytorch
     from mlflow.models import ModelSignature
@@ -61,7 +61,7 @@ def save_model(
     for file in sorted(staged.iterdir()):
         shutil.move(file, folder / file.name)
     _describe(mlflow_model, folder)
-    write_release(release, folder)
+    write_manifest(release, folder)
 
 
 def _describe(mlflow_model: "Model", folder: Path) -> None:
@@ -86,7 +86,7 @@ def _describe(mlflow_model: "Model", folder: Path) -> None:
         code=None,
     )
     mlflow_model.model_size_bytes = sum(
-        os.path.getsize(file) for file in folder.rglob("*") if file.is_file() and file.name != RELEASE_FILE
+        os.path.getsize(file) for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST_FILE
     )
     mlflow_model.save(str(folder / "MLmodel"))
 

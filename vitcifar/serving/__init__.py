@@ -1,1 +1,1 @@
-"""What answers people: the page, REST and files on the command line. Never loads torch."""
+"""The page, REST and prediction of files on the command line. Never loads torch."""

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitcifar.errors import PictureError
-from vitcifar.inference.session import Answer
-from vitcifar.serving.opened import Opened
+from vitcifar.errors import ImageError
+from vitcifar.inference.session import Prediction
+from vitcifar.serving.loaded_model import LoadedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prediction:
+class FilePrediction:
     """What came of one file: an answer, or an error in one sentence."""
 
     path: str
     model_name: str
     version: int | None
-    answer: Answer | None = None
+    answer: Prediction | None = None
     error: str = ""
 
     def row(self) -> dict[str, Any]:
@@ -39,28 +39,28 @@ class Prediction:
         return json.dumps(self.row(), ensure_ascii=False)
 
 
-def predict_files(opened: Opened, paths: Iterable[Path | str]) -> Iterator[Prediction]:
+def predict_files(opened: LoadedModel, paths: Iterable[Path | str]) -> Iterator[FilePrediction]:
     """Answer the files in order, each as soon as it is ready."""
     for path in paths:
         shown = str(path) if str(path).isprintable() else repr(str(path))
         who: dict[str, Any] = {"path": shown, "model_name": opened.model_name, "version": opened.version}
         try:
-            yield Prediction(**who, answer=opened.classifier.answer(Path(path), shown))
-        except PictureError as error:
-            yield Prediction(**who, error=str(error))
+            yield FilePrediction(**who, answer=opened.classifier.predict(Path(path), shown))
+        except ImageError as error:
+            yield FilePrediction(**who, error=str(error))
 
 
 class Table:
     """Lines of text under one heading, wide enough from the start, so that they can be printed one by one."""
 
-    def __init__(self, opened: Opened, paths: Sequence[Path | str]) -> None:
+    def __init__(self, opened: LoadedModel, paths: Sequence[Path | str]) -> None:
         self.path_width = max([len("file"), *(len(str(path)) for path in paths)])
         self.label_width = max(len(name) for name in ("label", *opened.classifier.class_names))
 
     def heading(self) -> str:
         return f"{'file':<{self.path_width}}  {'label':<{self.label_width}}  probability  version  milliseconds"
 
-    def line(self, prediction: Prediction) -> str:
+    def line(self, prediction: FilePrediction) -> str:
         """One file's line; that of an error names the file by itself."""
         if prediction.answer is None:
             return prediction.error

@@ -1,9 +1,11 @@
 """REST through MLflow's own server: `mlflow models serve -m models:/vitcifar@champion --env-manager local`.
 
-MLflow calls `_load_pyfunc` with the folder of the version; what comes back answers pictures sent as base64:
+MLflow calls `_load_pyfunc` with the folder of the version; what comes back answers images sent as base64:
 {"inputs": ["iVBORw0…"]} or {"dataframe_records": [{"image": "iVBORw0…"}]}.
 """
 
+import base64
+import binascii
 import json
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,13 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from vitcifar.data.picture import read_picture
-from vitcifar.errors import PictureError
-from vitcifar.serving.opened import Opened, open_folder
-from vitcifar.serving.sent import decode_base64
+from vitcifar.data.image import read_image
+from vitcifar.errors import ImageError
+from vitcifar.serving.loaded_model import LoadedModel, open_folder
 
 COLUMN = "image"
-MAX_PICTURES = 100  # in one request
-HOW = 'send {"inputs": ["…"]} with one base64 picture each'
+MAX_IMAGES = 100  # in one request
+HOW = 'send {"inputs": ["…"]} with one base64 image each'
 
 
 class BadRequest(MlflowException):
@@ -32,22 +33,22 @@ class BadRequest(MlflowException):
         return json.dumps({"error_code": self.error_code, "message": str(self)})
 
 
-class PictureModel:
+class ImageModel:
     """What `mlflow.pyfunc.load_model` holds of a release."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: LoadedModel) -> None:
         self.opened = opened
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Pictures -> for each, in order: label, probabilities (largest first), model, version, release_id.
+        """Images -> for each, in order: label, probabilities (largest first), model, version, release_id.
 
         A DataFrame or dict with the column `image`, or a list: base64 text (a data: URL too) or the bytes of a file.
         Or an array uint8 (N, H, W, 3). Raises BadRequest (status 400) with one sentence.
         """
         try:
-            images = read_pictures(model_input)
+            images = read_images(model_input)
             probabilities = self.opened.classifier.probabilities(images)  # (N, K)
-        except PictureError as error:
+        except ImageError as error:
             raise BadRequest(str(error)) from error
         return [self._row(one) for one in probabilities]
 
@@ -62,44 +63,44 @@ class PictureModel:
         }
 
 
-def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PictureModel:
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ImageModel:
     """MLflow's door: verify the release in this folder, open it. Raises ReleaseError."""
-    return PictureModel(open_folder(Path(path)))
+    return ImageModel(open_folder(Path(path)))
 
 
-def read_pictures(model_input: Any) -> list[np.ndarray]:
-    """Whatever MLflow hands over -> pictures, each uint8 (H, W, 3). Raises PictureError with one sentence."""
+def read_images(model_input: Any) -> list[np.ndarray]:
+    """Whatever MLflow hands over -> images, each uint8 (H, W, 3). Raises ImageError with one sentence."""
     values = _column(model_input)
     if isinstance(values, np.ndarray) and values.ndim == 4:
         return list(_pixels(values))
     items = np.asarray(values, dtype=object).ravel().tolist()
     if not items:
-        raise PictureError(f"There is no picture in the request: {HOW}.")
-    if len(items) > MAX_PICTURES:
-        raise PictureError(f"There are {len(items)} pictures in the request, the limit is {MAX_PICTURES}: send fewer.")
+        raise ImageError(f"There is no image in the request: {HOW}.")
+    if len(items) > MAX_IMAGES:
+        raise ImageError(f"There are {len(items)} images in the request, the limit is {MAX_IMAGES}: send fewer.")
     several = len(items) > 1
-    return [_read(item, f"Picture {index}" if several else "The picture") for index, item in enumerate(items, 1)]
+    return [_read(item, f"Image {index}" if several else "The image") for index, item in enumerate(items, 1)]
 
 
 def _column(model_input: Any) -> Any:
-    """The pictures of a table; anything that is no table as it is."""
+    """The images of a table; anything that is no table as it is."""
     columns = list(getattr(model_input, "columns", model_input if isinstance(model_input, dict) else ()))
     if not columns:
         return model_input
     if COLUMN not in columns and len(columns) > 1:
         got = ", ".join(str(column) for column in columns[:5])
-        raise PictureError(f"There is no column {COLUMN!r} among {got}: {HOW}.")
+        raise ImageError(f"There is no column {COLUMN!r} among {got}: {HOW}.")
     values = model_input[COLUMN if COLUMN in columns else columns[0]]
     return values if isinstance(values, (str, bytes)) else list(values)
 
 
 def _pixels(array: np.ndarray) -> np.ndarray:
     if array.shape[-1] != 3 or 0 in array.shape[1:]:
-        raise PictureError(f"The array is {array.shape}: expected (pictures, height, width, 3).")
+        raise ImageError(f"The array is {array.shape}: expected (images, height, width, 3).")
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.integer) or (array.size and not 0 <= array.min() <= array.max() <= 255):
-        raise PictureError(f"The array holds {array.dtype} outside 0 to 255: expected whole numbers from 0 to 255.")
+        raise ImageError(f"The array holds {array.dtype} outside 0 to 255: expected whole numbers from 0 to 255.")
     return array.astype(np.uint8)
 
 
@@ -109,5 +110,17 @@ def _read(item: Any, name: str) -> np.ndarray:
     if isinstance(item, str):
         item = decode_base64(item, name)
     if not isinstance(item, (bytes, bytearray)):
-        raise PictureError(f"{name} is {type(item).__name__}, not base64 text: {HOW}.")
-    return read_picture(bytes(item), name)
+        raise ImageError(f"{name} is {type(item).__name__}, not base64 text: {HOW}.")
+    return read_image(bytes(item), name)
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """The bytes that base64 text stands for. Raises ImageError with one sentence that starts with `name`."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise ImageError(f"{name} is a data: URL without base64: send data:image/png;base64,…")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError(f"{name} is not base64: send the bytes of the file as base64 text.") from None

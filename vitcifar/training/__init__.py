@@ -1,1 +1,1 @@
-"""The network (preprocessing, ViT, head), the loop and its checkpoints."""
+"""The training loop: batches, feature cache, optimizer, checkpoints, processes."""

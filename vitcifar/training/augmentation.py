@@ -1,24 +1,25 @@
-"""Training pictures varied by name, as uint8 at their own size, before the network's preprocessing.
+"""Training images augmented by name, mixup and CutMix; each a function of its key alone.
 
-What a picture becomes depends on its key (seed, epoch, place in the data) alone: it is the same whichever process
-prepares it, and after a resume.
-"""
+The key is (seed, epoch, index): an image is augmented alike whichever process prepares it, and after a resume."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from vitcifar.data.pictures import Pictures
-from vitcifar.data.preview import preview_sheet
-from vitcifar.training.vit import transforms
+from vitcifar.config import TrainConfig
+from vitcifar.data.contact_sheet import contact_sheet
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.model.vit import transforms
 
-PADDING = 8  # a picture is moved by up to 1/8 of its side: 4 pixels of CIFAR's 32, as is usual there
+PADDING = 8  # an image is moved by up to 1/8 of its side: 4 pixels of CIFAR's 32, as is usual there
 
 
 def augment(image: np.ndarray, name: str, key: Sequence[int]) -> np.ndarray:
-    """One picture, uint8 (H, W, 3), varied in the way `name` says; the same size comes out.
+    """One image, uint8 (H, W, 3), varied in the way `name` says; the same size comes out.
 
     trivial: Müller & Hutter 2021; rand: Cubuk et al. 2020, both with torchvision's settings.
     """
@@ -33,7 +34,7 @@ def augment(image: np.ndarray, name: str, key: Sequence[int]) -> np.ndarray:
 
 
 def moved(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The picture cut out anew from itself with a mirrored border."""
+    """The image cut out anew from itself with a mirrored border."""
     height, width = image.shape[:2]
     down, right = (max(1, height // PADDING), max(1, width // PADDING))
     border = ((down, down), (right, right), (0, 0))
@@ -51,16 +52,47 @@ def from_torchvision(image: np.ndarray, name: str, key: Sequence[int]) -> np.nda
     return varied.permute(1, 2, 0).contiguous().numpy()
 
 
-def augmented_sheet(pictures: Pictures, name: str, *, seed: int, num_pictures: int = 8) -> Image.Image:
-    """A sheet with a row for each of a few pictures: as it is, then as training sees it in the first epochs."""
-    rows = range(min(num_pictures, len(pictures)))
+def augmentation_sheet(dataset: ImageDataset, name: str, *, seed: int, num_images: int = 8) -> Image.Image:
+    """A sheet with a row for each of a few images: as it is, then as training sees it in the first epochs."""
+    rows = range(min(num_images, len(dataset)))
     images, labels, ids = [], [], []
     for row in rows:
         for epoch in range(8):
-            image = pictures.images[row]
+            image = dataset.images[row]
             images.append(image if epoch == 0 else augment(image, name, (seed, epoch, row)))
             labels.append(row)
-            ids.append(f"{pictures.ids[row]} {epoch}")
-    names = tuple(f"{pictures.class_names[pictures.labels[row]]}" for row in rows)
-    shown = Pictures(images=images, labels=np.array(labels, np.int64), class_names=names, ids=tuple(ids))
-    return preview_sheet(shown)
+            ids.append(f"{dataset.ids[row]} {epoch}")
+    names = tuple(f"{dataset.class_names[dataset.labels[row]]}" for row in rows)
+    shown = ImageDataset(images=images, labels=np.array(labels, np.int64), class_names=names, ids=tuple(ids))
+    return contact_sheet(shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How the images of one batch are mixed: the first one's share, and the box that CutMix puts in, or None."""
+
+    share: float
+    box: tuple[slice, slice] | None
+
+    def __call__(self, pixels: Tensor, partners: Tensor) -> Tensor:
+        """Both (B, 3, S, S) -> (B, 3, S, S)."""
+        if self.box is None:
+            return torch.lerp(partners, pixels, self.share)
+        mixed = pixels.clone()
+        mixed[:, :, self.box[0], self.box[1]] = partners[:, :, self.box[0], self.box[1]]
+        return mixed
+
+
+def sample_mix(config: TrainConfig, key: Sequence[int], image_size: int) -> Mix | None:
+    """One mix for a batch, or None; with both alphas above 0 each batch takes one of the two, by even chance."""
+    if not config.mixup and not config.cutmix:
+        return None
+    random = np.random.default_rng(key)
+    if not config.cutmix or (config.mixup and random.random() < 0.5):
+        return Mix(float(random.beta(config.mixup, config.mixup)), None)
+    share = random.beta(config.cutmix, config.cutmix)
+    side = round(image_size * float(np.sqrt(1 - share)))
+    top, left = random.integers(-(side // 2), image_size - side // 2, size=2)  # the box may stick out
+    rows, columns = (slice(max(0, at), min(image_size, at + side)) for at in (int(top), int(left)))
+    area = max(0, rows.stop - rows.start) * max(0, columns.stop - columns.start)
+    return Mix(1 - area / image_size**2, (rows, columns))

@@ -1,4 +1,4 @@
-"""Which pictures every step takes, and who prepares them: this process, or workers beside it."""
+"""Which images every step takes, and who prepares them: this process, or workers beside it."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
 from vitcifar.training.augmentation import augment
 
@@ -20,9 +20,9 @@ Request = tuple[int, np.ndarray]  # an epoch, and places in the data
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The pictures of one optimizer step: those of all processes, and this one's, in parts that fit into memory.
+    """The images of one optimizer step: those of all processes, and this one's, in parts that fit into memory.
 
-    `partners` are what mixup and CutMix blend each picture with: the batch from its other end.
+    `partners` are what mixup and CutMix blend each image with: the batch from its other end.
     """
 
     size: int
@@ -31,34 +31,34 @@ class Batch:
 
 
 def plan_epoch(
-    num_pictures: int, *, batch_size: int, num_parts: int, key: Sequence[int], rank: int, num_processes: int
+    num_images: int, *, batch_size: int, num_parts: int, key: Sequence[int], rank: int, num_processes: int
 ) -> list[Batch]:
     """The batches of an epoch in an order drawn from `key`: the same however they are split up."""
-    order = np.random.default_rng(key).permutation(num_pictures)
+    order = np.random.default_rng(key).permutation(num_images)
     batches = []
-    for start in range(0, num_pictures, batch_size):
+    for start in range(0, num_images, batch_size):
         whole = order[start : start + batch_size]
-        places = np.arange(len(whole))[rank::num_processes]
-        parts = [part for part in np.array_split(places, num_parts) if len(part)]
+        indices = np.arange(len(whole))[rank::num_processes]
+        parts = [part for part in np.array_split(indices, num_parts) if len(part)]
         partners = tuple(whole[::-1][part] for part in parts)
         batches.append(Batch(len(whole), tuple(whole[part] for part in parts), partners))
     return batches
 
 
-class AugmentedPictures(Dataset):
-    """The pictures of a request, stacked when they have one size."""
+class AugmentedImages(Dataset):
+    """The images of a request, stacked when they have one size."""
 
-    def __init__(self, pictures: Pictures, augmentation: str, seed: int) -> None:
-        self.pictures = pictures
+    def __init__(self, dataset: ImageDataset, augmentation: str, seed: int) -> None:
+        self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
 
     def __getitem__(self, request: Request) -> Images:
-        epoch, places = request
-        images = self.pictures.images
+        epoch, indices = request
+        images = self.dataset.images
         if self.augmentation == "none" and isinstance(images, np.ndarray):
-            return torch.from_numpy(images[places])
-        varied = [augment(images[place], self.augmentation, (self.seed, epoch, int(place))) for place in places]
+            return torch.from_numpy(images[indices])
+        varied = [augment(images[index], self.augmentation, (self.seed, epoch, int(index))) for index in indices]
         if len({image.shape for image in varied}) == 1:
             return torch.from_numpy(np.stack(varied))
         return [torch.from_numpy(np.ascontiguousarray(image)) for image in varied]

@@ -1,6 +1,6 @@
 """The training loop, top to bottom: epoch, batch, forward, loss, backward, step, log, validate, keep the best.
 
-Every random number is a function of the seed, the epoch and the picture, never of what was drawn before. So a run
+Every random number is a function of the seed, the epoch and the image, never of what was drawn before. So a run
 that was killed and resumed goes through the same numbers as one that was not, with any number of workers.
 """
 
@@ -18,27 +18,25 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.pictures import Pictures
+from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
+from vitcifar.model.lora import add_lora, merge_lora
+from vitcifar.model.network import Classifier, frozen_depth
 from vitcifar.training import checkpoint
-from vitcifar.training.average import Average
+from vitcifar.training.augmentation import sample_mix
 from vitcifar.training.batches import Loader, plan_epoch
-from vitcifar.training.feed import Feed, prepare_feed
-from vitcifar.training.lora import add_lora, merge_lora
-from vitcifar.training.mixing import draw_mix
-from vitcifar.training.network import Classifier, frozen_depth
-from vitcifar.training.optimizer import build_optimizer, set_learning_rate
+from vitcifar.training.checkpoint import identity_of, load_compatible
+from vitcifar.training.distributed import barrier, num_processes, rank, sum_gradients, sum_over_processes
+from vitcifar.training.feature_cache import Inputs, prepare_inputs
+from vitcifar.training.optimizer import EMA, build_optimizer, learning_rate, set_learning_rate
 from vitcifar.training.precision import autocast, choose_device, choose_precision
-from vitcifar.training.processes import num_processes, rank, sum_gradients, sum_over_processes, wait_for_all
-from vitcifar.training.resume import identify, load_matching
-from vitcifar.training.schedule import learning_rate
-from vitcifar.training.stages import Position, enter, plan_stages
+from vitcifar.training.stages import TrainState, enter_stage, plan_stages
 
 Log = Callable[[int, Mapping[str, float]], Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrainResult:
     """What came out of training: the epoch (from 1) whose weights the network now has, and how it did."""
 
     best_epoch: int
@@ -48,43 +46,43 @@ class Outcome:
     num_trained_parameters: int
 
 
-def say_on_stderr(sentence: str) -> None:
+def notify_on_stderr(sentence: str) -> None:
     tqdm.write(sentence, file=sys.stderr)
 
 
 def fit(
     network: Classifier,
-    train: Pictures,
-    validation: Pictures,
+    train: ImageDataset,
+    validation: ImageDataset,
     config: TrainConfig,
     *,
     log: Log,
     folder: Path,
     resume: Path | None = None,
-    say: Callable[[str], Any] = say_on_stderr,
-) -> Outcome:
+    notify: Callable[[str], Any] = notify_on_stderr,
+) -> TrainResult:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
     Every epoch leaves a checkpoint in `folder`, after all its values were logged; `resume` is such a checkpoint to go
     on from. `say` hears, in a sentence, what is done in another way than one may think. Started by torchrun, inside
     `processes.together()`, the processes share every batch, and the first one logs and writes. Raises TrainingError
-    at the first loss that is not finite, and for a checkpoint of other settings, weights or pictures.
+    at the first loss that is not finite, and for a checkpoint of other settings, weights or images.
     """
     is_first = rank() == 0
-    say = say if is_first else lambda sentence: None
+    notify = notify if is_first else lambda sentence: None
     device = choose_device(config.device)
     precision = choose_precision(config, device, network.backbone.hidden_dim)
     network.to(device)
     stages = plan_stages(config)
     if config.lora_rank:
         add_lora(network.blocks[frozen_depth(network, config.train_layers) or 0 :], config.lora_rank, config.seed)
-    changed = enter(network, stages[-1], config.lora_rank)  # the last stage trains what any stage trains
-    identity = identify(network, changed, train, config)
-    position = Position(num_trained_parameters=sum(weight.numel() for weight in changed.values()))
+    changed = enter_stage(network, stages[-1], config.lora_rank)  # the last stage trains what any stage trains
+    identity = identity_of(network, changed, train, config)
+    position = TrainState(num_trained_parameters=sum(weight.numel() for weight in changed.values()))
     resumed: dict[str, Any] = {}
     if resume is not None:
-        resumed = load_matching(resume, identity)
-        position = Position(**resumed["position"])
+        resumed = load_compatible(resume, identity)
+        position = TrainState(**resumed["position"])
         network.load_state_dict(resumed["weights"], strict=False)
     elif is_first:
         checkpoint.save(
@@ -103,21 +101,23 @@ def fit(
     )
     while position.stage < len(stages):
         stage = stages[position.stage]
-        if position.over(stage, config.patience):
+        if position.finished(stage, config.patience):
             position.next_stage()
             continue
-        weights = enter(network, stage, config.lora_rank)
+        weights = enter_stage(network, stage, config.lora_rank)
         optimizer = build_optimizer(weights, config, len(network.blocks))
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        average = Average(weights, config.ema_decay) if config.ema_decay else None
+        average = EMA(weights, config.ema_decay) if config.ema_decay else None
         if position.stage_epoch:
             optimizer.load_state_dict(resumed["optimizer"])
             scaler.load_state_dict(resumed["scaler"])
             if average:
                 average.load_state_dict(resumed["average"])
-        feed = prepare_feed(network, train, validation, config, stage.train_layers, precision=precision, say=say)
+        feed = prepare_inputs(
+            network, train, validation, config, stage.train_layers, precision=precision, notify=notify
+        )
 
-        while not position.over(stage, config.patience):
+        while not position.finished(stage, config.patience):
             epoch = position.epoch + 1
             batches = plan_epoch(
                 len(train),
@@ -143,7 +143,7 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 sums = torch.zeros(2, device=device)  # loss, right answers
                 key = (config.seed, epoch, position.step, 1)
-                mix = draw_mix(config, key, network.image_size)
+                mix = sample_mix(config, key, network.image_size)
                 for part, partners in zip(batch.parts, batch.partners, strict=True):
                     labels = labels_on_device[part]  # (B,)
                     inputs = feed.prepare(next(loaded))  # pixels (B, 3, S, S), or features
@@ -194,7 +194,7 @@ def fit(
                 metrics |= {"validation/average_loss": average_loss, "validation/average_accuracy": accuracy}
             bar.set_postfix(epoch=epoch, loss=f"{validation_loss:.3f}", accuracy=f"{accuracy:.3f}")
             if bar.disable and is_first:  # nobody watches a bar: a line in the log
-                say_on_stderr(f"Epoch {epoch}: validation loss {validation_loss:.3f}, accuracy {accuracy:.3f}.")
+                notify_on_stderr(f"Epoch {epoch}: validation loss {validation_loss:.3f}, accuracy {accuracy:.3f}.")
             if is_first:
                 log(position.step, metrics)
                 state = {"identity": identity, "position": position.state_dict(), "weights": detached(changed)}
@@ -204,12 +204,12 @@ def fit(
         position.next_stage()
     bar.close()
 
-    wait_for_all()  # until the first process has written the best weights
-    best = load_matching(folder / checkpoint.BEST, identity)
+    barrier()  # until the first process has written the best weights
+    best = load_compatible(folder / checkpoint.BEST, identity)
     network.load_state_dict(best["weights"], strict=False)
     merge_lora(network)
     network.eval()
-    return Outcome(
+    return TrainResult(
         best_epoch=position.best_epoch,
         best_metrics=position.best_metrics,
         num_epochs=position.epoch,
@@ -224,16 +224,16 @@ def sum_of_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Ten
 
 @torch.no_grad()
 def validate(
-    network: Classifier, feed: Feed, labels: np.ndarray, batch_size: int, precision: str
+    network: Classifier, feed: Inputs, labels: np.ndarray, batch_size: int, precision: str
 ) -> tuple[float, float]:
-    """Loss and accuracy on validation, counted over pictures; several processes share the work."""
+    """Loss and accuracy on validation, counted over images; several processes share the work."""
     loader: Loader = feed.validation
     mine = np.arange(len(labels))[rank() :: num_processes()]
     requests = [(1, mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
     sums = torch.zeros(2, dtype=torch.float64, device=loader.device)
     network.eval()
-    for (_, places), images in zip(requests, loader(requests), strict=True):
-        expected = torch.from_numpy(labels[places]).to(loader.device)
+    for (_, indices), images in zip(requests, loader(requests), strict=True):
+        expected = torch.from_numpy(labels[indices]).to(loader.device)
         with autocast(loader.device, precision):
             logits = feed.classify(feed.prepare(images)).float()
         sums += torch.stack([sum_of_losses(logits, expected, 0.0), (logits.argmax(dim=1) == expected).sum()])
@@ -250,7 +250,7 @@ def must_be_finite(metric: str, value: float, step: int) -> None:
 
 
 def keep_best(
-    position: Position,
+    position: TrainState,
     network: Classifier,
     changed: Mapping[str, Tensor],
     metrics: Mapping[str, float],

@@ -1,6 +1,8 @@
-"""Optimizers by name: weight decay on matrices alone, smaller learning rates for blocks further from the head."""
+"""Optimizers by name, the learning rate of every step, and the moving average of the weights (EMA)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,3 +42,51 @@ def height(name: str, num_blocks: int) -> int:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
+
+
+def learning_rate(step: int, *, num_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:
+    """The learning rate of step 0, 1, ...: it rises to `peak` in `warmup_steps`, then falls towards 0 at `num_steps`.
+
+    Cosine: Loshchilov & Hutter 2017.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    done = (step - warmup_steps) / max(1, num_steps - warmup_steps)  # 0 ... 1
+    return peak * (1 - done) if schedule == "linear" else peak * (1 + math.cos(math.pi * done)) / 2
+
+
+class EMA:
+    """The average of some weights over the steps; young averages forget faster, so that a short run has one too."""
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Take in the weights after a step."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        latest = [weights[name].detach() for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), latest, 1 - decay)
+
+    @contextmanager
+    def in_place_of(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the network's weights are the averaged ones."""
+        with torch.no_grad():
+            kept = {name: weights[name].clone() for name in self.weights}
+            for name, weight in self.weights.items():
+                weights[name].copy_(weight)
+            yield
+            for name, weight in kept.items():
+                weights[name].copy_(weight)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"num_updates": self.num_updates, "weights": self.weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.num_updates = state["num_updates"]
+        for name, weight in state["weights"].items():
+            self.weights[name].copy_(weight)

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from vitcifar.config import TrainConfig
-from vitcifar.training.lora import train_lora
-from vitcifar.training.network import Classifier, choose_trained, frozen_depth
+from vitcifar.model.lora import train_lora
+from vitcifar.model.network import Classifier, frozen_depth, set_trainable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Stage:
 
 
 @dataclasses.dataclass
-class Position:
+class TrainState:
     """How far training is: counts of what is done, over all stages and in this one, and the best epoch so far."""
 
     epoch: int = 0
@@ -38,7 +38,7 @@ class Position:
         """A higher accuracy on validation; of two equal ones, a lower loss."""
         return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
 
-    def over(self, stage: Stage, patience: int) -> bool:
+    def finished(self, stage: Stage, patience: int) -> bool:
         """All epochs of the stage are done, or none of the last `patience` ones was the best."""
         waited = min(self.stage_epoch, self.epoch - self.best_epoch)
         return self.stage_epoch >= stage.num_epochs or bool(patience and waited >= patience)
@@ -55,9 +55,9 @@ def plan_stages(config: TrainConfig) -> list[Stage]:
     return [Stage("head", config.head_epochs), main] if config.head_epochs else [main]
 
 
-def enter(network: Classifier, stage: Stage, lora_rank: int) -> dict[str, Tensor]:
+def enter_stage(network: Classifier, stage: Stage, lora_rank: int) -> dict[str, Tensor]:
     """Let gradients into what this stage trains, and nothing else; returns those weights by name."""
-    choose_trained(network, stage.train_layers)
+    set_trainable(network, stage.train_layers)
     if lora_rank:
         network.backbone.requires_grad_(False)
         if stage.train_layers != "head":

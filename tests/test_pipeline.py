@@ -1,0 +1,165 @@
+"""The whole road as people take it: through the real `mlflow` command and the real `vitcifar` command."""
+
+import json
+import re
+import stat
+import time
+
+import numpy as np
+import pytest
+from support.commands import QUICK, client_of, mlflow_run, vitcifar
+
+from vitcifar import tracking
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A folder in which `mlflow run . --env-manager local` has gone the whole road once."""
+    folder = tmp_path_factory.mktemp("road")
+    # output_dir is not declared in MLproject: MLflow hands it over as --output_dir
+    done = mlflow_run(folder, "--env-manager", "local", entry={**QUICK, "output_dir": str(folder / "runs")})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done
+
+
+@pytest.fixture
+def store(road):
+    return client_of(road[0])
+
+
+def only_run(client):
+    runs = [run for run in client.search_runs(["0", "1"]) if "evaluates" not in run.data.tags]
+    assert len(runs) == 1
+    return runs[0]
+
+
+def test_mlflow_run_ends_in_a_promoted_version(road, store):
+    version = store.get_model_version_by_alias("vitcifar", "champion")
+    assert version.version == "1" or version.version == 1
+    assert version.run_id == only_run(store).info.run_id
+    assert "vitcifar 1, holds champion" in road[1].stdout
+
+
+def test_the_run_holds_config_data_figures_and_event_files(store):
+    run = only_run(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["config.epochs"] == "2"
+    assert run.data.params["config.learning_rate"]
+    assert int(run.data.params["model.trainable_parameters"]) > 10_000
+    datasets = {
+        tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags if tag.key == "mlflow.data.context"
+    }
+    assert datasets == {"train", "validation", "test"}
+    assert len(run.data.tags["weights_sha256"]) == 64
+    files = {item.path for item in store.list_artifacts(run.info.run_id, "figures/test")}
+    assert "figures/test/confusion_matrix.png" in files
+    assert store.list_artifacts(run.info.run_id, "tensorboard")
+    per_epoch = {metric.step for metric in store.get_metric_history(run.info.run_id, "validation/accuracy")}
+    assert len(per_epoch) == 2
+
+
+def test_tensorboard_and_mlflow_agree_on_the_whole_run(road, store):
+    done = vitcifar(road[0], "compare-logs", only_run(store).info.run_id)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"agree on \d{2,} values of \d{2,} metrics", done.stdout)
+
+
+def test_an_evaluation_is_a_run_of_its_own_linked_to_the_version(road, store):
+    done = vitcifar(road[0], "evaluate", "--version", "champion")
+    assert done.returncode == 0, done.stderr
+    run = store.get_run(re.search(r"run +(\w{32})", done.stdout)[1])
+    assert run.data.tags["evaluates"] == "models:/vitcifar/1"
+    ours = store.get_run(store.get_model_version("vitcifar", "1").run_id)
+    assert run.data.metrics["test/accuracy"] == ours.data.metrics["test/accuracy"]
+
+
+def test_the_version_has_its_latency_table(road, store):
+    tables = [
+        value for key, value in store.get_model_version("vitcifar", "1").tags.items() if key.startswith("latency/")
+    ]
+    rows = json.loads(*tables)["rows"]
+    assert {row["format"] for row in rows} == {"torch", "pt2", "onnx-fp32"}
+    assert all(0 < row["p50_ms"] <= row["p95_ms"] for row in rows)
+    accuracies = {row["format"]: row["accuracy"] for row in rows}
+    ours = store.get_run(store.get_model_version("vitcifar", "1").run_id).data.metrics["test/accuracy"]
+    assert accuracies == {"torch": ours, "pt2": None, "onnx-fp32": ours}
+
+
+def test_a_version_is_promoted_and_rolled_back_through_the_project(road, store, monkeypatch):
+    """Version 2 is the same release once more: not worse than the champion, image by image."""
+    folder, first = road[0], store.get_model_version("vitcifar", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.connect(f"sqlite:///{folder}/mlflow.db"))
+    kept = {key: value for key, value in first.tags.items() if "/" not in key}
+    model_id = first.source.removeprefix("models:/")
+    store.create_model_version("vitcifar", first.source, run_id=first.run_id, tags=kept, model_id=model_id)
+    project = ["--env-manager", "local", "--experiment-name", "promotions"]
+    done = mlflow_run(
+        folder,
+        "-e",
+        "promote",
+        *project,
+        entry={"version": "2", "require": "not-clearly-worse", "reason": "it is Monday"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^passed +champion +against version 1", done.stdout, flags=re.MULTILINE)
+    assert "champion now means version 2, before that version 1." in done.stdout
+    done = mlflow_run(folder, "-e", "rollback", *project, entry={"reason": "it's not"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert store.get_model_version_by_alias("vitcifar", "champion").version in (1, "1")
+    lines = vitcifar(folder, "history").stdout.splitlines()
+    assert [line.split()[2] for line in lines[1:]] == ["promote", "promote", "rollback"]
+    assert lines[2].endswith("5/5         it is Monday") and lines[3].endswith("it's not")
+
+
+def test_predict_answers_good_files_and_says_why_not_for_bad_ones(road):
+    from PIL import Image
+
+    folder = road[0]
+    Image.fromarray(np.full((40, 30, 3), 90, np.uint8)).save(folder / "grey.png")
+    (folder / "notes.png").write_text("not an image")
+    done = vitcifar(folder, "predict", "grey.png", "notes.png", "missing.png", "--format", "json")
+    assert done.returncode == 1
+    answer = json.loads(done.stdout.splitlines()[0])
+    assert answer["version"] == 1
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    errors = [json.loads(line)["error"] for line in done.stdout.splitlines()[1:]]
+    assert "notes.png" in errors[0] and "missing.png" in errors[1]
+    assert "2 of 3 files could not be answered" in done.stderr
+
+
+def test_without_network_the_default_run_stops_at_once_and_leaves_no_run(folder):
+    """No address of the outside can be reached: the proxies that Python's downloads heed lead nowhere."""
+    nowhere = "http://127.0.0.1:9"
+    began = time.monotonic()
+    done = vitcifar(folder, "train", http_proxy=nowhere, https_proxy=nowhere, TORCH_HOME=str(folder))
+    assert done.returncode == 1
+    assert "--preset digits" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 60
+    assert not (folder / "runs").exists()
+
+
+CONDA = """#!/usr/bin/env bash
+# Stands in for conda: its one environment is the one that runs the tests.
+case "$1" in
+--help) echo usage ;;
+env) [ "$2" = list ] && echo '{"envs": []}' || echo "$@" >>"$CONDA_LOG" ;;
+info) echo '{}' ;;
+esac
+"""
+
+
+def test_the_bare_call_makes_the_conda_environment_and_runs_in_it(folder):
+    home = folder / "conda"
+    (home / "bin").mkdir(parents=True)
+    for name, text in {"conda": CONDA, "activate": "#!/usr/bin/env bash\n"}.items():
+        (home / "bin" / name).write_text(text)
+        (home / "bin" / name).chmod(0o755 | stat.S_IXUSR)
+    (home / "etc/profile.d").mkdir(parents=True)
+    (home / "etc/profile.d/conda.sh").write_text("conda() { :; }\n")
+    log = folder / "conda.log"
+    more = {"MLFLOW_CONDA_HOME": str(home), "CONDA_LOG": str(log)}
+    done = mlflow_run(folder, "-e", "versions", entry={"model_name": "nobody"}, **more)
+    assert "--file" in log.read_text() and "conda.yaml" in log.read_text()
+    assert done.returncode == 1
+    assert "The registry has no version of 'nobody' yet" in done.stderr

@@ -1,0 +1,81 @@
+"""Several processes train as one: the same losses, one writer."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.training import Logged, settings, train
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from support.training import Logged, settings, train
+from vitcifar.model.network import weights_sha256
+from vitcifar.training.distributed import process_group, rank
+
+with process_group():
+    log, folder = Logged(), Path(sys.argv[1])
+    network, outcome = train(folder, settings(**json.loads(sys.argv[2])), log=log)
+    values = [[name, step, value] for (name, step), value in log.items()]
+    answer = {"values": values, "sha256": weights_sha256(network), "best_epoch": outcome.best_epoch}
+    (folder / f"rank{rank()}.json").write_text(json.dumps(answer))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_two(folder: Path, given: dict) -> list[dict]:
+    """Two processes as torchrun starts them, without torchrun's own start-up time."""
+    folder.mkdir()
+    port = str(free_port())
+    started = []
+    for rank in range(2):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "RANK": str(rank)}
+        environment |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(given)]
+        started.append(subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment))
+    for process in started:
+        assert process.wait(timeout=120) == 0
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch_size": 5, "learning_rate": 1e-3, "mixup": 0.2, "augmentation": "crop-flip", "ema_decay": 0.9},
+        {"batch_size": 8, "train_layers": "head", "learning_rate": 1e-2, "optimizer": "sgd"},
+    ],
+)
+def test_two_processes_give_the_losses_of_one_with_the_same_batches(tmp_path, given):
+    alone = Logged()
+    _, outcome = train(tmp_path / "alone", settings(**given), log=alone)
+    first, second = run_two(tmp_path / "two", given)
+    logged = {(name, step): value for name, step, value in first["values"]}
+    assert logged.keys() == alone.keys()
+    for key, value in alone.items():
+        assert logged[key] == pytest.approx(value, abs=1e-5), key
+    assert second["values"] == [], "only the first process logs"
+    assert first["sha256"] == second["sha256"]
+    assert first["best_epoch"] == second["best_epoch"] == outcome.best_epoch
+
+
+def test_torchrun_starts_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(script), str(tmp_path), json.dumps({"epochs": 1})]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, timeout=120, check=True)
+    answers = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert answers[0]["sha256"] == answers[1]["sha256"]
+    assert not torch.distributed.is_initialized()

@@ -1,0 +1,63 @@
+"""Labelled images in memory, uint8, and the fingerprint of their content."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageDataset:
+    """N images: one array (N, H, W, 3) when all have one size, else a list of (H, W, 3); always uint8.
+
+    `labels` are int64 (N,), each the place of a name in `class_names`; `ids` say where each image came from.
+    """
+
+    images: np.ndarray | list[np.ndarray]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.images) == len(self.labels) == len(self.ids), "as many images as labels and ids"
+        assert self.labels.dtype == np.int64, f"labels are {self.labels.dtype}"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
+        """The images at these places, in this order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if isinstance(self.images, np.ndarray):
+            images: np.ndarray | list[np.ndarray] = self.images[indices]
+        else:
+            images = stack([self.images[index] for index in indices])
+        ids = tuple(self.ids[index] for index in indices)
+        return ImageDataset(images=images, labels=self.labels[indices], class_names=self.class_names, ids=ids)
+
+    def counts(self) -> dict[str, int]:
+        """How many images each class has, in the order of the classes."""
+        counted = np.bincount(self.labels, minlength=len(self.class_names))
+        return dict(zip(self.class_names, counted.tolist(), strict=True))
+
+
+def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """One array when all images have one size, else the list as it is."""
+    if images and all(image.shape == images[0].shape for image in images):
+        return np.stack(images)  # (N, H, W, 3)
+    return images
+
+
+def fingerprint(dataset: ImageDataset) -> str:
+    """sha256 over the class names and, image by image in their order, over shape, label and every pixel.
+
+    Where the images came from (their ids) and how they are kept (array or list) does not count.
+    """
+    digest = hashlib.sha256(json.dumps(["vitcifar pictures 1", dataset.class_names]).encode())
+    for image, label in zip(dataset.images, dataset.labels, strict=True):
+        assert image.dtype == np.uint8, f"pixels are {image.dtype}"
+        digest.update(np.array([label, *image.shape], dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()

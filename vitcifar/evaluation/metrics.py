@@ -1,0 +1,216 @@
+"""Scores any classifier from its logits: every number of a run, with how far each can be trusted.
+
+Shapes: N images, K classes. Logits are (N, K), labels (N,) whole numbers, the confusion matrix (K, K) with
+true classes as rows and answers as columns.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from vitcifar.errors import TrainingError
+from vitcifar.evaluation import calibration
+from vitcifar.evaluation.calibration import Bin, aurc, wilson_interval
+
+Predictor = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One row of the per-class table; the interval is of the recall (Wilson, 95%)."""
+
+    name: str
+    support: int
+    precision: float
+    recall: float
+    recall_low: float
+    recall_high: float
+    f1: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfusedPair:
+    """How many images of the class `label` were answered `answer`, and what share of that class it is."""
+
+    label: str
+    prediction: str
+    count: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What a classifier scored on one set of images; made by `evaluate`."""
+
+    class_names: tuple[str, ...]
+    fingerprint: str  # of the images; "" = not known
+    temperature: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    top2_accuracy: float
+    top3_accuracy: float
+    precision_macro: float
+    recall_macro: float
+    f1_macro: float
+    loss: float
+    ece: float
+    brier: float
+    aurc: float
+    classes: tuple[ClassScore, ...]
+    confused: tuple[ConfusedPair, ...]  # most frequent first
+    bins: tuple[Bin, ...]
+    confusion: np.ndarray  # (K, K)
+    labels: np.ndarray  # (N,)
+    predictions: np.ndarray  # (N,)
+    confidences: np.ndarray  # (N,)
+    threshold: float = 0.0  # the confidence to ask for, chosen on validation like the temperature; 0 = none
+
+    @property
+    def num_images(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> np.ndarray:
+        return self.predictions == self.labels  # (N,)
+
+    def scalars(self) -> dict[str, float]:
+        """Every number by its flat name, the per-class ones as `recall/cat`."""
+        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type is float}
+        for score, name in zip(self.classes, metric_names(self.class_names), strict=True):
+            flat |= {f"precision/{name}": score.precision, f"recall/{name}": score.recall, f"f1/{name}": score.f1}
+        return flat
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON's own types; `from_dict` reads it back."""
+        plain = dataclasses.asdict(self)
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "Evaluation":
+        return cls(
+            **{
+                **plain,
+                "class_names": tuple(plain["class_names"]),
+                "classes": tuple(ClassScore(**row) for row in plain["classes"]),
+                "confused": tuple(ConfusedPair(**row) for row in plain["confused"]),
+                "bins": tuple(Bin(**row) for row in plain["bins"]),
+                **{name: np.array(plain[name], np.int64) for name in ("confusion", "labels", "predictions")},
+                "confidences": np.array(plain["confidences"], np.float64),
+            }
+        )
+
+
+def evaluate(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    threshold: float = 0.0,
+    fingerprint: str = "",
+) -> Evaluation:
+    """Score logits (N, K), before division by the temperature, against labels (N,).
+
+    Raises TrainingError when a logit is not a finite number.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    assert logits.shape == (len(labels), len(class_names)) and len(labels), (logits.shape, labels.shape)
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        raise TrainingError(
+            f"{broken} of {len(labels)} images got answers that are not finite numbers: "
+            "these weights are broken. Train again with a lower --learning-rate."
+        )
+    probabilities = calibration.softmax(logits, temperature)
+    predictions = logits.argmax(axis=1)
+    correct = predictions == labels
+    confidences = probabilities.max(axis=1)
+    low, high = wilson_interval(int(correct.sum()), len(labels))
+    classes = class_scores(labels, predictions, class_names)
+    confusion = confusion_matrix(labels, predictions, labels=np.arange(len(class_names)))
+    present = [score for score in classes if score.support]
+    return Evaluation(
+        class_names=tuple(class_names),
+        fingerprint=fingerprint,
+        temperature=float(temperature),
+        accuracy=float(correct.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        top2_accuracy=top_k_accuracy(logits, labels, 2),
+        top3_accuracy=top_k_accuracy(logits, labels, 3),
+        precision_macro=float(np.mean([score.precision for score in present])),
+        recall_macro=float(np.mean([score.recall for score in present])),
+        f1_macro=float(np.mean([score.f1 for score in present])),
+        loss=calibration.nll(logits, labels, temperature),
+        ece=calibration.ece(confidences, correct),
+        brier=calibration.brier(probabilities, labels),
+        aurc=aurc(confidences, correct),
+        classes=classes,
+        confused=confused_pairs(confusion, class_names),
+        bins=calibration.reliability_bins(confidences, correct),
+        confusion=confusion,
+        labels=labels,
+        predictions=predictions,
+        confidences=confidences,
+        threshold=float(threshold),
+    )
+
+
+def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Share of images whose label is among the k largest logits; of equal logits the first class counts more."""
+    own = logits[np.arange(len(labels)), labels][:, None]
+    before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    rank = (logits > own).sum(axis=1) + before.sum(axis=1)
+    return float((rank < k).mean())
+
+
+def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> tuple[ClassScore, ...]:
+    """Precision, recall and F1 of each class; what has no images or no answers counts as 0."""
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=np.arange(len(class_names)), zero_division=0
+    )
+    scores = []
+    for index, name in enumerate(class_names):
+        hits = int(((labels == index) & (predictions == index)).sum())
+        low, high = wilson_interval(hits, int(support[index]))
+        scores.append(
+            ClassScore(
+                name=name,
+                support=int(support[index]),
+                precision=float(precision[index]),
+                recall=float(recall[index]),
+                recall_low=low,
+                recall_high=high,
+                f1=float(f1[index]),
+            )
+        )
+    return tuple(scores)
+
+
+def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> tuple[ConfusedPair, ...]:
+    """Every pair of classes that was confused at least once, most frequent first."""
+    pairs = [
+        ConfusedPair(
+            label=class_names[label],
+            prediction=class_names[answer],
+            count=int(confusion[label, answer]),
+            share=float(confusion[label, answer] / confusion[label].sum()),
+        )
+        for label, answer in np.argwhere(confusion)
+        if label != answer
+    ]
+    return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.share)))
+
+
+def metric_names(class_names: Sequence[str]) -> list[str]:
+    """Class names as trackers take them in a metric's name, still different from each other."""
+    names: list[str] = []
+    for index, class_name in enumerate(class_names):
+        name = re.sub(r"[^\w.\- ]", "_", class_name).strip(". ") or f"class {index}"
+        names.append(name if name not in names else f"{name} {index}")
+    return names

@@ -1,0 +1,1 @@
+"""Many runs as one: seeds, sweeps, evaluating, comparing and reproducing versions."""

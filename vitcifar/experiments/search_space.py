@@ -1,0 +1,129 @@
+"""What a sweep searches, as it is typed: `learning_rate=1e-4..1e-2:log`, `optimizer=adam,adamw`."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitcifar.config import TrainConfig, check, groups
+from vitcifar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+# What may differ from trial to trial: neither the images (two trials could not be compared) nor luck, places, names.
+SEARCHABLE = tuple(
+    name
+    for name, heading in groups().items()
+    if (heading in ("Model", "Training") or name in ("precision", "num_views")) and name != "resume"
+)
+USUAL = "usual"
+USUAL_SPACE = (
+    "learning_rate=1e-5..1e-2:log",
+    "optimizer=adam,adamw",
+    "weight_decay=1e-6..1e-1:log",
+    "label_smoothing=0..0.2",
+)
+EXAMPLES = "learning_rate=1e-4..1e-2:log, epochs=5..20 or optimizer=adam,adamw"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One setting that a sweep searches: a range, both ends included, or a few values."""
+
+    name: str
+    low: Any = None
+    high: Any = None
+    log: bool = False
+    values: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        if self.values:
+            return f"{self.name}={','.join(map(str, self.values))}"
+        return f"{self.name}={self.low!r}..{self.high!r}{':log' if self.log else ''}"
+
+    def distribution(self) -> "BaseDistribution":
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.values:
+            return CategoricalDistribution(self.values)
+        kind = IntDistribution if FIELDS[self.name].type is int else FloatDistribution
+        return kind(self.low, self.high, log=self.log)
+
+
+def readable(params: Mapping[str, Any], space: Sequence[Dimension]) -> dict[str, Any]:
+    """A trial's settings as they are trained with: floats at 4 digits, which a person can type."""
+    settings = dict(params)
+    for dimension in space:
+        value = settings[dimension.name]
+        if isinstance(value, float) and not dimension.values:
+            short = float(f"{value:.4g}")
+            settings[dimension.name] = short if dimension.low <= short <= dimension.high else value
+    return settings
+
+
+def parse_space(typed: Sequence[str], given: Mapping[str, Any]) -> tuple[Dimension, ...]:
+    """The dimensions of a sweep; `usual` = the usual space, but for settings that were given a value.
+
+    Several may stand in one text, with semicolons between them. Raises ConfigError.
+    """
+    texts = [text.strip() for line in typed for text in line.split(";") if text.strip()]
+    if texts in ([], [USUAL]):
+        texts = [text for text in USUAL_SPACE if text.partition("=")[0] not in given]
+    space = tuple(parse_dimension(text) for text in texts)
+    names = [dimension.name for dimension in space]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name} is searched twice: type it in one --search.")
+        if name in given:
+            raise ConfigError(f"{name} is both searched and given as {given[name]!r}: leave one of them out.")
+    if not space:
+        raise ConfigError(f"There is nothing left to search: type --search, such as {EXAMPLES}.")
+    return space
+
+
+def parse_dimension(text: str) -> Dimension:
+    """One setting with its range or its values, each held against the setting's type and bounds."""
+    name, equals, rest = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
+    if not equals or not rest:
+        raise ConfigError(f"{text!r} is nothing to search: type such as {EXAMPLES}.")
+    if name in FIELDS and name not in SEARCHABLE:
+        raise ConfigError(f"{name} is the same in every trial: type --{name.replace('_', '-')} to set it.")
+    if name not in FIELDS:
+        raise ConfigError(f"There is no setting {name!r}: choose from {', '.join(SEARCHABLE)}.")
+    return parse_range(name, rest) if ".." in rest else parse_values(name, rest)
+
+
+def parse_range(name: str, text: str) -> Dimension:
+    ends, colon, scale = text.partition(":")
+    low_text, _, high_text = ends.partition("..")
+    if FIELDS[name].type is str:
+        raise ConfigError(f"{name} has no range: type the values that it may take, such as {name}=one,other.")
+    if colon and scale != "log":
+        raise ConfigError(f"{name} has the scale {scale!r}: type :log after the range, or nothing.")
+    low, high = read_value(name, low_text), read_value(name, high_text)
+    if not low < high:
+        raise ConfigError(f"{name} is searched from {low!r} to {high!r}: type the lower end first.")
+    if colon and low <= 0:
+        raise ConfigError(f"{name} is searched from {low!r} on a log scale: type a lower end above 0.")
+    return Dimension(name=name, low=low, high=high, log=bool(colon))
+
+
+def parse_values(name: str, text: str) -> Dimension:
+    values = tuple(read_value(name, word) for word in text.split(","))
+    if len(set(values)) < 2:
+        option = f"--{name.replace('_', '-')} {values[0]}"
+        raise ConfigError(f"{name} has one value to search, {values[0]!r}: type more, or {option} to set it.")
+    return Dimension(name=name, values=tuple(dict.fromkeys(values)))
+
+
+def read_value(name: str, word: str) -> Any:
+    """A word as the value of a setting; raises ConfigError for one that cannot be."""
+    kind: Any = FIELDS[name].type
+    try:
+        value = kind(word.strip())
+    except ValueError:
+        raise ConfigError(f"{name} is searched at {word.strip()!r}: expected {kind.__name__}.") from None
+    check(FIELDS[name], value)
+    return value

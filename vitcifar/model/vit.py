@@ -1,0 +1,83 @@
+"""The vision transformers by name: torchvision's, and a small one of our own settings for 32-pixel images."""
+
+import vitcifar.data.torchvision_compat  # noqa: F401  first: lets torchvision be imported beside a CPU-only torch
+
+# isort: split
+from functools import partial
+
+from torch import nn
+from torchvision import models
+from torchvision.models import VisionTransformer, WeightsEnum
+from torchvision.models.vision_transformer import ConvStemConfig, interpolate_embeddings
+from torchvision.transforms import v2 as transforms
+
+from vitcifar.errors import ConfigError
+
+__all__ = [
+    "VisionTransformer",
+    "WeightsEnum",
+    "build_backbone",
+    "find_weights",
+    "interpolate_embeddings",
+    "own_image_size",
+    "transforms",
+]
+
+TINY_IMAGE_SIZE = 32
+TINY_PATCH_SIZE = 8
+
+
+def vit_tiny(image_size: int = TINY_IMAGE_SIZE) -> VisionTransformer:
+    """A small ViT of torchvision's parts: four convolutions make 8-pixel patches, then 3 blocks, 96 wide.
+
+    Convolutions in place of the one patch projection: Xiao et al. 2021, "Early convolutions help transformers see
+    better". Their norm is GroupNorm: unlike BatchNorm it gives the same in training, in parts of a batch, and served.
+    """
+    norm = partial(nn.GroupNorm, 1)
+    layers = ((24, 2), (48, 2), (96, 2), (96, 1))
+    stem = [ConvStemConfig(width, kernel_size=3, stride=stride, norm_layer=norm) for width, stride in layers]
+    return VisionTransformer(
+        image_size=image_size,
+        patch_size=TINY_PATCH_SIZE,
+        num_layers=3,
+        num_heads=4,
+        hidden_dim=96,
+        mlp_dim=192,
+        num_classes=1,
+        conv_stem_configs=stem,
+    )
+
+
+def build_backbone(arch: str, image_size: int) -> VisionTransformer:
+    """A vision transformer with new weights; raises ConfigError when patches do not fit into `image_size` pixels."""
+    patch_size = TINY_PATCH_SIZE if arch == "vit_tiny" else int(arch.rsplit("_", 1)[1])
+    if image_size < patch_size or image_size % patch_size:
+        near = max(patch_size, round(image_size / patch_size) * patch_size)
+        raise ConfigError(f"image_size is {image_size}: {arch} needs a multiple of {patch_size}, such as {near}.")
+    if arch == "vit_tiny":
+        return vit_tiny(image_size)
+    return models.get_model(arch, weights=None, image_size=image_size, num_classes=1)
+
+
+def find_weights(arch: str, name: str) -> WeightsEnum:
+    """torchvision's trained weights of an architecture by name; raises ConfigError with the names there are."""
+    names = [] if arch == "vit_tiny" else [weights.name for weights in models.get_model_weights(arch)]
+    if not names:
+        raise ConfigError(
+            f"There are no trained weights {name!r} for {arch}: type --weights none, a file with a state dict, "
+            "or models:/NAME/VERSION."
+        )
+    if name not in names:
+        raise ConfigError(
+            f"There are no weights {name!r} for {arch}: type one of {', '.join(names)}, none, the path of a file, "
+            "or models:/NAME/VERSION."
+        )
+    return models.get_model_weights(arch)[name]
+
+
+def own_image_size(arch: str, weights: str) -> int:
+    """The side in pixels that an architecture, or its trained weights, were made for."""
+    if arch == "vit_tiny":
+        return TINY_IMAGE_SIZE
+    trained = models.get_model_weights(arch)
+    return trained[weights].meta["min_size"][0] if weights in trained.__members__ else 224

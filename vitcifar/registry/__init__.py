@@ -1,0 +1,1 @@
+"""Which release counts: versions, aliases, gates, history, model card, doctor."""

@@ -1,0 +1,89 @@
+"""What differs between two versions: config, data, metrics, checks, code, environment, files."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from vitcifar.registry.registry import Registry
+from vitcifar.release.manifest import Manifest
+
+ABSENT = None
+MAX_ITEMS = 20  # a list that is longer, or that holds lists, is told by its length and a hash
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One entry that two releases do not share; None = it is not there."""
+
+    section: str
+    name: str
+    before: Any
+    after: Any
+
+
+def diff(registry: Registry, before: str | int, after: str | int) -> list[Difference]:
+    """Everything in which version `after` differs from version `before`. Raises VitCifarError."""
+    return compare_releases(registry.pull(before), registry.pull(after))
+
+
+def compare_releases(before: Manifest, after: Manifest) -> list[Difference]:
+    """The differences of two releases, section by section."""
+    left, right = sections(before), sections(after)
+    return [found for section in left for found in compare_sections(section, left[section], right[section])]
+
+
+def compare_sections(section: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Difference]:
+    for name in sorted(before.keys() | after.keys()):
+        pair = before.get(name, ABSENT), after.get(name, ABSENT)
+        if pair[0] != pair[1]:
+            yield Difference(section=section, name=name, before=pair[0], after=pair[1])
+
+
+def sections(release: Manifest) -> dict[str, dict[str, Any]]:
+    """What a release says, as sections of flat names."""
+    checks = {name: value for name, value in release.checks.items() if name not in ("test", "served")}
+    served = release.checks.get("served", {})
+    checks["served"] = {**served, "evaluation": metrics(served.get("evaluation", {}))} if served else {}
+    return {
+        "config": flatten(release.config),
+        "data": flatten({"fingerprint": release.fingerprint, "class_names": release.class_names} | release.counts),
+        "metrics": metrics(release.checks.get("test", {})),
+        "checks": flatten(checks),
+        "serving": flatten(
+            {
+                "serves": release.serves,
+                "image_size": release.image_size,
+                "temperature": release.temperature,
+                "threshold": release.threshold,
+                "preprocessing": release.preprocessing,
+            }
+        ),
+        "code": flatten(release.git | {"run_id": release.run_id}),
+        "environment": flatten(release.environment),
+        "files": dict(release.files),
+    }
+
+
+def metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of an evaluation, without what it holds of each image and class."""
+    return {name: value for name, value in evaluation.items() if not isinstance(value, (list, tuple, Mapping))}
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names as one, a.b.c; a long list as its length and a hash."""
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            flat |= flatten(inner, f"{prefix}{name}.")
+        elif isinstance(inner, (list, tuple)):
+            short = len(inner) <= MAX_ITEMS and not any(isinstance(item, (list, tuple, Mapping)) for item in inner)
+            flat[f"{prefix}{name}"] = list(inner) if short else f"{len(inner)} entries, {_hash(inner)}"
+        else:
+            flat[f"{prefix}{name}"] = inner
+    return flat
+
+
+def _hash(entries: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
