@@ -130,7 +130,7 @@ def offline(archive, monkeypatch):
     return archive.dataset(f"http://127.0.0.1:{port}/{ARCHIVE}")
 
 
-def test_it_is_downloaded_once_and_read_as_it_is(archive, server, dataset, tmp_path):
+def test_it_is_downloaded_once_and_read_unchanged(archive, server, dataset, tmp_path):
     source = Cifar10(tmp_path / "new" / "folder", dataset)
     assert source.class_names == tuple(NAMES)
     everything = source.read("train", range(200))
@@ -141,7 +141,7 @@ def test_it_is_downloaded_once_and_read_as_it_is(archive, server, dataset, tmp_p
     assert server.num_downloads == 1
 
 
-def test_it_gives_chosen_pictures_in_the_asked_order(archive, dataset, tmp_path):
+def test_it_gives_chosen_images_in_the_asked_order(archive, dataset, tmp_path):
     source = Cifar10(tmp_path, dataset)
     dataset = source.read("test", [39, 3])
     assert dataset.ids == ("test/00039", "test/00003")
@@ -182,14 +182,14 @@ def test_without_network_and_archive_it_says_what_to_type_and_writes_nothing(off
         Cifar10(folder, offline)
     message = str(caught.value)
     assert message.startswith(f"CIFAR-10 is not in {folder}, and 127.0.0.1:")
-    assert f"put a whole {ARCHIVE} into {folder}, or type --preset digits, which needs no network." in message
+    assert f"put a complete {ARCHIVE} into {folder}, or type --preset digits, which needs no network." in message
     assert not folder.exists()
 
 
-def test_a_half_copied_archive_without_network_is_said_and_kept(archive, offline, tmp_path):
+def test_a_half_copied_archive_without_network_is_reported_and_kept(archive, offline, tmp_path):
     half = archive.content[: len(archive.content) // 2]
     (tmp_path / ARCHIVE).write_bytes(half)
-    with pytest.raises(DataError, match=f"{ARCHIVE} is broken or not whole, and .* cannot be reached"):
+    with pytest.raises(DataError, match=f"{ARCHIVE} is broken or incomplete, and .* cannot be reached"):
         Cifar10(tmp_path, offline)
     assert (tmp_path / ARCHIVE).read_bytes() == half  # it may still be being copied
 
@@ -206,7 +206,7 @@ def test_a_download_that_fails_leaves_nothing_that_blocks_the_next_try(
 ):
     monkeypatch.setattr(cifar10, "STALL_SECONDS", 0.5)
     server.behaviour = behaviour
-    with pytest.raises(DataError, match=f"CIFAR-10 is not in .*: put a whole {ARCHIVE} into .* --preset digits"):
+    with pytest.raises(DataError, match=f"CIFAR-10 is not in .*: put a complete {ARCHIVE} into .* --preset digits"):
         Cifar10(tmp_path, dataset)
     assert [path.name for path in tmp_path.iterdir() if path.name != ".cifar10.lock"] == []
     assert socket.getdefaulttimeout() is None
@@ -232,7 +232,7 @@ def test_what_was_half_unpacked_is_unpacked_again(archive, offline, tmp_path):
     )
 
 
-def test_unpacked_pictures_are_enough_and_may_be_read_only(archive, offline, tmp_path):
+def test_unpacked_images_are_enough_and_may_be_read_only(archive, offline, tmp_path):
     (tmp_path / ARCHIVE).write_bytes(archive.content)
     Cifar10(tmp_path, offline)
     (tmp_path / ARCHIVE).unlink()
@@ -257,9 +257,9 @@ def test_a_name_that_is_never_found_stops_within_seconds(archive, tmp_path, monk
     released.set()
 
 
-def test_a_file_in_the_place_of_the_folder_is_said(archive, dataset, tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_reported(archive, dataset, tmp_path):
     (tmp_path / "data").write_text("x")
-    with pytest.raises(DataError, match=r"CIFAR-10 cannot be put into .*data"):
+    with pytest.raises(DataError, match=r"CIFAR-10 cannot be stored in .*data"):
         Cifar10(tmp_path / "data", dataset)
 
 

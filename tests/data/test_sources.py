@@ -67,7 +67,7 @@ def test_digits_keep_their_ids_and_labels_in_any_order():
 # Folder
 
 
-def test_a_folder_gives_its_classes_sorted_and_its_pictures_by_name(folder):
+def test_a_folder_gives_its_classes_sorted_and_its_images_by_name(folder):
     source = open_source("folder", folder)
     assert source.class_names == ("cat", "dog")
     assert source.ids("test") == ("test/cat/0.png", "test/cat/1.png", "test/dog/0.png", "test/dog/1.png")
@@ -79,7 +79,7 @@ def test_a_folder_gives_its_classes_sorted_and_its_pictures_by_name(folder):
     assert dataset.images.shape == (3, 5, 6, 3)
 
 
-def test_pictures_of_different_sizes_come_as_a_list(folder):
+def test_images_of_different_sizes_come_as_a_list(folder):
     save(folder / "train" / "cat" / "wide.png", size=(60, 5))
     source = open_source("folder", folder)
     images = source.read("train", range(9)).images
@@ -101,25 +101,25 @@ def test_a_copy_of_the_folder_in_another_place_and_listed_in_another_order_gives
     assert there.fingerprint == here.fingerprint
 
 
-def test_what_systems_leave_behind_is_passed_over_without_a_word(folder):
+def test_what_systems_leave_behind_is_skipped_silently(folder):
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / "train" / "cat" / name).write_bytes(b"x")
     (folder / "train" / ".cache").mkdir()
     assert len(open_source("folder", folder).ids("train")) == 8
 
 
-def test_other_files_among_the_pictures_are_passed_over_and_said(folder):
+def test_other_files_among_the_images_are_skipped_with_a_warning(folder):
     for name in ("notes.txt", "a.csv"):
         (folder / "train" / "cat" / name).write_text("x")
-    with pytest.warns(UserWarning, match=r"Passed over in .*cat, by their endings no images: a\.csv and 1 more"):
+    with pytest.warns(UserWarning, match=r"Skipped in .*cat, not an image by file extension: a\.csv and 1 more"):
         source = open_source("folder", folder)
     assert len(source.ids("train")) == 8
 
 
-def test_one_of_the_files_being_broken_is_said_with_its_name(folder):
+def test_one_of_the_files_being_broken_is_named(folder):
     (folder / "train" / "dog" / "2.png").write_bytes(b"not an image")
     source = open_source("folder", folder)
-    with pytest.raises(ImageError, match=r"train/dog/2\.png is not an image"):
+    with pytest.raises(ImageError, match=r"train/dog/2\.png is not a supported image"):
         source.read("train", range(8))
     source.read("train", range(6))  # a broken image that nobody asked for harms nobody
 
@@ -129,11 +129,14 @@ def test_one_of_the_files_being_broken_is_said_with_its_name(folder):
     [
         (
             lambda folder: shutil.rmtree(folder),
-            r"^There is no folder .*: say where the images are with --data-dir\.$",
+            r"^There is no folder .*: name the image folder with --data-dir\.$",
         ),
         (lambda folder: shutil.rmtree(folder / "train"), r"^There is no folder .*train: expected .*train/<class>/"),
         (lambda folder: shutil.rmtree(folder / "test"), r"^There is no folder .*test: expected .*test/<class>/"),
-        (lambda folder: [shutil.rmtree(path) for path in (folder / "test").iterdir()], "test holds no class: expected"),
+        (
+            lambda folder: [shutil.rmtree(path) for path in (folder / "test").iterdir()],
+            "test has no class folders: expected",
+        ),
         (lambda folder: shutil.rmtree(folder / "test" / "dog"), "differ: dog only in train"),
         (lambda folder: save(folder / "test" / "emu" / "a.png"), "differ: emu only in test"),
         (
@@ -142,19 +145,19 @@ def test_one_of_the_files_being_broken_is_said_with_its_name(folder):
         ),
         (
             lambda folder: [shutil.rmtree(folder / part / "dog") for part in ("train", "test")],
-            "one class, cat: at least",
+            "one class, cat: a classifier needs at least 2",
         ),
-        (lambda folder: [path.unlink() for path in (folder / "train" / "dog").iterdir()], "dog holds no images"),
+        (lambda folder: [path.unlink() for path in (folder / "train" / "dog").iterdir()], "dog has no images"),
     ],
     ids=["nothing", "no train", "no test", "test is empty", "less", "more", "other case", "one class", "empty class"],
 )
-def test_a_folder_that_is_not_whole_is_told_what_it_lacks(folder, damage, message):
+def test_a_folder_that_is_incomplete_reports_what_is_missing(folder, damage, message):
     damage(folder)
     with pytest.raises(DataError, match=message):
         open_source("folder", folder)
 
 
-def test_more_pictures_than_the_folder_has_are_told_with_the_counts(folder):
+def test_more_images_than_the_folder_has_are_reported_with_the_counts(folder):
     with pytest.raises(DataError, match=r"cat has 4, dog has 4 \(type --train-per-class 2\)"):
         make_splits(open_source("folder", folder), train_per_class=3, validation_per_class=2, test_per_class=1, seed=0)
 
@@ -193,16 +196,16 @@ def count_red(sheet: Image.Image) -> int:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (200, 200), (1024, 1024)])
-def test_the_sheet_shows_every_picture_that_it_has_room_for(size):
+def test_the_sheet_shows_every_image_that_it_has_room_for(size):
     assert count_red(contact_sheet(some(5, ("cat", "dog"), size), per_class=8)) == 5 * TILE * TILE
     assert count_red(contact_sheet(some(50, ("cat", "dog"), (8, 8)), per_class=4)) == 8 * TILE * TILE
 
 
-def test_the_sheet_keeps_a_picture_whole_and_in_shape():
+def test_the_sheet_keeps_an_image_complete_and_in_shape():
     assert count_red(contact_sheet(some(1, ("cat", "dog"), (10, 20)))) == TILE * TILE // 2
 
 
-def test_the_sheet_of_a_thousand_classes_with_long_names_stays_a_picture_that_can_be_opened():
+def test_the_sheet_of_a_thousand_classes_with_long_names_stays_an_image_that_can_be_opened():
     names = tuple(f"a very long name of a class that is number {number}" for number in range(1000))
     sheet = contact_sheet(some(1000, names))
     assert sheet.width < 1200

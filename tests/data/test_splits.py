@@ -73,14 +73,14 @@ def some_images(sizes=((4, 5), (4, 5), (4, 5)), labels=(0, 1, 0), class_names=("
 # Members
 
 
-def test_the_members_for_a_seed_are_exactly_these():
+def test_the_indices_for_a_seed_are_exactly_these():
     splits = split_source(FakeSource([8, 8], [5, 5]), seed=7)
     assert splits.train.ids == TRAIN_OF_SEED_7
     assert splits.validation.ids == VALIDATION_OF_SEED_7
     assert splits.test.ids == TEST_OF_SEED_7
 
 
-def test_the_members_of_digits_for_seed_0_are_exactly_these():
+def test_the_indices_of_digits_for_seed_0_are_exactly_these():
     splits = split_source(open_source("digits", Path("unused")), train=100, validation=25, test=25)
     ids = {
         split: hashlib.sha256("\n".join(dataset.ids).encode()).hexdigest() for split, dataset in splits.datasets.items()
@@ -95,7 +95,7 @@ def test_the_members_of_digits_for_seed_0_are_exactly_these():
 
 @settings(max_examples=25, deadline=None)
 @given(order=st.integers(0, 2**32 - 1), seed=st.integers(0, 2**32 - 1))
-def test_the_members_do_not_depend_on_the_order_in_which_files_are_listed(order, seed):
+def test_the_indices_do_not_depend_on_the_order_in_which_files_are_listed(order, seed):
     listed, shuffled = (
         split_source(FakeSource([9, 7, 8], [4, 5, 6]), seed=seed),
         split_source(FakeSource([9, 7, 8], [4, 5, 6], order), seed=seed),
@@ -114,7 +114,7 @@ def test_the_members_do_not_depend_on_the_order_in_which_files_are_listed(order,
     extra=st.lists(st.integers(0, 6), min_size=2, max_size=4),
     seed=st.integers(0, 1000),
 )
-def test_every_class_has_exactly_what_was_asked_for_and_no_two_splits_share_a_picture(
+def test_every_class_has_exactly_what_was_asked_for_and_no_two_splits_share_an_image(
     train, validation, test, extra, seed
 ):
     source = FakeSource([train + validation + more for more in extra], [test + more for more in extra])
@@ -133,7 +133,7 @@ def test_labels_and_pixels_stay_with_their_ids():
             assert (image == hashlib.sha256(id.encode()).digest()[0]).all()
 
 
-def test_zero_takes_all_that_validation_left_and_the_whole_test_part():
+def test_zero_takes_all_that_validation_left_and_the_complete_test_part():
     splits = split_source(FakeSource([9, 6], [4, 5]), train=0, validation=2, test=0)
     assert splits.counts() == {
         "train": {"class0": 7, "class1": 4},
@@ -142,15 +142,18 @@ def test_zero_takes_all_that_validation_left_and_the_whole_test_part():
     }
 
 
-def test_more_training_pictures_add_to_the_fewer_and_leave_validation_and_test_as_they_are():
+def test_more_training_images_add_to_the_fewer_and_leave_validation_and_test_as_they_are():
     few, many, all_left = (split_source(FakeSource([20, 20], [9, 9]), train=count) for count in (3, 9, 0))
     assert set(few.train.ids) < set(many.train.ids) < set(all_left.train.ids)
     assert few.validation.ids == many.validation.ids == all_left.validation.ids
     assert few.test.ids == many.test.ids == all_left.test.ids
 
 
-def test_another_seed_takes_other_pictures_in_every_split():
-    one, other = split_source(FakeSource([90, 90], [90, 90]), seed=1), split_source(FakeSource([90, 90], [90, 90]), seed=2)
+def test_another_seed_takes_other_images_in_every_split():
+    one, other = (
+        split_source(FakeSource([90, 90], [90, 90]), seed=1),
+        split_source(FakeSource([90, 90], [90, 90]), seed=2),
+    )
     for split in ("train", "validation", "test"):
         assert set(one.datasets[split].ids) != set(other.datasets[split].ids)
 
@@ -160,14 +163,14 @@ def test_the_classes_come_mixed():
     assert np.count_nonzero(np.diff(labels)) > 20
 
 
-def test_members_are_chosen_without_reading_a_picture():
+def test_indices_are_chosen_without_reading_an_image():
     source = FakeSource([9, 9], [9, 9])
     members = choose_indices(source, train_per_class=3, validation_per_class=2, test_per_class=4, seed=0)
     assert (len(members.train), len(members.validation), len(members.test)) == (6, 4, 8)
     assert source.num_read == 0
 
 
-def test_the_same_members_in_another_process_with_another_hash_seed():
+def test_the_same_indices_in_another_process_with_another_hash_seed():
     code = """if True:
         from pathlib import Path
         from vitcifar.data.sources import open_source
@@ -190,7 +193,7 @@ def test_the_same_members_in_another_process_with_another_hash_seed():
 # Too few
 
 
-def test_too_few_pictures_are_counted_class_by_class_with_what_to_type():
+def test_too_few_images_are_counted_class_by_class_with_what_to_type():
     with pytest.raises(DataError) as caught:
         split_source(FakeSource([12, 9, 8], [2, 5, 5]), train=8, validation=2, test=3)
     assert str(caught.value) == (
@@ -203,18 +206,18 @@ def test_what_the_error_says_to_type_works():
     split_source(FakeSource([12, 9, 8], [2, 5, 5]), train=6, validation=2, test=2)
 
 
-def test_validation_that_leaves_nothing_to_train_on_is_refused():
+def test_validation_that_leaves_nothing_to_train_on_is_rejected():
     with pytest.raises(DataError, match=r"class0 has 5 \(type a smaller --validation-per-class\)"):
         split_source(FakeSource([5, 9], [5, 5]), train=0, validation=5)
 
 
-def test_a_class_without_test_pictures_is_refused():
+def test_a_class_without_test_images_is_rejected():
     with pytest.raises(DataError, match=r"class1 has 0 \(add some\)"):
         split_source(FakeSource([9, 9], [5, 0]), test=0)
 
 
 def test_of_a_thousand_short_classes_the_error_lists_twenty():
-    with pytest.raises(DataError, match="class19 has 3 and 980 more classes too few"):
+    with pytest.raises(DataError, match="class19 has 3 and 980 more classes"):
         split_source(FakeSource([3] * 1000, [5] * 1000))
 
 
@@ -296,7 +299,7 @@ def test_a_subset_keeps_order_labels_and_ids():
     assert len(chosen) == 2
 
 
-def test_an_empty_subset_is_a_set_of_no_pictures():
+def test_an_empty_subset_is_a_set_of_no_images():
     empty = some_images().subset([])
     assert len(empty) == 0
     assert empty.counts() == {"cat": 0, "dog": 0}

@@ -1,4 +1,4 @@
-"""CIFAR-10 through torchvision's own loading code: found, unpacked, or downloaded whole or not at all."""
+"""CIFAR-10, read by torchvision's own code; the archive is downloaded completely or not at all."""
 
 import hashlib
 import http.client
@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -19,15 +19,26 @@ from vitcifar.data.download import STALL_SECONDS, socket_timeout, why_unreachabl
 from vitcifar.errors import DataError
 
 
-class Cifar10:
-    """The 50,000 training and 10,000 test images of CIFAR-10, 32 x 32 pixels, kept in memory as uint8.
+class Cifar10Reader(Protocol):
+    """What is used of the class torchvision.datasets.CIFAR10."""
 
-    `dataset` is the torchvision class to read with (None = torchvision.datasets.CIFAR10).
+    url: str
+    filename: str
+    tgz_md5: str
+
+    def __call__(self, root: Path, *, train: bool = True, download: bool = False) -> Any:
+        """Open one part; raises RuntimeError when the files are missing or broken."""
+
+
+class Cifar10:
+    """The 50,000 training and 10,000 test images of CIFAR-10, 32 x 32 pixels, in memory as uint8.
+
+    `dataset` is the torchvision class that reads it (None = torchvision.datasets.CIFAR10). Raises DataError.
     """
 
     name = "cifar10"
 
-    def __init__(self, data_dir: Path, dataset: Any = None) -> None:
+    def __init__(self, data_dir: Path, dataset: Cifar10Reader | None = None) -> None:
         if dataset is None:
             from vitcifar.data.torchvision_compat import torchvision
 
@@ -47,71 +58,72 @@ class Cifar10:
         indices = np.asarray(indices, dtype=np.int64)
         source = self._images[part]
         images = np.empty((len(indices), *source.shape[1:]), dtype=np.uint8)
-        for row, index in enumerate(indices):  # one copy: the source lies planes first, and indexing would copy twice
+        for row, index in enumerate(indices):  # the source is channels-first in memory: fancy indexing copies twice
             images[row] = source[index]
         ids = tuple(f"{part}/{index:05d}" for index in indices)
         return ImageDataset(images=images, labels=self._labels[part][indices], class_names=self.class_names, ids=ids)
 
 
-def _load(folder: Path, dataset: Any) -> dict[str, Any]:
+def _load(folder: Path, dataset: Cifar10Reader) -> dict[str, Any]:
     try:
         return _read(folder, dataset)
-    except RuntimeError:  # torchvision's word for images that are not there, or not whole
+    except RuntimeError:  # torchvision: the files are missing or broken
         pass
-    _check_obtainable(folder, dataset)  # before the first thing is written
+    _check_available(folder, dataset)  # before anything is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".cifar10.lock"):  # of two that start at once, one waits and then finds the archive
-            if not _is_whole(folder, dataset):
+        with FileLock(folder / ".cifar10.lock"):  # of two processes, the second waits and then finds the archive
+            if not _is_complete(folder, dataset):
                 _download(folder, dataset)
-            dataset(folder, download=True)  # the archive is whole: this only unpacks it, over anything half unpacked
+            dataset(folder, download=True)  # only unpacks the complete archive, over a partial extraction
         return _read(folder, dataset)
     except OSError as error:
-        raise DataError(f"CIFAR-10 cannot be put into {folder}: {error}.") from error
+        message = f"CIFAR-10 cannot be stored in {folder} ({error}): name another folder with --data-dir."
+        raise DataError(message) from error
 
 
-def _read(folder: Path, dataset: Any) -> dict[str, Any]:
+def _read(folder: Path, dataset: Cifar10Reader) -> dict[str, Any]:
     return {"train": dataset(folder, train=True), "test": dataset(folder, train=False)}
 
 
-def _is_whole(folder: Path, dataset: Any) -> bool:
+def _is_complete(folder: Path, dataset: Cifar10Reader) -> bool:
     archive = folder / dataset.filename
     return archive.is_file() and _md5(archive) == dataset.tgz_md5
 
 
-def _check_obtainable(folder: Path, dataset: Any) -> None:
-    if not _is_whole(folder, dataset):
+def _check_available(folder: Path, dataset: Cifar10Reader) -> None:
+    if not _is_complete(folder, dataset):
         problem = why_unreachable(dataset.url)
         if problem:
-            raise _cannot_have(folder, dataset, f"{_host(dataset)} cannot be reached ({problem})")
+            raise _unavailable(folder, dataset, f"{_host(dataset)} cannot be reached ({problem})")
 
 
-def _cannot_have(folder: Path, dataset: Any, problem: str) -> DataError:
+def _unavailable(folder: Path, dataset: Cifar10Reader, problem: str) -> DataError:
     archive = folder / dataset.filename
-    state = f"{archive} is broken or not whole" if archive.exists() else f"CIFAR-10 is not in {folder}"
-    cure = f"put a whole {archive.name} into {folder}, or type --preset digits, which needs no network"
+    state = f"{archive} is broken or incomplete" if archive.exists() else f"CIFAR-10 is not in {folder}"
+    cure = f"put a complete {archive.name} into {folder}, or type --preset digits, which needs no network"
     return DataError(f"{state}, and {problem}: {cure}.")
 
 
-def _host(dataset: Any) -> str:
+def _host(dataset: Cifar10Reader) -> str:
     return urllib.parse.urlsplit(dataset.url).netloc
 
 
-def _download(folder: Path, dataset: Any) -> None:
-    """Into a folder beside, then one rename: a download that is cut off never lies where the next try looks."""
+def _download(folder: Path, dataset: Cifar10Reader) -> None:
+    """Download to a temporary folder, then rename: an interrupted download never looks like a complete one."""
     from vitcifar.data.torchvision_compat import torchvision
 
-    beside = folder / ".cifar10-download"
-    shutil.rmtree(beside, ignore_errors=True)
+    partial = folder / ".cifar10-download"
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         with socket_timeout(STALL_SECONDS):
-            torchvision.datasets.utils.download_url(dataset.url, beside, dataset.filename, dataset.tgz_md5)
-        os.replace(beside / dataset.filename, folder / dataset.filename)
+            torchvision.datasets.utils.download_url(dataset.url, partial, dataset.filename, dataset.tgz_md5)
+        os.replace(partial / dataset.filename, folder / dataset.filename)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         problem = f"the download from {_host(dataset)} failed ({str(error).rstrip('.') or type(error).__name__})"
-        raise _cannot_have(folder, dataset, problem) from error
+        raise _unavailable(folder, dataset, problem) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _md5(path: Path) -> str:

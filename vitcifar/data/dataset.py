@@ -12,7 +12,7 @@ import numpy as np
 class ImageDataset:
     """N images: one array (N, H, W, 3) when all have one size, else a list of (H, W, 3); always uint8.
 
-    `labels` are int64 (N,), each the place of a name in `class_names`; `ids` say where each image came from.
+    `labels` are int64 (N,), indices into `class_names`; `ids` name the source of each image.
     """
 
     images: np.ndarray | list[np.ndarray]
@@ -28,7 +28,7 @@ class ImageDataset:
         return len(self.ids)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
-        """The images at these places, in this order."""
+        """The images at these indices, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
         if isinstance(self.images, np.ndarray):
             images: np.ndarray | list[np.ndarray] = self.images[indices]
@@ -38,23 +38,24 @@ class ImageDataset:
         return ImageDataset(images=images, labels=self.labels[indices], class_names=self.class_names, ids=ids)
 
     def counts(self) -> dict[str, int]:
-        """How many images each class has, in the order of the classes."""
+        """Class name -> number of images."""
         counted = np.bincount(self.labels, minlength=len(self.class_names))
         return dict(zip(self.class_names, counted.tolist(), strict=True))
 
 
 def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """One array when all images have one size, else the list as it is."""
+    """One array when all images have one size, else the unchanged list."""
     if images and all(image.shape == images[0].shape for image in images):
         return np.stack(images)  # (N, H, W, 3)
     return images
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """sha256 over the class names and, image by image in their order, over shape, label and every pixel.
+    """sha256 over the class names and, for each image in order, over label, shape and every pixel.
 
-    Where the images came from (their ids) and how they are kept (array or list) does not count.
+    Ids and memory layout (array or list) do not change it.
     """
+    # The salt is part of every recorded fingerprint: it never changes.
     digest = hashlib.sha256(json.dumps(["vitcifar pictures 1", dataset.class_names]).encode())
     for image, label in zip(dataset.images, dataset.labels, strict=True):
         assert image.dtype == np.uint8, f"pixels are {image.dtype}"

@@ -8,24 +8,24 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-REACH_SECONDS = 6.0  # how long to look for the server, names included
-STALL_SECONDS = 30.0  # how long a started download may stand still
+REACH_SECONDS = 6.0  # limit for reaching the server, name resolution included
+STALL_SECONDS = 30.0  # limit without any data during a download
 
 
 def why_unreachable(url: str) -> str:
-    """Why the server does not answer ("" = it does). In a thread, because looking up a name has no timeout."""
+    """Why the server of `url` is unreachable ("" = it answers). In a thread, since name resolution has no timeout."""
     outcome = [f"no answer in {REACH_SECONDS:.0f} seconds"]
 
-    def ask() -> None:
+    def request() -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS):
                 outcome[0] = ""
         except urllib.error.HTTPError:
-            outcome[0] = ""  # it answers; what it has against the question, the download will say
+            outcome[0] = ""  # it answers; the download reports the status
         except (OSError, http.client.HTTPException) as error:
             outcome[0] = str(getattr(error, "reason", error)) or type(error).__name__
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(REACH_SECONDS)
     return outcome[0]
@@ -33,7 +33,7 @@ def why_unreachable(url: str) -> str:
 
 @contextlib.contextmanager
 def socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision opens its connections without a timeout, so a server that falls silent would hold us for ever."""
+    """Limit every new socket: torchvision sets no timeout, so a silent server would block forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

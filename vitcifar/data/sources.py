@@ -1,4 +1,4 @@
-"""Where images come from: CIFAR-10, a folder, or scikit-learn's digits; each has a train and a test part."""
+"""Data sources: CIFAR-10, an image folder, or scikit-learn's digits; each has a train and a test part."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from vitcifar.data.image import read_image
 from vitcifar.errors import DataError
 
 SOURCES = ("cifar10", "folder", "digits")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 DIGITS_TEST_PER_CLASS = 40
 
 
 class Source(Protocol):
-    """Labels and ids are known at once; images are read when they are asked for. A part is "train" or "test"."""
+    """Labels and ids are known at once; images are read on demand. `part` is "train" or "test"."""
 
     name: str
     class_names: tuple[str, ...]
@@ -30,14 +30,14 @@ class Source(Protocol):
         """int64 (N,), in the order of `ids`."""
 
     def ids(self, part: str) -> tuple[str, ...]:
-        """A name of each image, which no other image of the source has."""
+        """A unique name of each image."""
 
     def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
-        """The images at these places of the part, in this order."""
+        """The images at these indices of the part, in this order."""
 
 
 def open_source(name: str, data_dir: Path) -> Source:
-    """Open `cifar10`, `folder` or `digits`. Raises DataError for what is missing, with what to type."""
+    """Open the source `cifar10`, `folder` or `digits`. Raises DataError when it is missing."""
     if name == "cifar10":
         return Cifar10(data_dir)
     if name == "folder":
@@ -50,7 +50,7 @@ def open_source(name: str, data_dir: Path) -> Source:
 class Digits:
     """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 pixels, grey, no network.
 
-    The test part is 40 of each class, always the same: every fourth, so that it has all the writers in it.
+    The test part is fixed: every fourth image up to 40 per class, so that it covers all writers.
     """
 
     name = "digits"
@@ -61,14 +61,15 @@ class Digits:
         digits = load_digits()
         grey = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # 0..16 -> 0..255
         self.class_names = tuple(str(name) for name in digits.target_names)
-        self._images = np.repeat(grey[..., None], 3, axis=3)  # (1797, 8, 8, 3)
-        self._labels = digits.target.astype(np.int64)
+        self._images: np.ndarray = np.repeat(grey[..., None], 3, axis=3)  # (1797, 8, 8, 3)
+        self._labels: np.ndarray = digits.target.astype(np.int64)
         classes = [np.flatnonzero(self._labels == label) for label in range(len(self.class_names))]
         test = np.sort(np.concatenate([indices[::4][:DIGITS_TEST_PER_CLASS] for indices in classes]))
         self._indices = {"train": np.setdiff1d(np.arange(len(self._labels)), test), "test": test}
 
     def labels(self, part: str) -> np.ndarray:
-        return self._labels[self._indices[part]]
+        labels: np.ndarray = self._labels[self._indices[part]]
+        return labels
 
     def ids(self, part: str) -> tuple[str, ...]:
         return tuple(f"digits/{index:04d}" for index in self._indices[part])
@@ -89,7 +90,7 @@ class Folder:
     def __init__(self, data_dir: Path) -> None:
         self._dir = data_dir.expanduser()
         if not self._dir.is_dir():
-            raise DataError(f"There is no folder {self._dir}: say where the images are with --data-dir.")
+            raise DataError(f"There is no folder {self._dir}: name the image folder with --data-dir.")
         classes = {part: _class_folders(self._dir, part) for part in ("train", "test")}
         self.class_names = _class_names(self._dir, classes)
         self._ids: dict[str, tuple[str, ...]] = {}
@@ -110,7 +111,7 @@ class Folder:
     def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
         indices = np.asarray(indices, dtype=np.int64)
         ids = tuple(self._ids[part][index] for index in indices)
-        with ThreadPoolExecutor() as pool:  # decoding lets go of the interpreter lock
+        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
             reading = pool.map(read_image, (self._dir / id for id in ids))
             images = list(tqdm(reading, total=len(ids), desc=f"Reading {part}", unit="image", disable=None))
         return ImageDataset(
@@ -125,12 +126,12 @@ def _class_folders(root: Path, part: str) -> set[str]:
         raise DataError(f"There is no folder {folder}: {expected}.")
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     if not names:
-        raise DataError(f"{folder} holds no class: {expected}.")
+        raise DataError(f"{folder} has no class folders: {expected}.")
     return names
 
 
 def _class_names(root: Path, classes: dict[str, set[str]]) -> tuple[str, ...]:
-    """The classes of both parts, which must be the same."""
+    """The class names, which must be the same in both parts."""
     differences = [
         f"{', '.join(sorted(classes[here] - classes[there]))} only in {here}"
         for here, there in (("train", "test"), ("test", "train"))
@@ -140,19 +141,19 @@ def _class_names(root: Path, classes: dict[str, set[str]]) -> tuple[str, ...]:
         raise DataError(f"The classes in {root}/train and {root}/test differ: {'; '.join(differences)}.")
     names = tuple(sorted(classes["train"]))
     if len(names) < 2:
-        raise DataError(f"{root}/train holds one class, {names[0]}: at least 2 are needed to tell them apart.")
+        raise DataError(f"{root}/train has one class, {names[0]}: a classifier needs at least 2.")
     return names
 
 
 def _image_files(folder: Path) -> list[str]:
-    """The names of the images in a folder, sorted; warns of files that are passed over."""
+    """The sorted names of the image files in a folder; warns about skipped files."""
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    names = [name for name in names if name.lower() not in LEFT_BY_SYSTEMS]
-    images = [name for name in names if name.lower().endswith(ENDINGS)]
-    others = [name for name in names if not name.lower().endswith(ENDINGS)]
+    names = [name for name in names if name.lower() not in SYSTEM_FILES]
+    images = [name for name in names if name.lower().endswith(EXTENSIONS)]
+    others = [name for name in names if not name.lower().endswith(EXTENSIONS)]
     if not images:
-        raise DataError(f"{folder} holds no images: expected files that end with {', '.join(ENDINGS)}.")
+        raise DataError(f"{folder} has no images: expected files that end with {', '.join(EXTENSIONS)}.")
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        warnings.warn(f"Passed over in {folder}, by their endings no images: {others[0]}{more}.", stacklevel=2)
+        warnings.warn(f"Skipped in {folder}, not an image by file extension: {others[0]}{more}.", stacklevel=2)
     return images

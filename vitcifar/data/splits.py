@@ -1,4 +1,4 @@
-"""Balanced splits of a source: the same members for a seed, on every machine and in every order of its files."""
+"""Balanced splits of a source: the same images for a seed, on every machine and in any order of the files."""
 
 import dataclasses
 import functools
@@ -13,12 +13,12 @@ from vitcifar.data.dataset import ImageDataset, fingerprint
 from vitcifar.data.sources import Source, open_source
 from vitcifar.errors import DataError
 
-MAX_TOLD = 20  # classes that an error lists
+MAX_LISTED = 20  # classes in an error message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """Three sets of images, none of which shares an image with another."""
+    """Three disjoint datasets: train, validation and test."""
 
     train: ImageDataset
     validation: ImageDataset
@@ -34,23 +34,23 @@ class Splits:
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Role -> sha256 of its images."""
+        """Split -> fingerprint of its dataset."""
         return {split: fingerprint(dataset) for split, dataset in self.datasets.items()}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """One sha256 over the content of all three."""
+        """One sha256 over the fingerprints of all three splits."""
         lines = "".join(f"{split} {digest}\n" for split, digest in self.fingerprints.items())
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Role -> class -> number of images."""
+        """Split -> class -> number of images."""
         return {split: dataset.counts() for split, dataset in self.datasets.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SplitIndices:
-    """Which images of a source each split takes: places in the source's part, in the split's order."""
+    """The images of each split: indices into the part of the source, in the order of the split."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -58,7 +58,7 @@ class SplitIndices:
 
 
 def read_splits(config: TrainConfig) -> Splits:
-    """The images that a config names; raises DataError."""
+    """The splits that a config selects; raises DataError."""
     return make_splits(
         open_source(config.data, Path(config.data_dir)),
         train_per_class=config.train_per_class,
@@ -71,8 +71,8 @@ def read_splits(config: TrainConfig) -> Splits:
 def make_splits(
     source: Source, *, train_per_class: int, validation_per_class: int, test_per_class: int, seed: int
 ) -> Splits:
-    """Choose the members and read them. Raises DataError when a class has too few images."""
-    members = choose_indices(
+    """Choose the indices and read the images. Raises DataError when a class has too few."""
+    indices = choose_indices(
         source,
         train_per_class=train_per_class,
         validation_per_class=validation_per_class,
@@ -80,23 +80,23 @@ def make_splits(
         seed=seed,
     )
     return Splits(
-        train=source.read("train", members.train),
-        validation=source.read("train", members.validation),
-        test=source.read("test", members.test),
+        train=source.read("train", indices.train),
+        validation=source.read("train", indices.validation),
+        test=source.read("test", indices.test),
     )
 
 
 def choose_indices(
     source: Source, *, train_per_class: int, validation_per_class: int, test_per_class: int, seed: int
 ) -> SplitIndices:
-    """Rank each class by hash: training takes from the front, validation from the back, test from the test part.
+    """Order each class by hash: training takes from the front, validation from the back, test from the test part.
 
-    So more training images (0 = all that validation left) add to the fewer, and validation stays as it is. For the
-    test, 0 = all. Reads no image. Raises DataError with the counts of every class that has too few.
+    So a larger training subset contains the smaller one, and validation does not change with it. 0 = all that is left
+    (training), all (test). Reads no image. Raises DataError with the counts of every class that has too few.
     """
-    train_ranks, test_ranks = rank(seed, "train", source.ids("train")), rank(seed, "test", source.ids("test"))
-    train_classes = _ranked_classes(source, "train", train_ranks)
-    test_classes = _ranked_classes(source, "test", test_ranks)
+    train_keys, test_keys = hash_keys(seed, "train", source.ids("train")), hash_keys(seed, "test", source.ids("test"))
+    train_classes = _ordered_classes(source, "train", train_keys)
+    test_classes = _ordered_classes(source, "test", test_keys)
     _check_counts(
         train_classes,
         test_classes,
@@ -105,33 +105,36 @@ def choose_indices(
         test_per_class=test_per_class,
     )
     train, validation = [], []
-    for members in train_classes.values():
-        rest = len(members) - validation_per_class
-        train.append(members[: train_per_class or rest])
-        validation.append(members[rest:])
-    test = [members[: test_per_class or None] for members in test_classes.values()]
+    for indices in train_classes.values():
+        rest = len(indices) - validation_per_class
+        train.append(indices[: train_per_class or rest])
+        validation.append(indices[rest:])
+    test = [indices[: test_per_class or None] for indices in test_classes.values()]
     return SplitIndices(
-        train=_mixed(train, train_ranks), validation=_mixed(validation, train_ranks), test=_mixed(test, test_ranks)
+        train=_in_hash_order(train, train_keys),
+        validation=_in_hash_order(validation, train_keys),
+        test=_in_hash_order(test, test_keys),
     )
 
 
-def rank(seed: int, part: str, ids: Iterable[str]) -> list[bytes]:
-    """What decides the order: sha256 of seed, part and id, which no version of any random generator can change."""
+def hash_keys(seed: int, part: str, ids: Iterable[str]) -> list[bytes]:
+    """The sort key of each image: sha256 of seed, part and id, independent of any random generator's version."""
     return [hashlib.sha256(f"{seed}:{part}:{id}".encode()).digest() for id in ids]
 
 
-def _ranked_classes(source: Source, part: str, ranks: list[bytes]) -> dict[str, list[int]]:
-    """Class name -> places of its images in the part, by rank."""
+def _ordered_classes(source: Source, part: str, keys: list[bytes]) -> dict[str, list[int]]:
+    """Class name -> indices of its images in the part, in hash order."""
     classes: dict[str, list[int]] = {name: [] for name in source.class_names}
     labels = source.labels(part)
-    for index in sorted(range(len(ranks)), key=ranks.__getitem__):
+    for index in sorted(range(len(keys)), key=keys.__getitem__):
         classes[source.class_names[labels[index]]].append(index)
     return classes
 
 
-def _mixed(chosen: list[list[int]], ranks: list[bytes]) -> np.ndarray:
-    """All classes together, by rank, so that they come mixed."""
-    return np.array(sorted((index for members in chosen for index in members), key=ranks.__getitem__), dtype=np.int64)
+def _in_hash_order(chosen: list[list[int]], keys: list[bytes]) -> np.ndarray:
+    """The indices of all classes in hash order, which shuffles the classes."""
+    everything = (index for indices in chosen for index in indices)
+    return np.array(sorted(everything, key=keys.__getitem__), dtype=np.int64)
 
 
 def _check_counts(
@@ -160,7 +163,7 @@ def _check_counts(
 
 
 def _short(classes: dict[str, list[int]], needed: int) -> str:
-    """Which classes have fewer than needed, and how many each; "" = none."""
-    short = [f"{name} has {len(members)}" for name, members in classes.items() if len(members) < needed]
-    told = ", ".join(short[:MAX_TOLD])
-    return told + (f" and {len(short) - MAX_TOLD} more classes too few" if len(short) > MAX_TOLD else "")
+    """The classes with fewer images than needed, with their counts ("" = none)."""
+    short = [f"{name} has {len(indices)}" for name, indices in classes.items() if len(indices) < needed]
+    listed = ", ".join(short[:MAX_LISTED])
+    return listed + (f" and {len(short) - MAX_LISTED} more classes" if len(short) > MAX_LISTED else "")

@@ -1,8 +1,7 @@
-"""torchvision, also where its compiled part does not fit the torch that is installed.
+"""torchvision, also when its compiled operators do not match the installed torch.
 
-PyPI's torchvision for Linux is built for CUDA; beside a CPU-only torch its import stops at a missing operator. Nothing
-here uses the compiled operators, so they are declared without being there. Take `torchvision` from here before
-anything imports it by itself.
+PyPI's Linux wheel is built for CUDA; with a CPU-only torch its import fails at a missing operator. None of our code
+uses these operators, so they are declared without an implementation. Import `torchvision` from here first.
 """
 
 import importlib
@@ -10,11 +9,11 @@ import sys
 from types import ModuleType
 
 _DETECTION_OPERATORS = ("nms", "qnms")
-_kept_alive: list[object] = []  # the declarations go when their library object goes
+_libraries: list[object] = []  # a declaration lives as long as its library object
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, and once more with the missing operators declared when that is what stopped it."""
+    """Import torchvision; when a missing operator stops it, declare the operators and import again."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -29,10 +28,10 @@ def import_torchvision() -> ModuleType:
 def _declare_operators() -> None:
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for operator in _DETECTION_OPERATORS:
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept_alive.append(library)
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    _libraries.append(library)
 
 
 torchvision = import_torchvision()

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.image import read_image
-from vitcifar.data.sources import ENDINGS, open_source
+from vitcifar.data.sources import EXTENSIONS, open_source
 from vitcifar.errors import ConfigError, DataError
 from vitcifar.evaluation.calibration import softmax
 
@@ -122,9 +122,9 @@ def read_ood_images(config: TrainConfig, limit: int) -> list[np.ndarray]:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: type --ood none, digits, cifar10 or a folder of images.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not files:
-        raise DataError(f"{folder} holds no images: expected files that end with {', '.join(ENDINGS)}.")
+        raise DataError(f"{folder} holds no images: expected files that end with {', '.join(EXTENSIONS)}.")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
     return [read_image(files[index]) for index in choose(names, limit)]
 
