@@ -37,7 +37,7 @@ def start(**given):
     return tracking.start_run(experiment="tests", output_dir=Path("runs"), **given)
 
 
-def test_both_trackers_hold_the_same_names_values_and_steps():
+def test_both_trackers_get_the_same_names_values_and_steps():
     with start() as run:
         for step in range(1, 251):
             run.log(step, {"step/loss": 1 / step, "step/learning_rate": 1e-3 / step})
@@ -47,7 +47,7 @@ def test_both_trackers_hold_the_same_names_values_and_steps():
     assert (agreement.num_metrics, agreement.num_points) == (4, 502)
 
 
-def test_a_value_changed_in_one_tracker_is_found():
+def test_compare_logs_finds_a_value_that_only_one_tracker_has():
     with start() as run:
         run.log(1, {"train/loss": 0.5})
         run.client.log_metric(run.run_id, "train/loss", 0.25, step=2)
@@ -55,8 +55,9 @@ def test_a_value_changed_in_one_tracker_is_found():
         run.client.log_metric(run.run_id, "train/accuracy", 1.0, step=1)
     found = tracking.compare_logs(run.run_id).differences
     assert found == (
-        "train/accuracy at step 1 is in MLflow alone",
-        "train/loss at step 2: MLflow 0.25, TensorBoard 0.75",
+        "train/accuracy at step 1 is 1.0 only in MLflow",
+        "train/loss at step 2 is 0.25 only in MLflow",
+        "train/loss at step 2 is 0.75 only in TensorBoard",
     )
 
 
@@ -74,7 +75,7 @@ def test_a_resumed_run_has_no_gap_and_no_double_point():
     assert resumed.client.get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_a_picture_is_in_both_trackers():
+def test_an_image_is_in_both_trackers():
     with start() as run:
         run.log_image("augmentation", Image.new("RGB", (8, 6), "red"))
     events = EventAccumulator(str(run.tensorboard)).Reload()
@@ -85,13 +86,13 @@ def test_a_picture_is_in_both_trackers():
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
-def test_a_run_that_breaks_is_never_left_running(error, status):
+def test_a_failed_run_is_never_left_running(error, status):
     with pytest.raises(error), start() as run:
         raise error
     assert run.client.get_run(run.run_id).info.status == status
 
 
-def test_the_run_that_mlflow_made_is_used(monkeypatch):
+def test_the_run_that_mlflow_run_created_is_used(monkeypatch):
     made = mlflow.MlflowClient().create_run("0")
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     with start() as run:
@@ -117,7 +118,7 @@ def test_processes_that_start_at_once_share_one_new_store(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir() if not path.name.endswith(".lock")] == ["mlflow.db"]
 
 
-def test_a_kill_while_the_store_is_made_leaves_none_behind(tmp_path):
+def test_a_kill_during_creation_leaves_no_store(tmp_path):
     code = "from vitcifar import tracking; tracking.connect('sqlite:///new/mlflow.db')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
@@ -135,11 +136,11 @@ def test_a_relative_store_is_made_absolute(tmp_path, database):
     assert tracking.connect("sqlite:///here.db") == f"sqlite:///{tmp_path}/here.db"
 
 
-def test_a_server_that_is_away_is_one_sentence():
+def test_an_unreachable_server_is_one_sentence():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(TrackingError, match=r"nobody answers there.*name another with --tracking-uri"):
+    with pytest.raises(TrackingError, match=r"no server answers.*name another with --tracking-uri"):
         tracking.connect(uri)
 
 
@@ -148,10 +149,10 @@ def test_an_unknown_run_cannot_be_compared():
         tracking.compare_logs("nowhere")
 
 
-def test_a_store_that_is_not_there_is_only_made_where_one_may_be_new(tmp_path):
+def test_a_missing_store_is_created_only_when_new_is_allowed(tmp_path):
     for wrong in (f"sqlite:///{tmp_path}/none/x.db", f"sqlite:///{tmp_path}/x.db"):
-        with pytest.raises(TrackingError, match=r"There is no tracking store .*x\.db: go to the folder"):
+        with pytest.raises(TrackingError, match=r"There is no tracking store .*x\.db: change to its folder"):
             tracking.connect(wrong, new=False)
-    with pytest.raises(TrackingError, match="is not the address of a tracking store: type sqlite"):
+    with pytest.raises(TrackingError, match="is not a tracking URI: type sqlite"):
         tracking.connect(str(tmp_path / "x.db"))
     assert list(tmp_path.iterdir()) == []

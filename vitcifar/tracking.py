@@ -1,6 +1,6 @@
 """One writer for a run: MLflow and TensorBoard get the same names, values and steps.
 
-MLflow keeps doubles, TensorBoard's files keep float32: `compare_logs` holds them together at float32.
+MLflow stores doubles, TensorBoard float32: `compare_logs` compares them at float32.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-STEP_PREFIX = "step/"  # written in batches, everything else at once
+STEP_PREFIX = "step/"  # per-step metrics are buffered, all others are written at once
 FLUSH_SECONDS = 2.0
-MAX_BUFFER = 1000  # the most that MLflow takes in one call
+MAX_BUFFER = 1000  # MLflow's limit per call
 
 Point = tuple[str, int, float]  # name, step, value
 
 
 def connect(uri: str | None = None, *, new: bool = True) -> str:
-    """Point MLflow at a tracking store, made whole if it is a new SQLite file; returns the absolute URI.
+    """Point MLflow at a tracking store; a new SQLite file is created completely. Returns the absolute URI.
 
-    Without a URI: MLFLOW_TRACKING_URI, else ./mlflow.db. Raises TrackingError when the store cannot be reached, when
-    the text is no address of a store, and for a SQLite file that is not there unless it may be `new`.
+    Default: MLFLOW_TRACKING_URI, else ./mlflow.db. Raises TrackingError when the store is unreachable, when the URI is
+    invalid, and for a missing SQLite file unless `new`.
     """
     import mlflow
 
@@ -44,30 +44,30 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if "://" not in uri and uri != "databricks":
-        raise TrackingError(f"{uri!r} is not the address of a tracking store: type sqlite:///FILE or http://HOST:PORT.")
+        raise TrackingError(f"{uri!r} is not a tracking URI: type sqlite:///FILE or http://HOST:PORT.")
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
         if not new and not path.exists():
             raise TrackingError(
-                f"There is no tracking store {path}: go to the folder where it is, name it with --tracking-uri, "
-                "or make one with vitcifar train."
+                f"There is no tracking store {path}: change to its folder, name it with --tracking-uri, "
+                "or create one with vitcifar train."
             )
         create_store(path)
         uri = f"sqlite:///{path}"
     else:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default hangs for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ["MLFLOW_TRACKING_URI"] = uri  # for the processes that are started from here
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # for child processes
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri("")  # the registry of the tracking store
+    mlflow.set_registry_uri("")  # the registry is in the tracking store
     with reaching(uri):
         mlflow.MlflowClient().search_experiments(max_results=1)
     return uri
 
 
 def create_store(path: Path) -> None:
-    """Make a new SQLite store in a temporary file and move it into place: two processes may start at once, and one
-    that is killed meanwhile leaves no half-made store behind."""
+    """Create a SQLite store in a temporary file and rename it: safe with concurrent starts, and a killed process leaves
+    no half-created store."""
     import filelock
     import mlflow
 
@@ -83,15 +83,13 @@ def create_store(path: Path) -> None:
                 mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
                 os.replace(new, path)
     except OSError as error:
-        raise TrackingError(
-            f"The tracking store {path} cannot be made ({error.strerror or error}): "
-            "name one that can with --tracking-uri."
-        ) from error
+        problem = f"The tracking store {path} cannot be created ({error.strerror or error})"
+        raise TrackingError(f"{problem}: name another with --tracking-uri.") from error
 
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises when its store is away into one sentence."""
+    """Turn MLflow's errors about an unreachable store into one TrackingError."""
     import mlflow
     import requests
     import sqlalchemy.exc
@@ -101,15 +99,15 @@ def reaching(uri: str) -> Iterator[None]:
     except (mlflow.MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = textwrap.shorten(str(error).splitlines()[0], 200, placeholder="…")
         if "Max retries exceeded" in reason:
-            reason = "nobody answers there"
+            reason = "no server answers"
         raise TrackingError(
-            f"The tracking store {uri} cannot be used ({reason}): see that it is there, or name another with "
+            f"The tracking store {uri} cannot be used ({reason}): check that it is running, or name another with "
             "--tracking-uri."
         ) from error
 
 
 class Run:
-    """A run that is being written."""
+    """A run being written to MLflow and TensorBoard."""
 
     def __init__(self, run_id: str, folder: Path, *, resumed: bool = False) -> None:
         import mlflow
@@ -129,7 +127,7 @@ class Run:
         return self.folder / "tensorboard"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write numbers to both; what is there already (a resumed run redoes some steps) is not written twice."""
+        """Log metrics to both. Points that exist already (a resumed run repeats some steps) are not written twice."""
         from mlflow.entities import Metric
 
         now = time.time()
@@ -143,7 +141,7 @@ class Run:
             self.flush()
 
     def flush(self) -> None:
-        """Hand everything to both stores."""
+        """Write all buffered metrics."""
         while self.buffer:
             with reaching(os.environ["MLFLOW_TRACKING_URI"]):
                 self.client.log_batch(self.run_id, metrics=self.buffer[:MAX_BUFFER])
@@ -152,7 +150,7 @@ class Run:
         self.flushed = time.monotonic()
 
     def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
-        """Parameters, under a prefix: `mlflow run` has written its own raw text under the bare names."""
+        """Log parameters under a prefix: `mlflow run` has logged its raw text under the bare names."""
         from mlflow.entities import Param
 
         entries = [Param(prefix + name, str(value)) for name, value in params.items()]
@@ -164,12 +162,12 @@ class Run:
         self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def log_figure(self, name: str, figure: "Figure", step: int = 0) -> None:
-        """A matplotlib figure: figures/NAME.png in MLflow, NAME among TensorBoard's images."""
+        """Log a matplotlib figure: figures/NAME.png in MLflow, image NAME in TensorBoard."""
         self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
         self.writer.add_figure(name, figure, step, close=False)
 
     def log_image(self, name: str, image: "Image") -> None:
-        """An image: figures/NAME.png in MLflow, NAME among TensorBoard's images."""
+        """Log an image: figures/NAME.png in MLflow, image NAME in TensorBoard."""
         self.client.log_image(self.run_id, image, f"figures/{name}.png")
         self.writer.add_image(name, np.asarray(image), dataformats="HWC")
 
@@ -180,8 +178,7 @@ class Run:
         self.log_text(name, json.dumps(content, indent=2))
 
     def log_dataset(self, split: str, num_images: int, fingerprint: str, *, source: str, location: str) -> None:
-        """A split as an MLflow dataset input; its digest is the 36 characters of the fingerprint that MLflow takes,
-        the whole is a tag."""
+        """Log a split as an MLflow dataset input: the digest is cut to MLflow's 36 characters, a tag has all of it."""
         import mlflow
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
@@ -193,7 +190,7 @@ class Run:
         mlflow.log_input(dataset, context=split, tags=tags)
 
     def close(self) -> None:
-        """Flush, and keep TensorBoard's event files as artifacts of the run."""
+        """Flush, and log TensorBoard's event files as artifacts."""
         self.flush()
         self.writer.close()
         self.client.log_artifacts(self.run_id, str(self.tensorboard), "tensorboard")
@@ -209,14 +206,14 @@ def start_run(
     nested: bool = False,
     tags: dict[str, str] | None = None,
 ) -> Iterator[Run]:
-    """A run in both trackers; ends FINISHED, FAILED (the tag `failure` says why), or KILLED, never RUNNING.
+    """A run in both trackers. It ends FINISHED, FAILED (with the tag `failure`) or KILLED, never RUNNING.
 
-    The run that `mlflow run` made (MLFLOW_RUN_ID) is used when there is one; a given `run_id` is continued. A nested
-    run is a child of the one that is open, in that one's experiment.
+    Uses the run that `mlflow run` created (MLFLOW_RUN_ID) if there is one; continues the run `run_id` if given. A
+    nested run is a child of the active run, in its experiment.
     """
     import mlflow
 
-    by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # left there, MLflow would take it for a nested run's id
+    by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # else MLflow would use it for nested runs too
     given = run_id or (None if nested else by_project)
     parent = mlflow.active_run() if nested else None
     with reaching(os.environ["MLFLOW_TRACKING_URI"]):
@@ -239,7 +236,7 @@ def start_run(
         raise
     except Exception as error:
         if run is not None:
-            with contextlib.suppress(Exception):  # what is being raised says more
+            with contextlib.suppress(Exception):  # the error being raised matters more
                 run.set_tags({"failure": str(error) or type(error).__name__})
         raise
     finally:
@@ -250,7 +247,7 @@ def start_run(
 
 
 def experiment_id(name: str) -> str:
-    """The id of the experiment, made when it is new (also when another process makes it at the same moment)."""
+    """The id of the experiment, created if it is new (concurrent creation is safe)."""
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -258,18 +255,20 @@ def experiment_id(name: str) -> str:
         return client.create_experiment(name)
     experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
-        raise TrackingError(f"The experiment {name!r} was deleted: restore it, or name another with --experiment.")
+        raise TrackingError(
+            f"The experiment {name!r} was deleted: restore it in MLflow, or name another with --experiment."
+        )
     return experiment.experiment_id
 
 
 def mlflow_points(client: Any, run_id: str) -> list[Point]:
-    """Every metric of a run, but for MLflow's own system metrics, in order."""
+    """Every metric point of a run except MLflow's system metrics, sorted."""
     names = sorted(name for name in client.get_run(run_id).data.metrics if not name.startswith("system/"))
     return sorted((name, m.step, m.value) for name in names for m in client.get_metric_history(run_id, name))
 
 
 def tensorboard_points(folder: Path) -> list[Point]:
-    """Every scalar in a folder's event files, in order."""
+    """Every scalar in the event files of a folder, sorted."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     if not folder.is_dir():
@@ -280,47 +279,41 @@ def tensorboard_points(folder: Path) -> list[Point]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """What MLflow and TensorBoard say of one run."""
+class LogComparison:
+    """The metric points of a run in MLflow and TensorBoard, and one sentence per difference."""
 
-    run_id: str
     num_metrics: int
     num_points: int
     differences: tuple[str, ...]
 
 
-def compare_logs(run_id: str) -> Agreement:
-    """Compare every metric of a run with the event files among its artifacts, value by value at float32."""
+def compare_logs(run_id: str) -> LogComparison:
+    """Compare every metric point of a run with the event files among its artifacts, at float32.
+
+    Raises TrackingError when the run or its event files do not exist.
+    """
     import mlflow
 
     client = mlflow.MlflowClient()
     try:
         ours = mlflow_points(client, run_id)
+        has_files = bool(client.list_artifacts(run_id, "tensorboard"))
     except mlflow.MlflowException as error:
-        raise TrackingError(f"There is no run {run_id!r}: the MLflow page lists the runs and their ids.") from error
+        raise TrackingError(f"There is no run {run_id!r}: the MLflow UI lists the runs with their ids.") from error
+    if not has_files:
+        raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool created it.")
     with tempfile.TemporaryDirectory() as folder:
-        if not client.list_artifacts(run_id, "tensorboard"):
-            raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool made it.")
         theirs = tensorboard_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
-    return Agreement(
-        run_id=run_id,
+    rounded = [
+        Counter((name, step, str(np.float32(value))) for name, step, value in points) for points in (ours, theirs)
+    ]
+    only_one = {"MLflow": rounded[0] - rounded[1], "TensorBoard": rounded[1] - rounded[0]}
+    return LogComparison(
         num_metrics=len({name for name, _, _ in ours}),
         num_points=len(ours),
-        differences=tuple(differences(ours, theirs)),
+        differences=tuple(
+            f"{name} at step {step} is {value} only in {side}" + (f" ({count} times)" if count > 1 else "")
+            for side, points in only_one.items()
+            for (name, step, value), count in sorted(points.items())
+        ),
     )
-
-
-def differences(ours: list[Point], theirs: list[Point]) -> Iterator[str]:
-    """One sentence for each point that one side lacks, has twice, or has with another value."""
-    sides = {"MLflow": ours, "TensorBoard": theirs}
-    values = {side: {(name, step): value for name, step, value in points} for side, points in sides.items()}
-    for side, points in sides.items():
-        for (name, step), count in Counter(point[:2] for point in points).items():
-            if count > 1:
-                yield f"{name} at step {step} is {count} times in {side}"
-            if any((name, step) not in other for other in values.values()):
-                yield f"{name} at step {step} is in {side} alone"
-    for point in sorted(values["MLflow"].keys() & values["TensorBoard"].keys()):
-        left, right = values["MLflow"][point], values["TensorBoard"][point]
-        if not np.array_equal(np.float32(left), np.float32(right), equal_nan=True):
-            yield f"{point[0]} at step {point[1]}: MLflow {left!r}, TensorBoard {right!r}"
