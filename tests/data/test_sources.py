@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.contact_sheet import TILE, contact_sheet
+from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits
 from vitcifar.errors import DataError, ImageError

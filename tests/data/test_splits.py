@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitcifar.data.dataset import fingerprint
-from vitcifar.data.dataset import ImageDataset, stack
+from vitcifar.data.dataset import ImageDataset, fingerprint, stack
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import choose_indices, make_splits
 from vitcifar.errors import DataError

@@ -1,0 +1,79 @@
+"""Generates the tables of the documentation from the code: settings, presets and error messages."""
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitcifar import errors
+from vitcifar.config import PRESETS, TrainConfig
+
+PACKAGE = Path(errors.__file__).parent
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace each marker by its generated Markdown."""
+    for marker, generate in {"<!-- settings -->": settings, "<!-- errors -->": error_messages}.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, "\n".join(generate()))
+    return markdown
+
+
+def settings() -> Iterator[str]:
+    """One table per group of settings: option, default (and presets that differ), description."""
+    group = ""
+    for field in dataclasses.fields(TrainConfig):
+        meta = field.metadata
+        if meta["group"] != group:
+            group = meta["group"]
+            yield from ("", f"## {group}", "", "| setting | default | description |", "|---|---|---|")
+        presets = "".join(
+            f"<br>`{name}`: `{values[field.name]}`" for name, values in PRESETS.items() if field.name in values
+        )
+        choices = f" One of {', '.join(f'`{choice}`' for choice in meta['choices'])}." if meta["choices"] else ""
+        help_text = meta["help"].replace("|", "\\|")
+        yield f"| `{field.name}` | `{field.default}`{presets} | {help_text}{choices} |"
+
+
+def error_messages() -> Iterator[str]:
+    """Every error class with its meaning, and every message of the code that raises it."""
+    raised = dict(sorted(messages().items()))
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        found = raised.get(name, [])
+        if not issubclass(kind, errors.VitCifarError) or not found:
+            continue
+        yield from ("", f"## {name}", "", inspect.getdoc(kind) or "", "", "| what happened | what to do |", "|---|---|")
+        for message in sorted(set(found)):
+            happened, _, cure = message.partition(": ")
+            yield f"| {happened} | {cure or '-'} |"
+
+
+def messages() -> dict[str, list[str]]:
+    """Error class -> its messages, with {placeholders} for what is filled in."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+                text = text_of(node.args[0])
+                if node.func.id.endswith("Error") and " " in text:
+                    found.setdefault(node.func.id, []).append(text.replace("|", "\\|").replace("<", "&lt;"))
+    return found
+
+
+def text_of(node: ast.expr) -> str:
+    """The text of a string or f-string; an expression inside becomes a placeholder."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if not isinstance(node, ast.JoinedStr):
+        return ""
+    parts = []
+    for value in node.values:
+        if isinstance(value, ast.Constant):
+            parts.append(str(value.value))
+        else:
+            assert isinstance(value, ast.FormattedValue)
+            name = ast.unparse(value.value)
+            parts.append(f"`{name}`" if name.replace("_", "").replace(".", "").isalnum() else "…")
+    return "".join(parts)
