@@ -39,7 +39,7 @@ def synthetic(num_images: int, seed: int) -> ImageDataset:
     """Noise of CIFAR-10's size and classes."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
-    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{place}" for place in range(num_images))
+    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{index}" for index in range(num_images))
     return ImageDataset(images=images, labels=np.arange(num_images) % 10, class_names=names, ids=ids)
 
 

@@ -47,8 +47,8 @@ class PilPictures(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.dataset.images[place])), int(self.dataset.labels[place])
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.dataset.images[index])), int(self.dataset.labels[index])
 
 
 def plain_loop(network: Classifier, train: ImageDataset, validation: ImageDataset) -> float:
@@ -91,7 +91,7 @@ def synthetic(num_images: int, seed: int) -> ImageDataset:
     """Noise of CIFAR-10's size and classes."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
-    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{place}" for place in range(num_images))
+    names, ids = tuple("abcdefghij"), tuple(f"{seed}-{index}" for index in range(num_images))
     return ImageDataset(images=images, labels=np.arange(num_images) % 10, class_names=names, ids=ids)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py
 
-vit_tiny, all layers, synthetic images of CIFAR-10's size, all kept in memory as uint8. Each size trains in a process
+vit_tiny, all layers, synthetic images of CIFAR-10's size, all in memory as uint8. Each size trains in a process
 of its own, so that the peak is its own; the sizes take turns. The last line is the slowest time per image / the
 fastest.
 """
@@ -75,8 +75,8 @@ def main() -> None:
     for _ in range(options.turns):
         for size in SIZES:
             command = [sys.executable, __file__, "--only", str(size)]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results[size].append(json.loads(answer.splitlines()[-1]))
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results[size].append(json.loads(output.splitlines()[-1]))
     medians = {}
     for size, runs in results.items():
         medians[size] = statistics.median(run["milliseconds"] for run in runs)

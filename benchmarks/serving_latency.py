@@ -1,9 +1,9 @@
-"""One image on a CPU: the int8 form of a release against onnxruntime's default float file and eager PyTorch.
+"""One image on a CPU: the int8 model of a release against onnxruntime's default float file and eager PyTorch.
 
     python benchmarks/serving_latency.py
 
 ViT-B/16 at 224 with random weights (time does not depend on them), batch 1, in turns in one run. The last line is the
-int8 form's median over onnxruntime's float median; the line before it, over eager PyTorch's.
+int8 model's median over onnxruntime's float median; the line before it, over eager PyTorch's.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def build(arch: str) -> Classifier:
     return network.eval()
 
 
-def write_forms(network: Classifier, folder: Path) -> dict[str, Path]:
+def write_models(network: Classifier, folder: Path) -> dict[str, Path]:
     """The float file, what onnxruntime's own tool makes of it, and our graph in float and in int8."""
     labels = {"class_names": CLASS_NAMES, "release_id": "benchmark"}
     paths = {name: folder / f"{name}.onnx" for name in ("float", "quantize_dynamic", "ours_float", "ours_int8")}
@@ -85,7 +85,7 @@ def main() -> None:
 
     asks = {"torch": eager}
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_forms(network, Path(folder))
+        paths = write_models(network, Path(folder))
         sizes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}
         for name, path in paths.items():
             asks[name] = ours(path, image, threads) if name.startswith("ours") else plain(path, image, threads)
