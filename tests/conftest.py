@@ -1,4 +1,4 @@
-"""What several tests share: toy ONNX files, images as bytes, and a registry with two published versions."""
+"""Fixtures: toy ONNX files, images as bytes, servers, and a registry with two published versions."""
 
 import os
 import shutil
@@ -16,11 +16,11 @@ from support.toys import Published, make_image, make_onnx, publish_two, settle
 
 from vitcifar import tracking
 
-# Before torch is imported: the commands let other programs have the core, and two files of tests run at a time.
+# Set before torch is imported: two test files run at a time, and busy-waiting threads would slow each other down.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONG = ("test_transfer", "test_again", "test_road")  # files that take minutes start first: the two workers end together
+LONG = ("test_transfer", "test_resume", "test_pipeline")  # the slowest files start first, so that both workers end together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
