@@ -86,7 +86,8 @@ def _distributions(axes: Axes, score: OODScore) -> None:
     note = f"line: 95% true positive rate, {score.false_positives:.0%} false positive rate"
     style.dress(axes, f"Best score: {name}", note=note)
     axes.set(xlabel=name, ylabel="Share of images")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.margins(y=0.25)  # room for the legend
     axes.legend(frameon=False, fontsize=8.5, labelcolor=style.MUTED)
 
 

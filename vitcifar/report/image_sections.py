@@ -80,8 +80,8 @@ def prediction_tile(dataset: ImageDataset, probabilities: np.ndarray, index: int
     names, label, prediction = dataset.class_names, int(dataset.labels[index]), int(probabilities[index].argmax())
     return Tile(
         image=dataset.images[index],
-        title=f"{names[prediction]} {probabilities[index, prediction]:.0%}",
-        note="" if prediction == label else f"true: {names[label]} {probabilities[index, label]:.0%}",
+        title=f"{names[prediction]} ({probabilities[index, prediction]:.0%})",
+        note="" if prediction == label else f"true: {names[label]} ({probabilities[index, label]:.0%})",
         id=dataset.ids[index],
         tone="good" if prediction == label else "bad",
     )

@@ -42,8 +42,8 @@ def analysis_numbers(analysis: Analysis) -> list[Number]:
     """One number of each part of the analysis that exists, for the summary."""
     numbers = []
     if threshold := analysis.threshold:
-        note = f"coverage {threshold.coverage:.0%} at threshold {threshold.confidence:.2f}"
-        numbers.append(Number(name="Selective precision", value=f"{threshold.precision:.1%}", note=note))
+        note = f"threshold {threshold.confidence:.2f}, coverage {threshold.coverage:.0%}"
+        numbers.append(Number(name="Precision at threshold", value=f"{threshold.precision:.1%}", note=note))
     if analysis.slices:
         weakest = min(analysis.slices, key=lambda row: row.accuracy)
         note = f"{weakest.property}: {weakest.name}, {weakest.count:,} images"
@@ -128,7 +128,7 @@ def confidence_section(evaluation: Evaluation, threshold: Threshold | None) -> S
 
 def slice_section(slices: Sequence[Slice], evaluation: Evaluation) -> Section:
     """Accuracy of each slice."""
-    rows = [
+    rows: list[list[str | float]] = [
         [s.property, s.name, f"{s.low:.3g}", f"{s.high:.3g}", str(s.count), f"{s.p_value:.2g}", s.accuracy]
         for s in slices
     ]
@@ -188,7 +188,7 @@ def duplicate_section(duplicates: Sequence[Duplicate]) -> Section:
     if len(duplicates) > MAX_DUPLICATES:
         text += f" The first {MAX_DUPLICATES} are shown."
     yes = {True: "yes", False: "no"}
-    rows: list[list[str | float]] = [
+    rows = [
         [d.split, d.id, d.other_split, d.other_id, f"{d.similarity:.4f}", yes[d.same_pixels], yes[d.same_label]]
         for d in duplicates[:MAX_DUPLICATES]
     ]
