@@ -66,10 +66,8 @@ def test_nearest_training_images_follow_each_error_and_are_green_where_they_have
     section = nearest_section(result.dataset, result.probabilities, nearest)
     rows = np.reshape(ids(section), (3, section.columns))
     assert section.columns == 4 and np.array_equal(rows[:, 1:], nearest.indices)
-    labels = result.dataset.labels
-    for tile, index, query in zip(section.tiles, rows.ravel(), rows[:, [0]].repeat(4, axis=1).ravel(), strict=True):
-        if index != query or tile.note.startswith("cosine"):
-            assert tile.tone == ("good" if labels[index] == labels[query] else "bad")
+    labels, tones = result.dataset.labels, np.reshape([tile.tone for tile in section.tiles], rows.shape)
+    assert np.array_equal(tones[:, 1:] == "good", labels[rows[:, 1:]] == labels[rows[:, [0]]])
     assert section.tiles[1].note == f"cosine {nearest.cosines[0, 0]:.3f}"
 
 
