@@ -39,7 +39,7 @@ def at(name, owner, attribute):
     if point == name:
         setattr(owner, attribute, die)
 
-def save_model(path, mlflow_model, program, staged, release, **_):
+def save_model(path, mlflow_model, program, staged, release, digests, **_):
     folder = Path(path)
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "model.pt2").write_bytes(b"pt2")
@@ -47,7 +47,7 @@ def save_model(path, mlflow_model, program, staged, release, **_):
         file.rename(folder / file.name)
     mlflow_model.add_flavor("python_function", loader_module=LOADER_MODULE)
     mlflow_model.save(str(folder / "MLmodel"))
-    write_manifest(release, folder)
+    digests.append(write_manifest(release, folder))
 
 run_id = client().create_run("0").info.run_id
 release = Manifest(

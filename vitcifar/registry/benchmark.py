@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.registry.registry import Registry, Version
-from vitcifar.release.latency import NUM_RUNS, Change, LatencyTable, compare_tables, latency_table
+from vitcifar.release.latency import NUM_RUNS, LatencyTable, latency_table
 from vitcifar.release.load import open_network
 from vitcifar.release.manifest import INT8_FILE, Manifest, served_evaluation
 
@@ -15,11 +14,10 @@ PREFIX = "latency/"  # then the machine's fingerprint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """The table, and how it changed since an equal machine measured this version."""
+    """A version and the latency table measured for it."""
 
     version: int
     table: LatencyTable
-    changes: tuple[Change, ...]
 
 
 def benchmark(
@@ -30,22 +28,18 @@ def benchmark(
     threads: Sequence[int] = (),
     num_runs: int = NUM_RUNS,
 ) -> Benchmark:
-    """Measure every format of a version and keep the table on the version, beside rows that were not measured again.
+    """Measure every format of a version on this machine; the table replaces this machine's earlier one.
 
-    `images` give each format its accuracy; without them it is what the checks of the release say.
+    `dataset` gives each format its accuracy; without them it is what the checks of the release say.
     """
     release = registry.pull(spec, pytorch=True)
     assert release.version is not None
-    table = latency_table(
-        release, open_network=partial(open_network, release), dataset=dataset, threads=threads, num_runs=num_runs
-    )
+    network = open_network(release)
+    table = latency_table(release, network=network, dataset=dataset, threads=threads, num_runs=num_runs)
     if dataset is None:
         table = table.with_accuracies(proven_accuracies(release))
-    before = recorded_tables(registry, release.version).get(table.machine.fingerprint)
-    kept = before.updated(table) if before else table
-    registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", kept.to_json())
-    changes = compare_tables(before, table) if before else []
-    return Benchmark(version=release.version, table=table, changes=tuple(changes))
+    registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", table.to_json())
+    return Benchmark(version=release.version, table=table)
 
 
 def proven_accuracies(release: Manifest) -> dict[str, float]:
