@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -20,7 +21,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from vitcifar.config import TrainConfig
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import Classifier, build_network
-from vitcifar.release.export import export_onnx, save
+from vitcifar.release.export import export_onnx
 from vitcifar.release.latency import sample, this_machine, time_in_turns
 from vitcifar.release.onnx_graph import build_graph, to_proto
 
@@ -40,7 +41,8 @@ def write_models(network: Classifier, folder: Path) -> dict[str, Path]:
     paths = {name: folder / f"{name}.onnx" for name in ("float", "quantize_dynamic", "ours_float", "ours_int8")}
     export_onnx(network, paths["float"], **labels)
     for name in ("ours_float", "ours_int8"):
-        save(to_proto(build_graph(network, int8=name == "ours_int8"), network, **labels), paths[name])
+        proto = to_proto(build_graph(network, int8=name == "ours_int8"), network, **labels)
+        onnx.save_model(proto, str(paths[name]))
     operators = ["MatMul", "Gemm"]
     quantize_dynamic(
         paths["float"],

@@ -1,4 +1,4 @@
-"""A release on disk: what was changed, swapped, linked or brought along is refused before anything is opened."""
+"""A release on disk: changed, missing, linked and unexpected files are rejected before any file is opened."""
 
 import dataclasses
 import json
@@ -6,10 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from support.old_release import write_old_release
 from support.releases import MLMODEL, make_release
 from support.toys import make_onnx
@@ -17,15 +16,8 @@ from support.toys import make_onnx
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
 from vitcifar.evaluation.metrics import Evaluation
-from vitcifar.release.manifest import (
-    LOADER_MODULE,
-    Manifest,
-    check_no_external_data,
-    served_evaluation,
-    sha256_of,
-    verify,
-    write_manifest,
-)
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release.manifest import LOADER_MODULE, Manifest, served_evaluation, sha256_of, verify, write_manifest
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "release"
 
 
-def test_release_json_reads_back_as_it_was_written(folder: Path) -> None:
+def test_release_json_survives_a_round_trip(folder: Path) -> None:
     release = verify(folder, digest=sha256_of(folder / "release.json"))
     assert release.class_names == ("red", "green", "blue")
     assert release.onnx_path == folder / "model.onnx"
@@ -42,7 +34,7 @@ def test_release_json_reads_back_as_it_was_written(folder: Path) -> None:
     assert dataclasses.replace(release, folder=None).to_json() == (folder / "release.json").read_text()
 
 
-def test_what_mlflow_notes_later_in_the_folder_changes_nothing(folder: Path) -> None:
+def test_a_file_that_mlflow_adds_later_is_not_unexpected(folder: Path) -> None:
     (folder / "registered_model_meta").write_text("model_name: toy\nmodel_version: '1'\n")
     verify(folder)
 
@@ -66,11 +58,11 @@ def symbolic_link(folder: Path) -> None:
     (folder / "model.onnx").symlink_to(folder.parent / "elsewhere")
 
 
-def leave_one_out(folder: Path) -> None:
+def remove_a_file(folder: Path) -> None:
     (folder / "model.onnx").unlink()
 
 
-def bring_one_along(folder: Path) -> None:
+def add_a_file(folder: Path) -> None:
     (folder / "code.py").write_text("print('hello')")
 
 
@@ -102,7 +94,7 @@ def weights_elsewhere(folder: Path) -> None:
 
 
 def rehash(folder: Path) -> None:
-    """Somebody who changed a file and could write release.json as well."""
+    """Write release.json again, as an attacker who can change every file would."""
     fields = json.loads((folder / "release.json").read_text())
     fields["class_names"] = tuple(fields["class_names"])
     (folder / "release.json").unlink()
@@ -112,19 +104,18 @@ def rehash(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tamper", "sentence"),
     [
-        (flip_a_byte, "model.onnx was changed"),
-        (swap_a_file, "model.onnx was changed"),
-        (hard_link, "hard-linked"),
+        (flip_a_byte, "model.onnx in .* was changed"),
+        (swap_a_file, "model.onnx in .* was changed"),
+        (hard_link, "hard links"),
         (symbolic_link, "is a link"),
-        (leave_one_out, "lacks model.onnx"),
-        (bring_one_along, "does not list: code.py"),
+        (remove_a_file, "lacks model.onnx"),
+        (add_a_file, "unexpected files: code.py"),
         (cut_release_json, "cannot be read as a release"),
-        (foreign_loader, "wants to load 'antigravity'"),
-        (own_code, "code or flavors of its own"),
-        (weights_elsewhere, "keeps weights in other files"),
+        (foreign_loader, "names the loader 'antigravity'"),
+        (own_code, "code or unexpected flavors"),
     ],
 )
-def test_a_tampered_release_is_refused(folder: Path, tamper: Callable[[Path], None], sentence: str) -> None:
+def test_a_tampered_release_is_rejected(folder: Path, tamper: Callable[[Path], None], sentence: str) -> None:
     tamper(folder)
     with pytest.raises(ReleaseError, match=sentence):
         verify(folder)
@@ -134,7 +125,7 @@ def test_a_tampered_release_is_refused(folder: Path, tamper: Callable[[Path], No
 def test_the_digest_of_the_version_covers_release_json_itself(folder: Path, tamper: Callable[[Path], None]) -> None:
     digest = sha256_of(folder / "release.json")
     tamper(folder)
-    with pytest.raises(ReleaseError, match="was changed: its sha256 is not the one the version was given"):
+    with pytest.raises(ReleaseError, match=r"release\.json in .* was changed after it was registered"):
         verify(folder, digest=digest)
 
 
@@ -160,10 +151,10 @@ def test_release_json_cannot_name_files_outside_the_folder(folder: Path, name: s
         ("image_size", None),
         ("checks", 1),
         ("format", 3),
-        ("more", 1),
+        ("unknown", 1),
     ],
 )
-def test_release_json_with_other_kinds_of_entries_is_refused(folder: Path, name: str, value: object) -> None:
+def test_release_json_with_values_of_other_types_is_rejected(folder: Path, name: str, value: object) -> None:
     fields = json.loads((folder / "release.json").read_text())
     (folder / "release.json").write_text(json.dumps(fields | {name: value}))
     with pytest.raises(ReleaseError):
@@ -187,48 +178,11 @@ def in_a_branch() -> onnx.ModelProto:
     return helper.make_model(helper.make_graph([node], "g", [], []))
 
 
-def in_a_function() -> onnx.ModelProto:
-    node = helper.make_node("Constant", [], ["c"], value=external("c"))
-    function = helper.make_function("d", "f", [], ["c"], [node], [helper.make_opsetid("", 20)])
-    return helper.make_model(helper.make_graph([], "g", [], []), functions=[function])
-
-
-@pytest.mark.parametrize("build", [in_an_attribute, in_a_branch, in_a_function])
-def test_external_data_is_found_wherever_a_tensor_can_be(tmp_path: Path, build: Callable[[], onnx.ModelProto]) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(build().SerializeToString())
-    with pytest.raises(ReleaseError, match="keeps weights in other files"):
-        check_no_external_data(path)
-
-
-def test_external_data_does_not_hide_behind_a_key_that_readers_take_differently(tmp_path: Path) -> None:
-    """The graph under a key with bits above the 32nd, which onnxruntime ignores."""
-    graph = helper.make_graph([], "g", [], [], [external("w")]).SerializeToString()
-    key, length, written = (1 << 32) | (7 << 3 | 2), len(graph), bytearray()
-    for number in (key, length):
-        while number > 0x7F:
-            written.append(number & 0x7F | 0x80)
-            number >>= 7
-        written.append(number)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(bytes(written) + graph)
-    with pytest.raises(ReleaseError, match="not a whole ONNX file"):
-        check_no_external_data(path)
-
-
-def test_a_file_with_all_its_weights_inside_passes(tmp_path: Path) -> None:
-    weights = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
-    path = tmp_path / "model.onnx"
-    path.write_bytes(helper.make_model(helper.make_graph([], "g", [], [], [weights])).SerializeToString())
-    check_no_external_data(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\xff" * 40, b"\x0b\x0b\x0b"])
-def test_what_is_no_onnx_file_is_refused_with_a_sentence(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(content)
-    with pytest.raises(ReleaseError, match="not a whole ONNX file"):
-        check_no_external_data(path)
+def test_a_release_with_external_data_is_rejected_when_it_is_opened(folder: Path) -> None:
+    weights_elsewhere(folder)
+    release = verify(folder)
+    with pytest.raises(ReleaseError, match="is not an ONNX file that can be opened"):
+        OnnxClassifier(release.onnx_path)
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -4,8 +4,9 @@ Letters in the shapes: B images, H and W their sides, S the network's own side, 
 D hidden size, K classes.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +150,19 @@ def frozen_depth(network: Classifier, train_layers: str) -> int | None:
         return None
     num_blocks = len(network.blocks)
     return num_blocks + 1 if train_layers == "head" else num_blocks - int(train_layers)
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: Classifier, device: torch.device | str | None = None) -> Iterator[Classifier]:
+    """The network in evaluation mode, on `device` if one is given; then back in its former mode, on its former device.
+
+    Gradients are the caller's: combine it with `torch.no_grad()`.
+    """
+    was_training, was_on = network.training, network.temperature.device
+    try:
+        yield network.to(device or was_on).eval()
+    finally:
+        network.to(was_on).train(was_training)
 
 
 def count_parameters(network: nn.Module, *, trained: bool = False) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vitcifar.data.dataset import ImageDataset
@@ -42,8 +41,8 @@ def benchmark(
     """
     release = registry.pull(spec, pytorch=network is None)
     assert release.version is not None
-    opened = partial(open_network, release) if network is None else lambda: network
-    table = latency_table(release, open_network=opened, dataset=dataset, threads=threads, num_runs=num_runs)
+    network = network or open_network(release)
+    table = latency_table(release, network=network, dataset=dataset, threads=threads, num_runs=num_runs)
     if dataset is None:
         table = table.with_accuracies(checked_accuracies(release))
     registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", table.to_json())

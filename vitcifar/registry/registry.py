@@ -266,9 +266,8 @@ def publish(
     Raises ReleaseError when a check fails: nothing is registered then.
     """
     check_model_name(config.model_name)
-    return register(
-        *build_release(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id, int8=int8)
-    )
+    built = build_release(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id, int8=int8)
+    return register(built.manifest, built.model_id, built.digest)
 
 
 def register(release: Manifest, model_id: str, digest: str) -> int:

@@ -1,6 +1,6 @@
-"""What MLflow's artifact store holds of a release, and in what that differs from what was registered.
+"""The files of a release in MLflow's artifact store, and how they differ from those that were registered.
 
-A store that does not answer is told apart from one that lost files: nobody repairs an outage.
+An unavailable store is an error (TrackingError), never missing files: an outage is never "repaired".
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from vitcifar.release.manifest import MANIFEST_FILE, WRITTEN_LATER, Manifest, re
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """How a stored release differs from the one that was registered; false when it does not."""
+    """How a stored release differs from the registered one; false if it does not."""
 
-    missing_or_changed: tuple[str, ...]  # files that are missing or changed
-    unexpected: tuple[str, ...]  # files that it does not list
-    empty: bool  # there is nothing at all: it was lost, or the place where the store keeps its files is away
+    missing_or_changed: tuple[str, ...]
+    unexpected: tuple[str, ...]  # files that release.json does not list
+    empty: bool  # no file at all: deleted, or the folder of the store is not mounted
 
     def __bool__(self) -> bool:
         return bool(self.missing_or_changed or self.unexpected)
@@ -37,55 +37,55 @@ class Mismatch:
         if self.missing_or_changed:
             parts.append(f"missing or changed in the store: {', '.join(self.missing_or_changed)}")
         if self.unexpected:
-            parts.append(f"in the store and not of the release: {', '.join(self.unexpected)}")
+            parts.append(f"unexpected in the store: {', '.join(self.unexpected)}")
         return "; ".join(parts)
 
 
 def find_mismatch(location: str, digest: str, known: Manifest | None = None) -> Mismatch:
-    """Hold every file at a location of the store against its hash, one at a time.
+    """Download every file at a location of the store, one at a time, and compare its hash with release.json.
 
-    A release.json that was changed hides what it lists: `known` is the release as it was, from the cache.
-    Raises TrackingError when the store does not answer, so that nobody takes an outage for a loss.
+    If release.json itself was changed, the files that `known` (the release from the cache) lists are compared.
+    Raises TrackingError when the store is unavailable.
     """
     repository = get_artifact_repository(location)
     present = list_files(repository)
 
-    def is_lost(name: str, sha256: str, folder: Path) -> bool:
+    def differs(name: str, sha256: str, folder: Path) -> bool:
         if name not in present:
             return True
         download_file(repository, name, folder)
         return sha256_of(folder / name) != sha256
 
-    with answering(), tempfile.TemporaryDirectory(prefix="pulled-") as place:
-        folder, lost = Path(place), []
-        if is_lost(MANIFEST_FILE, digest, folder):
-            lost.append(MANIFEST_FILE)
-            listed = dict(known.files) if known else None
+    with artifact_errors(), tempfile.TemporaryDirectory(prefix="pulled-") as temporary:
+        folder = Path(temporary)
+        different, listed = [], known.files if known else None
+        if differs(MANIFEST_FILE, digest, folder):
+            different.append(MANIFEST_FILE)
         else:
             listed = read_manifest(folder / MANIFEST_FILE).files
         for name, sha256 in sorted((listed or {}).items()):
-            if is_lost(name, sha256, folder):
-                lost.append(name)
+            if differs(name, sha256, folder):
+                different.append(name)
             (folder / name).unlink(missing_ok=True)
-    strange = set() if listed is None else present - listed.keys() - {MANIFEST_FILE} - WRITTEN_LATER
-    return Mismatch(missing_or_changed=tuple(lost), unexpected=tuple(sorted(strange)), empty=not present)
+    unexpected = set() if listed is None else present - listed.keys() - {MANIFEST_FILE} - WRITTEN_LATER
+    return Mismatch(missing_or_changed=tuple(different), unexpected=tuple(sorted(unexpected)), empty=not present)
 
 
 def root_of(location: str) -> str:
-    """Where a store keeps its models: for a store on this machine the folder of all models."""
-    return str(Path(local_file_uri_to_path(location)).parent.parent) if is_local_uri(location) else location
+    """The folder of all models for a store on this machine; for other stores the location itself."""
+    return str(Path(local_file_uri_to_path(location)).parents[1]) if is_local_uri(location) else location  # type: ignore[no-untyped-call]
 
 
 def has_root(location: str, otherwise: bool = True) -> bool:
-    """Whether the folder of all models is there, for a store on this machine; for others what one knows otherwise."""
-    return Path(root_of(location)).is_dir() if is_local_uri(location) else otherwise
+    """Whether the folder of all models exists, for a store on this machine; `otherwise` for other stores."""
+    return Path(root_of(location)).is_dir() if is_local_uri(location) else otherwise  # type: ignore[no-untyped-call]
 
 
 def list_files(repository: ArtifactRepository) -> set[str]:
-    """The names of all files at a place of the store. Raises TrackingError when it does not answer."""
+    """The names of all files of an artifact repository. Raises TrackingError when the store is unavailable."""
     names: set[str] = set()
     folders: list[str | None] = [None]
-    with answering():
+    with artifact_errors():
         while folders:
             for entry in repository.list_artifacts(folders.pop()):
                 if entry.is_dir:
@@ -98,34 +98,34 @@ def list_files(repository: ArtifactRepository) -> set[str]:
 def download_file(repository: ArtifactRepository, name: str, folder: Path) -> None:
     """Copy one file of the store into a folder.
 
-    Raises ReleaseError when the store does not have it, TrackingError when it does not give what it has.
+    Raises ReleaseError when the store does not have the file, TrackingError when it has it but cannot deliver it.
     """
     try:
-        with variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"):  # one bar for each file says nothing
-            repository.download_artifacts(name, dst_path=str(folder))
+        with environment_variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"):  # one bar per file is noise
+            repository.download_artifacts(name, dst_path=str(folder))  # type: ignore[no-untyped-call]
     except (MlflowException, requests.RequestException, FileNotFoundError) as error:
         if name in list_files(repository):
-            raise TrackingError(_away(error)) from error
+            raise TrackingError(_unavailable(error)) from error
         raise ReleaseError(f"The store does not hold {name} of this release: run `vitcifar doctor`.") from error
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[None]:
-    """Turn what is raised when a store of files does not answer into one sentence."""
+def artifact_errors() -> Iterator[None]:
+    """Raise TrackingError for the errors of an artifact store that is unavailable."""
     try:
         yield
     except (MlflowException, requests.RequestException, OSError) as error:
-        raise TrackingError(_away(error)) from error
+        raise TrackingError(_unavailable(error)) from error
 
 
-def _away(error: Exception) -> str:
+def _unavailable(error: Exception) -> str:
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return f"The store does not give its files ({reason}): see that it runs and has its folder, and try again."
+    return f"The artifact store is unavailable ({reason}): check that it runs and its folder exists, then try again."
 
 
 @contextlib.contextmanager
-def variable(name: str, value: str) -> Iterator[None]:
-    """Set it, and afterwards leave it as it was."""
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable and restore its former value afterwards."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

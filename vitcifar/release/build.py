@@ -1,4 +1,4 @@
-"""From a trained network to one stored model: export, checks, three flavors. All or nothing."""
+"""Builds a release from a trained network: export, checks, one MLflow model with three flavors. All or nothing."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
+from mlflow.models import Model
 from PIL import Image
 
 from vitcifar import __version__
@@ -22,7 +23,7 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
 from vitcifar.release import flavor
 from vitcifar.release.export import export_onnx, trace
-from vitcifar.release.manifest import INT8_FILE, MANIFEST_FILE, ONNX_FILE, Manifest, sha256_of
+from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, Manifest
 from vitcifar.release.parity import check_parity
 from vitcifar.tracking import reaching
 
@@ -32,9 +33,18 @@ if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
 LOGGED_NAME = "release"
-MODEL_TAG = "vitcifar_model"  # on MLflow's logged model: the registered model it is meant for
+MODEL_TAG = "vitcifar_model"  # on MLflow's logged model: the registered model that it is built for
 STAGING_PREFIX = "vitcifar-"
 MAX_EXAMPLES = 12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Built:
+    """A release in MLflow's artifact store that is not registered yet."""
+
+    manifest: Manifest
+    model_id: str  # of MLflow's logged model
+    digest: str  # sha256 of its release.json
 
 
 def build_release(
@@ -45,14 +55,15 @@ def build_release(
     config: TrainConfig,
     run_id: str,
     int8: bool = False,
-) -> tuple[Manifest, str, str]:
-    """Export the network, check it on the test images and store it; returns the manifest, MLflow's id of the model and
-    the digest of its release.json.
+    git: Mapping[str, Any] | None = None,
+) -> Built:
+    """Export the network, check its parity on the test images and store the release as a logged model of the run.
 
-    With `int8` the int8 forms are tried too; the best one serves if it earned its place, else the float file does.
-    Raises ReleaseError when a proof fails: nothing is registered then.
+    With `int8` the int8 candidates are evaluated too and an accepted one serves, else the float file. `git` is the
+    commit and whether the checkout was dirty, by default from the tags of the run. Raises ReleaseError when a check
+    fails: nothing is stored then.
     """
-    release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id)
+    release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id, git=git)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
         staged = Path(folder) / "staged"
         staged.mkdir()
@@ -60,17 +71,16 @@ def build_release(
         program = trace(network)
         export_onnx(network, onnx_path, class_names=release.class_names, release_id=release.release_id, program=program)
         parity = check_parity(network, onnx_path, splits.test)
-        release = dataclasses.replace(release, checks={**release.checks, "parity": parity.to_dict()})
+        release = _add_checks(release, {"parity": dataclasses.asdict(parity)})
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
         put_examples(splits.test, staged / "examples")
-        model_id, digest = log_release(program, staged, release)
-    return release, model_id, digest
+        return log_release(program, staged, release)
 
 
 @contextlib.contextmanager
 def temporaries_in(folder: Path) -> Iterator[None]:
-    """Let temporary files of others be made in a folder, so that what a killed process leaves lies in one place."""
+    """Make libraries create temporary files in a folder, so that a killed process leaves them in one place."""
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield
@@ -79,7 +89,7 @@ def temporaries_in(folder: Path) -> Iterator[None]:
 
 
 def put_examples(test: ImageDataset, folder: Path) -> None:
-    """A test image of each of the first classes, for the page to show."""
+    """Save a test image of each of the first classes, as examples of the page."""
     folder.mkdir()
     for label in range(min(MAX_EXAMPLES, len(test.class_names))):
         indices = np.flatnonzero(test.labels == label)
@@ -91,12 +101,17 @@ def _try_int8(network: "Classifier", onnx_path: Path, splits: Splits, release: M
     from vitcifar.release.quantize import evaluate_served, quantize
 
     candidates = quantize(network, onnx_path, splits, class_names=release.class_names, release_id=release.release_id)
-    checks: dict[str, Any] = {"int8": {candidate.kind: candidate.to_dict() for candidate in candidates}}
-    serves = ONNX_FILE
-    if any(candidate.accepted for candidate in candidates):
-        serves = INT8_FILE
-        checks["served"] = evaluate_served(onnx_path.with_name(INT8_FILE), onnx_path, splits, release)
-    return dataclasses.replace(release, serves=serves, checks={**release.checks, **checks})
+    release = _add_checks(
+        release, {"int8": {candidate.kind: dataclasses.asdict(candidate) for candidate in candidates}}
+    )
+    if not any(candidate.accepted for candidate in candidates):
+        return release
+    served = evaluate_served(onnx_path.with_name(INT8_FILE), onnx_path, splits, release)
+    return dataclasses.replace(_add_checks(release, {"served": served}), serves=INT8_FILE)
+
+
+def _add_checks(release: Manifest, checks: Mapping[str, Any]) -> Manifest:
+    return dataclasses.replace(release, checks={**release.checks, **checks})
 
 
 def describe(
@@ -106,8 +121,9 @@ def describe(
     evaluation: Mapping[str, Any],
     config: TrainConfig,
     run_id: str,
+    git: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Everything that release.json says but for the checks that need the exported file, and the hashes."""
+    """The manifest of a network, without the checks that need the exported file and without the hashes."""
     from vitcifar.model.network import MEAN, STD, weights_sha256
 
     weights = weights_sha256(network)
@@ -124,43 +140,32 @@ def describe(
         preprocessing={"resize": "bilinear, antialiased", "mean": list(MEAN), "std": list(STD)},
         counts=splits.counts(),
         config=dataclasses.asdict(config),
-        git=git_of(run_id),
+        git=dict(git if git is not None else git_of(run_id)),
         environment=environment(),
         checks={"test": dict(evaluation), "weights_sha256": weights},
     )
 
 
-def log_release(program: "ExportedProgram", staged: Path, release: Manifest) -> tuple[str, str]:
-    """Store the three flavors beside the run; returns MLflow's id of the model and the digest of its release.json."""
-    from mlflow.models import Model
-
-    digests: list[str] = []
-
-    class Saver:
-        """The flavor, remembering the digest: MLflow deletes the folder before `log` returns."""
-
-        __name__ = flavor.__name__
-
-        def save_model(self, path: str, **kwargs: Any) -> None:
-            flavor.save_model(path, **kwargs)
-            digests.append(sha256_of(Path(path) / MANIFEST_FILE))
-
+def log_release(program: "ExportedProgram", staged: Path, release: Manifest) -> Built:
+    """Store the three flavors as a logged model of the run."""
+    digests: list[str] = []  # filled by the flavor: MLflow deletes the folder before `log` returns
     with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
         info = Model.log(
             artifact_path=None,
             name=LOGGED_NAME,
-            flavor=Saver(),
+            flavor=flavor,
             run_id=release.run_id,
             tags={MODEL_TAG: release.model_name},
             program=program,
             staged=staged,
             release=release,
+            digests=digests,
         )
-    return info.model_id, digests[0]
+    return Built(manifest=release, model_id=info.model_id, digest=digests[0])
 
 
 def git_of(run_id: str) -> dict[str, Any]:
-    """The commit that the run recorded, and whether the checkout had been changed."""
+    """The commit that a run recorded, and whether the checkout was dirty."""
     with reaching(mlflow.get_tracking_uri()):
         tags = mlflow.MlflowClient().get_run(run_id).data.tags
     commit = tags.get("git_commit") or tags.get("mlflow.source.git.commit")
@@ -169,7 +174,7 @@ def git_of(run_id: str) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """The lock of this environment: Python, platform and every installed package."""
+    """Python, platform and the version of every installed package."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {
         "vitcifar": __version__,

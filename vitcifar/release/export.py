@@ -1,14 +1,13 @@
-"""From the trained network to one ONNX file that carries its preprocessing, its temperature and its class names."""
+"""Export a trained network to one self-contained ONNX file: preprocessing, temperature and class names included."""
 
-import contextlib
 import json
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch.export import ExportedProgram
 
     from vitcifar.model.network import Classifier
@@ -16,28 +15,18 @@ if TYPE_CHECKING:
 OPSET = 20
 
 
-@contextlib.contextmanager
-def at_rest(network: "Classifier") -> Iterator["Classifier"]:
-    """The network on the CPU and in evaluation mode, and afterwards as it was."""
-    device, training = network.temperature.device, network.training
-    try:
-        yield network.cpu().eval()
-    finally:
-        network.to(device).train(training)
-
-
 def trace(network: "Classifier") -> "ExportedProgram":
-    """The graph that the ONNX file and the pt2 are both made from: any number of images of any size."""
+    """The exported program that the ONNX and the pt2 file are both made from: any number of images of any size."""
     import torch
 
-    from vitcifar.model.network import Released
+    from vitcifar.model.network import Released, evaluation_mode
 
-    # A batch of 2 (with 1 the exporter takes the batch for a constant), and two sides that differ.
+    # A batch of 2 (the exporter specialises a batch of 1 to a constant) with height and width that differ.
     example = torch.zeros((2, 40, 48, 3), dtype=torch.uint8)
     sides = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
-    with at_rest(network), torch.no_grad():
+    with evaluation_mode(network, "cpu"), torch.no_grad():
         program = torch.export.export(Released(network), (example,), dynamic_shapes={"image": sides}, strict=True)
-    for node in program.graph.nodes:  # notes on which line of which file on this machine it came from
+    for node in program.graph.nodes:  # source lines, with paths of this machine
         node.meta.pop("stack_trace", None)
         node.meta.pop("from_node", None)
     return program
@@ -53,20 +42,23 @@ def export_onnx(
 ) -> None:
     """Write the network as ONNX: `image` uint8 (N, H, W, 3) -> `logits` (N, K), `probabilities` (N, K); any N, H, W.
 
-    The file appears whole or not at all, holds no path of this machine and needs no other file. `program` is the
-    network's trace, when there is one already.
+    The file contains no path of this machine and has no external data. `program` is the result of `trace`, if there
+    is one already.
     """
+    import onnx
+
     proto = _to_onnx(program or trace(network))
-    _strip(proto)
-    label(proto, network, class_names=class_names, release_id=release_id)
-    save(proto, path)
+    set_metadata(proto, network, class_names=class_names, release_id=release_id)
+    onnx.save_model(proto, str(path))
 
 
-def label(
-    proto: Any, network: "Classifier", *, class_names: Sequence[str], release_id: str, max_batch: int | None = None
+def set_metadata(
+    proto: "ModelProto", network: "Classifier", *, class_names: Sequence[str], release_id: str, max_batch: int = 0
 ) -> None:
-    """Write into the file what it takes to serve it: class names, release id, image size, temperature, and how many
-    images it may be asked at once if an answer would depend on the others."""
+    """Write what serving needs into the file: class names, release id, image size, temperature.
+
+    `max_batch` limits the images per run if a prediction would depend on the batch (0 = no limit).
+    """
     import onnx
 
     properties = {
@@ -75,30 +67,19 @@ def label(
         "image_size": str(int(network.image_size)),
         "temperature": repr(float(network.temperature)),
     }
-    if max_batch is not None:
+    if max_batch:
         properties["max_batch"] = str(max_batch)
     onnx.helper.set_model_props(proto, properties)
     proto.producer_name = "vitcifar"
     proto.producer_version = ""
 
 
-def save(proto: Any, path: Path) -> None:
-    """Write an ONNX file: whole or not at all."""
-    import onnx
-
-    partial = path.with_name(path.name + ".partial")
-    try:
-        onnx.save_model(proto, str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _to_onnx(program: "ExportedProgram") -> Any:
+def _to_onnx(program: "ExportedProgram") -> "ModelProto":
     import torch
+    from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch's own deprecations
+        warnings.simplefilter("ignore")  # torch's own deprecations
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -109,30 +90,5 @@ def _to_onnx(program: "ExportedProgram") -> Any:
             verbose=False,
         )
     assert exported is not None
+    ClearMetadataAndDocStringPass()(exported.model)  # source lines, as above
     return exported.model_proto
-
-
-def _strip(proto: Any) -> None:
-    """The exporter notes on every node what it came from, with paths of this machine."""
-    for part in (proto, proto.graph, *proto.functions):
-        _clear([part])
-    for part in (proto.graph, *proto.functions):
-        _strip_nodes(part.node)
-        _clear(part.value_info)
-    _clear(proto.graph.initializer)
-    _clear(proto.graph.input)
-    _clear(proto.graph.output)
-
-
-def _strip_nodes(nodes: Iterable[Any]) -> None:
-    for node in nodes:
-        _clear([node])
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                _strip_nodes(graph.node)
-
-
-def _clear(messages: Iterable[Any]) -> None:
-    for message in messages:
-        message.ClearField("doc_string")
-        message.ClearField("metadata_props")

@@ -1,6 +1,6 @@
-"""One MLflow model with three flavors: pytorch (pt2, no pickle), onnx, and python_function over onnxruntime.
+"""Writes one MLflow model with three flavors: pytorch (pt2, no pickle), onnx, python_function over onnxruntime.
 
-Given as `flavor` to `mlflow.models.Model.log`, which calls `save_model`.
+`mlflow.models.Model.log` takes it as `flavor` and calls `save_model`.
 """
 
 import importlib.metadata
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mlflow.models import Model
     from torch.export import ExportedProgram
 
-FLAVOR_NAME = "vitcifar"
 CONDA_FILE, PYTHON_FILE = "conda.yaml", "python_env.yaml"
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime", "Pillow", "torch")
 
@@ -29,17 +28,19 @@ def save_model(
     program: "ExportedProgram",
     staged: Path,
     release: Manifest,
+    digests: list[str],
     **kwargs: Any,
 ) -> None:
-    """Write the whole release into `path`: pt2, every file of the folder `staged` (moved), MLmodel, release.json last.
+    """Write the release into `path`: the pt2, the files of the folder `staged` (moved), MLmodel, release.json last.
 
-    The pt2 takes any number of images of any size, as the ONNX file does.
+    The digest of release.json is appended to `digests`. The pt2 accepts any number of images of any size, like the
+    ONNX file.
     """
     import mlflow.pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    signature = ModelSignature(  # -1 is what makes mlflow.pytorch export that axis as dynamic
+    signature = ModelSignature(  # -1: mlflow.pytorch exports that axis as dynamic
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "image")]),
         outputs=Schema(
             [
@@ -60,17 +61,17 @@ def save_model(
     folder = Path(path)
     for file in sorted(staged.iterdir()):
         shutil.move(file, folder / file.name)
-    _describe(mlflow_model, folder)
-    write_manifest(release, folder)
+    _write_mlmodel(mlflow_model, folder)
+    digests.append(write_manifest(release, folder))
 
 
-def _describe(mlflow_model: "Model", folder: Path) -> None:
-    """Write MLmodel: the three flavors, and no signature, since ours takes files as well as arrays."""
+def _write_mlmodel(mlflow_model: "Model", folder: Path) -> None:
+    """Write MLmodel: three flavors and no signature, since the python_function accepts files as well as arrays."""
     import mlflow.onnx
     import mlflow.pyfunc
     import onnx
 
-    # The example would have MLflow load the model and rewrite MLmodel after release.json has its hash.
+    # With an example MLflow loads the model and rewrites MLmodel after release.json has recorded its hash.
     for name in ("input_example.json", "serving_input_example.json"):
         (folder / name).unlink(missing_ok=True)
     mlflow_model.saved_input_example_info = None  # type: ignore[assignment]
@@ -92,5 +93,5 @@ def _describe(mlflow_model: "Model", folder: Path) -> None:
 
 
 def requirements() -> list[str]:
-    """What it takes to load the release, as installed here; without the build of torch (+cpu), which PyPI lacks."""
+    """Pinned requirements for loading the release, without torch's local version (+cpu), which is not on PyPI."""
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]

@@ -1,10 +1,10 @@
-"""The weights of a release, for training to start from."""
+"""Loads the PyTorch network of a release from its pt2 file, without pickle."""
 
 from typing import TYPE_CHECKING
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
-from vitcifar.release.artifacts import variable
+from vitcifar.release.artifacts import environment_variable
 from vitcifar.release.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -13,33 +13,34 @@ if TYPE_CHECKING:
 
     from vitcifar.model.network import Classifier
 
-PREFIX = "network."  # what the released module calls the network inside it
+PREFIX = "network."  # of the classifier inside the exported module
 NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
 def load_weights(release: Manifest) -> "dict[str, Tensor]":
-    """The state dict of the network in a verified release, from its pt2. Raises ReleaseError."""
+    """The state dict of the network of a verified release. Raises ReleaseError."""
     module = load_module(release)
     return {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
 
 
 def load_module(release: Manifest) -> "Module":
-    """The network in a verified release as it was traced, from its pt2, with pickle off. Raises ReleaseError."""
+    """The exported module of a verified release, loaded from its pt2 with pickle disabled. Raises ReleaseError."""
     import mlflow.pytorch
     from mlflow.exceptions import MlflowException
 
     assert release.folder is not None
     try:
-        with variable(NO_PICKLE, "false"):
-            return mlflow.pytorch.load_model(str(release.folder))
+        with environment_variable(NO_PICKLE, "false"):
+            module: Module = mlflow.pytorch.load_model(str(release.folder))
+            return module
     except MlflowException as error:
         raise ReleaseError(f"The weights in {release.folder} are not plain tensors: {error}") from error
 
 
 def open_network(release: Manifest) -> "Classifier":
-    """The network of a release that was pulled with its pt2, ready to answer.
+    """Rebuild the network of a release that was pulled with its pt2, in evaluation mode.
 
-    Raises ReleaseError when the networks of this vitcifar cannot hold its weights.
+    Raises ReleaseError if the weights do not fit the architecture in this version of vitcifar.
     """
     from vitcifar.model.network import build_network
 
@@ -52,7 +53,7 @@ def open_network(release: Manifest) -> "Classifier":
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ReleaseError(
-            f"The weights of {release.model_name} {release.version} do not fit {config.arch} of this vitcifar, "
-            "another made them: ask its ONNX file, which answers as ever."
+            f"The weights of {release.model_name} {release.version} do not fit {config.arch} of this vitcifar: "
+            "use its ONNX model instead."
         ) from error
     return network.eval()

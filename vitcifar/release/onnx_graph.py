@@ -1,10 +1,6 @@
-"""The vision transformer written as the graph that onnxruntime runs fastest on a CPU, in float or with int8 products.
+"""The vision transformer built node by node as the ONNX graph that onnxruntime runs fastest on a CPU, float or int8.
 
-Measured on ViT-B/16 at 224, batch 1, 2 cores, onnxruntime 1.32 (benchmarks/serving_latency.py): attention is one
-node (as fast as its parts, at batch 8 1.07 times as fast; with int8 it holds the products of queries, keys and values
-too, so that each head stays on one thread: 0.91 of the time while threads hand data over slowly), sums and norms stand
-alone (SkipLayerNormalization made the whole 1.1 times as long), biases ride on the products, normalisation is part of
-the first convolution, and the last block answers for the class token alone.
+The network is thus defined twice: traced from model/network.py, and here. A new layer must be added in both places.
 Letters in the shapes: N images, T tokens, D hidden size, K classes.
 """
 
@@ -15,25 +11,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitcifar.errors import ReleaseError
-from vitcifar.release.export import OPSET, label
+from vitcifar.release.export import OPSET, set_metadata
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from vitcifar.model.network import Classifier
 
+# Measured on ViT-B/16 at 224, batch 1, 2 cores, onnxruntime 1.32 (benchmarks/serving_latency.py): attention is one node
+# (as fast as its parts, at batch 8 1.07 times as fast; with int8 it includes the query, key and value projections, so
+# that each head stays on one thread: 0.91 of the time while thread synchronisation is slow), additions and norms are
+# separate nodes (SkipLayerNormalization took 1.1 times as long in total), biases are part of the matrix products,
+# normalisation is part of the first convolution, and the last block computes the class token only.
 MICROSOFT = "com.microsoft"
-MICROSOFT_KINDS = ("MatMulIntegerToFloat", "MultiHeadAttention", "QAttention")
+MICROSOFT_OPS = ("MatMulIntegerToFloat", "MultiHeadAttention", "QAttention")
 Range = tuple[float, float]
 
 
 @dataclasses.dataclass
 class GraphBuilder:
-    """Nodes and constants as they are written down; `int8` and `ranges` say how products are."""
+    """The nodes and constants of a graph; with `int8`, matrix products are quantized: weights per output channel,
+    activations over `ranges` (static) or over the range measured at run time (dynamic)."""
 
     int8: bool
-    ranges: Mapping[str, Range] | None  # of each linear layer's input, from calibration; None = measured as it runs
+    ranges: Mapping[str, Range] | None  # of each linear layer's input, from calibration; None = dynamic
     nodes: list[Any] = dataclasses.field(default_factory=list)
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
-    linear_inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # layer -> the tensor that goes in
+    linear_inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # layer -> name of its input tensor
 
     def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
         from onnx import numpy_helper
@@ -42,15 +46,17 @@ class GraphBuilder:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype), name)
         return name
 
-    def add(self, kind: str, *inputs: str, outputs: int = 1, name: str = "", **attributes: Any) -> Any:
-        """Write one node; returns the name of its output, or a list of names."""
+    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Append a node with one output; returns the output's name."""
+        return self.add_node(op, inputs, [name or f"{op}_{len(self.nodes)}"], **attributes)[0]
+
+    def add_node(self, op: str, inputs: Sequence[str], outputs: list[str], **attributes: Any) -> list[str]:
+        """Append a node; returns `outputs`."""
         from onnx import helper
 
-        stem = name or f"{kind}_{len(self.nodes)}"
-        names = [stem] if outputs == 1 else [f"{stem}_{i}" for i in range(outputs)]
-        domain = MICROSOFT if kind in MICROSOFT_KINDS else ""
-        self.nodes.append(helper.make_node(kind, list(inputs), names, name=stem, domain=domain, **attributes))
-        return stem if outputs == 1 else names
+        domain = MICROSOFT if op in MICROSOFT_OPS else ""
+        self.nodes.append(helper.make_node(op, list(inputs), outputs, name=outputs[0], domain=domain, **attributes))
+        return outputs
 
     def linear(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
         """x (N, T, in) -> (N, T, out); weight (out, in)."""
@@ -58,36 +64,38 @@ class GraphBuilder:
         added = self.constant(f"{name}.bias", bias)
         if not self.int8:
             return self.add("Add", self.add("MatMul", x, self.constant(f"{name}.weight", weight.T)), added)
-        x, x_scale, x_zero = self.rounded_input(x, name)
-        rounded, scales = self.rounded_weight(name, weight)
-        return self.add("MatMulIntegerToFloat", x, rounded, x_scale, scales, x_zero, "", added)
+        x, x_scale, x_zero_point = self.quantize_input(x, name)
+        quantized, scales = self.quantize_weight(name, weight)
+        return self.add("MatMulIntegerToFloat", x, quantized, x_scale, scales, x_zero_point, "", added)
 
     def attention(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray, num_heads: int) -> str:
-        """x (N, T, D) -> what each token takes from all (N, T, D); weight (3 D, D) gives queries, keys and values."""
+        """Multi-head self-attention x (N, T, D) -> (N, T, D); weight (3 D, D) projects to queries, keys and values."""
         if not self.int8:
-            mixed = self.add("Split", self.linear(x, name, weight, bias), axis=2, num_outputs=3, outputs=3)
-            return self.add("MultiHeadAttention", *mixed, num_heads=num_heads)
-        x, x_scale, x_zero = self.rounded_input(x, name)
-        rounded, scales = self.rounded_weight(name, weight)
+            parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+            projected = self.add_node("Split", [self.linear(x, name, weight, bias)], parts, axis=2, num_outputs=3)
+            return self.add("MultiHeadAttention", *projected, num_heads=num_heads)
+        x, x_scale, x_zero_point = self.quantize_input(x, name)
+        quantized, scales = self.quantize_weight(name, weight)
         added = self.constant(f"{name}.bias", bias)
-        return self.add("QAttention", x, rounded, added, x_scale, scales, "", x_zero, num_heads=num_heads)
+        return self.add("QAttention", x, quantized, added, x_scale, scales, "", x_zero_point, num_heads=num_heads)
 
-    def rounded_input(self, x: str, name: str) -> Sequence[str]:
-        """A layer's input as uint8, its step and which number is 0: of the range given, or measured as it runs."""
+    def quantize_input(self, x: str, name: str) -> Sequence[str]:
+        """The input of a layer as uint8, its scale and its zero point: of the calibrated range, or dynamic."""
         if self.ranges is None:
-            return self.add("DynamicQuantizeLinear", x, outputs=3)
+            outputs = [f"{name}.input", f"{name}.input_scale", f"{name}.input_zero_point"]
+            return self.add_node("DynamicQuantizeLinear", [x], outputs)
         low, high = self.ranges[name]
-        low, high = min(low, 0.0), max(high, 0.0)  # 0 must have a number of its own
-        step = max(high - low, 1e-12) / 255
-        x_scale = self.constant(f"{name}.input_scale", step)
-        x_zero = self.constant(f"{name}.input_zero", np.rint(-low / step), np.uint8)
-        return self.add("QuantizeLinear", x, x_scale, x_zero), x_scale, x_zero
+        low, high = min(low, 0.0), max(high, 0.0)  # 0 must be representable exactly
+        scale = max(high - low, 1e-12) / 255
+        x_scale = self.constant(f"{name}.input_scale", scale)
+        x_zero_point = self.constant(f"{name}.input_zero_point", np.rint(-low / scale), np.uint8)
+        return self.add("QuantizeLinear", x, x_scale, x_zero_point), x_scale, x_zero_point
 
-    def rounded_weight(self, name: str, weight: np.ndarray) -> tuple[str, str]:
-        """A layer's weight (out, in) as int8 (in, out), and the step of each output (out,)."""
+    def quantize_weight(self, name: str, weight: np.ndarray) -> tuple[str, str]:
+        """The weight (out, in) of a layer as symmetric int8 (in, out), and the scale of each output channel (out,)."""
         scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127
-        rounded = self.constant(f"{name}.weight", np.rint(weight / scale[:, None]).T, np.int8)
-        return rounded, self.constant(f"{name}.scale", scale)
+        quantized = self.constant(f"{name}.weight", np.rint(weight / scale[:, None]).T, np.int8)
+        return quantized, self.constant(f"{name}.scale", scale)
 
     def norm(self, x: str, name: str, layer: Any) -> str:
         weight = self.constant(f"{name}.weight", to_numpy(layer.weight))
@@ -101,17 +109,20 @@ class GraphBuilder:
 
 
 def build_graph(network: "Classifier", *, int8: bool, ranges: Mapping[str, Range] | None = None) -> GraphBuilder:
-    """The network as nodes: `image` uint8 (N, H, W, 3) -> `logits`, `probabilities` (N, K); any N, H, W.
+    """The graph of a network: `image` uint8 (N, H, W, 3) -> `logits`, `probabilities` (N, K); any N, H, W.
 
-    int8 products take their activations' range from `ranges` (static), or measure it as they run (dynamic).
+    With `int8`, `ranges` of the activations mean static quantization, None dynamic. Raises ReleaseError for a layer
+    that has no counterpart here.
     """
     graph = GraphBuilder(int8, ranges)
     _blocks(graph, network, _tokens(graph, network))
     return graph
 
 
-def to_proto(graph: GraphBuilder, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> Any:
-    """The nodes as a whole ONNX model."""
+def to_proto(
+    graph: GraphBuilder, network: "Classifier", *, class_names: Sequence[str], release_id: str
+) -> "ModelProto":
+    """The graph as an ONNX model with the metadata of a release."""
     from onnx import TensorProto, helper
 
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])]
@@ -124,21 +135,21 @@ def to_proto(graph: GraphBuilder, network: "Classifier", *, class_names: Sequenc
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
         ir_version=10,
     )
-    # Ranges that are measured as it runs are those of the whole batch: an image's answer would depend on the others.
-    max_batch = 1 if graph.int8 and graph.ranges is None else None
-    label(proto, network, class_names=class_names, release_id=release_id, max_batch=max_batch)
+    # Dynamic ranges span the batch: the prediction of an image would depend on the other images.
+    max_batch = 1 if graph.int8 and graph.ranges is None else 0
+    set_metadata(proto, network, class_names=class_names, release_id=release_id, max_batch=max_batch)
     return proto
 
 
 def _tokens(graph: GraphBuilder, network: "Classifier") -> str:
-    """image (N, H, W, 3) -> tokens (N, T, D), position added."""
+    """image (N, H, W, 3) -> tokens (N, T, D) with position embedding."""
     from onnx import TensorProto
 
     backbone, size = network.backbone, network.image_size
     pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
     number = graph.add("Shape", "image", start=0, end=1)
     sides = graph.add("Concat", number, graph.constant("sides", [3, size, size], np.int64), axis=0)
-    pixels = graph.add(  # as torch resizes: bilinear, antialiased, weights at the border made to sum to 1
+    pixels = graph.add(  # as torch.nn.functional.interpolate: bilinear, antialiased, border weights renormalised
         "Resize",
         *(pixels, "", "", sides),
         mode="linear",
@@ -156,13 +167,13 @@ def _tokens(graph: GraphBuilder, network: "Classifier") -> str:
 
 
 def _patches(graph: GraphBuilder, network: "Classifier", pixels: str) -> str:
-    """Pixels 0 to 255 (N, 3, S, S), normalised -> patches (N, D, S / P, S / P), by one convolution or several."""
+    """Pixels 0 to 255 (N, 3, S, S) -> normalised -> patches (N, D, S / P, S / P), by one or several convolutions."""
     from torch import nn
 
     mean = to_numpy(network.preprocess.mean).reshape(-1, 1, 1)
     std = to_numpy(network.preprocess.std).reshape(-1, 1, 1)
     layers = [layer for layer in network.backbone.conv_proj.modules() if not list(layer.children())]
-    if len(layers) == 1:  # no padding: normalising can be part of the kernel
+    if len(layers) == 1:  # no padding: the normalisation folds into the kernel
         kernel = to_numpy(layers[0].weight)  # (D, 3, P, P)
         bias = to_numpy(layers[0].bias) - (kernel * (mean / std)).sum(axis=(1, 2, 3))
         return _convolve(graph, layers[0], "patches", kernel / (255 * std), bias, pixels)
@@ -174,11 +185,12 @@ def _patches(graph: GraphBuilder, network: "Classifier", pixels: str) -> str:
             bias = to_numpy(layer.bias) if layer.bias is not None else np.zeros(layer.out_channels, np.float32)
             pixels = _convolve(graph, layer, name, to_numpy(layer.weight), bias, pixels)
         elif isinstance(layer, nn.GroupNorm) and layer.num_groups == 1:
-            pixels = _normalise(graph, layer, name, pixels)
+            pixels = _group_norm(graph, layer, name, pixels)
         elif isinstance(layer, nn.ReLU):
             pixels = graph.add("Relu", pixels)
         else:
-            raise ReleaseError(f"There is no fast form of a network with {type(layer).__name__}: it serves in float.")
+            kind = type(layer).__name__
+            raise ReleaseError(f"int8 does not support a {kind} layer in the patch embedding: the float file serves.")
     return pixels
 
 
@@ -193,11 +205,11 @@ def _convolve(graph: GraphBuilder, layer: Any, name: str, kernel: np.ndarray, bi
     )
 
 
-def _normalise(graph: GraphBuilder, layer: Any, name: str, x: str) -> str:
-    """One norm over all channels and places (N, C, H, W), then a weight and a bias for each channel."""
-    one = graph.constant("unit", [1.0]), graph.constant("none", [0.0])
+def _group_norm(graph: GraphBuilder, layer: Any, name: str, x: str) -> str:
+    """Group norm with one group, x (N, C, H, W): over all channels and positions, then weight and bias per channel."""
+    unit = graph.constant("unit", [1.0]), graph.constant("none", [0.0])
     flat = graph.add("Reshape", x, graph.constant("one_group", [0, 1, -1], np.int64))
-    flat = graph.add("InstanceNormalization", flat, *one, epsilon=layer.eps)
+    flat = graph.add("InstanceNormalization", flat, *unit, epsilon=layer.eps)
     x = graph.add("Reshape", flat, graph.add("Shape", x))
     x = graph.add("Mul", x, graph.constant(f"{name}.weight", to_numpy(layer.weight).reshape(-1, 1, 1)))
     return graph.add("Add", x, graph.constant(f"{name}.bias", to_numpy(layer.bias).reshape(-1, 1, 1)))
@@ -225,23 +237,25 @@ def _blocks(graph: GraphBuilder, network: "Classifier", x: str) -> None:
 
 
 def _attention(graph: GraphBuilder, name: str, block: Any, x: str, last: bool) -> str:
-    """Self-attention and its sum; in the last block only for the class token, which alone is asked."""
+    """Self-attention with its residual connection; in the last block for the class token only, which the head reads."""
     attention = block.self_attention
     width = attention.embed_dim
     weight, bias = to_numpy(attention.in_proj_weight), to_numpy(attention.in_proj_bias)  # (3 D, D), (3 D,)
     hidden = graph.norm(x, f"{name}.norm_1", block.ln_1)
     if last:
-        asked, x = graph.first_token(hidden), graph.first_token(x)
-        query = graph.linear(asked, f"{name}.query", weight[:width], bias[:width])
+        token, x = graph.first_token(hidden), graph.first_token(x)
+        query = graph.linear(token, f"{name}.query", weight[:width], bias[:width])
         both = graph.linear(hidden, f"{name}.key_value", weight[width:], bias[width:])
-        key, value = graph.add("Split", both, axis=2, num_outputs=2, outputs=2)
-        answers = graph.add("MultiHeadAttention", query, key, value, num_heads=attention.num_heads)
+        parts = [f"{name}.key", f"{name}.value"]
+        key, value = graph.add_node("Split", [both], parts, axis=2, num_outputs=2)
+        output = graph.add("MultiHeadAttention", query, key, value, num_heads=attention.num_heads)
     else:
-        answers = graph.attention(hidden, f"{name}.qkv", weight, bias, attention.num_heads)
+        output = graph.attention(hidden, f"{name}.qkv", weight, bias, attention.num_heads)
     out = attention.out_proj
-    return graph.add("Add", graph.linear(answers, f"{name}.out", to_numpy(out.weight), to_numpy(out.bias)), x)
+    return graph.add("Add", graph.linear(output, f"{name}.out", to_numpy(out.weight), to_numpy(out.bias)), x)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor's values in float32 on the CPU."""
-    return tensor.detach().cpu().float().numpy()
+    """A tensor as a float32 array."""
+    array: np.ndarray = tensor.detach().cpu().float().numpy()
+    return array

@@ -1,6 +1,6 @@
-"""The int8 form of a release: built, held against the float file, and kept only if it earned its place.
+"""int8 quantization of a release: candidates are built, compared with the float file, and accepted or rejected.
 
-The evidence is kept either way.
+The measurements of every candidate are recorded either way.
 """
 
 import dataclasses
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from tqdm import tqdm
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.image import read_image
@@ -19,27 +21,27 @@ from vitcifar.errors import ReleaseError
 from vitcifar.evaluation.compare import compare_evaluations
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.inference.session import OnnxClassifier
-from vitcifar.release.export import save
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import INT8_FILE, Manifest
 from vitcifar.release.onnx_graph import Range, build_graph, to_proto
-from vitcifar.release.parity import edge_case_files, in_batches, served_logits
+from vitcifar.release.parity import edge_case_files
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
 MIN_AGREEMENT = 0.99
-NUM_CALIBRATION = 64  # training images that static ranges are taken from
+NUM_CALIBRATION = 64  # training images that static activation ranges are calibrated on
+BATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One int8 form and what was found: it is kept when every one of the three holds."""
+    """One int8 model and its measurements on the validation images."""
 
     kind: str  # dynamic, static
     accepted: bool
     reason: str
-    agreement: float = 0.0  # share of validation images with the float file's answer
+    agreement: float = 0.0  # share of images with the float file's prediction
     accuracy: float = 0.0
     float_accuracy: float = 0.0
     outcome: str = ""  # of the paired test against the float file
@@ -48,75 +50,67 @@ class Candidate:
     float_p95_ms: float = 0.0
     file_bytes: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 def quantize(
     network: "Classifier", onnx_path: Path, splits: Splits, *, class_names: Sequence[str], release_id: str
 ) -> list[Candidate]:
-    """Build each int8 form beside the float file and judge it on the validation images; at most one is kept.
+    """Build a dynamic and a static int8 model next to the float file and evaluate both on the validation images.
 
-    The best that earned its place lies as model.int8.onnx beside the float file afterwards; nothing else does.
+    The faster of the accepted ones, if any, becomes model.int8.onnx next to the float file; the other is deleted.
     """
-    found: list[tuple[Candidate, Path]] = []
-    expected = _logits(onnx_path, splits.validation)
-    for kind in ("dynamic", "static"):
-        path = onnx_path.with_name(f"{kind}.onnx.candidate")
+    candidates: list[Candidate] = []
+    paths = {kind: onnx_path.with_name(f"{kind}.onnx.candidate") for kind in ("dynamic", "static")}
+    expected = _logits(onnx_path, splits.validation, "float")
+    for kind, path in paths.items():
         try:
             ranges = activation_ranges(network, splits.train) if kind == "static" else None
-            proto = to_proto(
-                build_graph(network, int8=True, ranges=ranges), network, class_names=class_names, release_id=release_id
-            )
-            save(proto, path)
-            del proto
-            candidate = evaluate_candidate(kind, path, onnx_path, splits.validation, expected)
+            graph = build_graph(network, int8=True, ranges=ranges)
+            onnx.save_model(to_proto(graph, network, class_names=class_names, release_id=release_id), str(path))
+            del graph
+            candidates.append(evaluate_candidate(kind, path, onnx_path, splits.validation, expected))
         except ReleaseError as error:
-            candidate = Candidate(kind=kind, accepted=False, reason=str(error))
-        found.append((candidate, path))
-    good = [pair for pair in found if pair[0].accepted]
-    best = min(good, key=lambda pair: pair[0].p95_ms, default=None)
+            candidates.append(Candidate(kind=kind, accepted=False, reason=str(error)))
+    accepted = [candidate for candidate in candidates if candidate.accepted]
+    best = min(accepted, key=lambda candidate: candidate.p95_ms, default=None)
     if best is not None:
-        os.replace(best[1], onnx_path.with_name(INT8_FILE))
-    for _, path in found:
+        os.replace(paths[best.kind], onnx_path.with_name(INT8_FILE))
+        reason = f"accurate enough, but the {best.kind} model is faster: {best.p95_ms:.1f} ms"
+        candidates = [
+            dataclasses.replace(candidate, accepted=False, reason=reason)
+            if candidate.accepted and candidate is not best
+            else candidate
+            for candidate in candidates
+        ]
+    for path in paths.values():
         path.unlink(missing_ok=True)
-    return [_settle(candidate, best) for candidate, _ in found]
-
-
-def _settle(candidate: Candidate, best: tuple[Candidate, Path] | None) -> Candidate:
-    if best is None or candidate is best[0] or not candidate.accepted:
-        return candidate
-    reason = f"good enough, but the {best[0].kind} form is faster: {best[0].p95_ms:.1f} ms"
-    return dataclasses.replace(candidate, accepted=False, reason=reason)
+    return candidates
 
 
 def evaluate_candidate(
     kind: str, path: Path, onnx_path: Path, dataset: ImageDataset, expected: np.ndarray
 ) -> Candidate:
-    """Hold an int8 file against the float file, whose logits (N, K) are expected: agreement, accuracy (paired), time.
-
-    The first that fails is said.
-    """
-    actual = _logits(path, dataset)
+    """Compare an int8 file with the float file, whose logits (N, K) are `expected`: agreement, accuracy (paired test),
+    latency. The reason of a rejection is the first of these that fails."""
+    actual = _logits(path, dataset, f"int8 {kind}")
     if not np.isfinite(actual).all():
-        return Candidate(kind=kind, accepted=False, reason="it answers with numbers that are not finite")
+        return Candidate(kind=kind, accepted=False, reason="it produces NaN or infinite logits")
     agreement = float((actual.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    ours, floats = (
+    int8, float32 = (
         evaluate(logits, dataset.labels, dataset.class_names, fingerprint="validation") for logits in (actual, expected)
     )
-    comparison = compare_evaluations(ours, floats)
+    comparison = compare_evaluations(int8, float32)
     p95, float_p95 = onnx_p95([path, onnx_path])
-    reason = "as right as the float file and faster"
+    rejected = ""
     if agreement < MIN_AGREEMENT:
-        reason = f"it agrees with the float file on {agreement:.2%} of the answers, limit {MIN_AGREEMENT:.0%}"
+        rejected = f"it agrees with the float file on {agreement:.2%} of the predictions, minimum {MIN_AGREEMENT:.0%}"
     elif comparison.outcome == "worse":
-        reason = f"it is less often right, p = {comparison.p_value:.2g}"
+        rejected = f"it is less accurate, p = {comparison.p_value:.2g}"
     elif p95 >= float_p95:
-        reason = f"it is not faster: {p95:.1f} ms against {float_p95:.1f} ms at the 95th percentile"
+        rejected = f"it is not faster: 95th percentile {p95:.1f} ms, float {float_p95:.1f} ms"
     return Candidate(
         kind=kind,
-        accepted=agreement >= MIN_AGREEMENT and comparison.outcome != "worse" and p95 < float_p95,
-        reason=reason,
+        accepted=not rejected,
+        reason=rejected or "it is not less accurate than the float file, and faster",
         agreement=agreement,
         accuracy=comparison.accuracy,
         float_accuracy=comparison.champion_accuracy,
@@ -129,12 +123,10 @@ def evaluate_candidate(
 
 
 def evaluate_served(path: Path, onnx_path: Path, splits: Splits, release: Manifest) -> dict[str, Any]:
-    """What the int8 file that serves scores on the test images, and how far it agrees with the float file."""
-    classifier, test = OnnxClassifier(path), splits.test
-    logits = np.concatenate([served_logits(classifier, images) for images in in_batches(test, "int8")])
-    network = release.checks["test"]
-    score = evaluate(
-        logits,
+    """The evaluation of the accepted int8 file on the test images, and its agreement with the float model."""
+    network, test = release.checks["test"], splits.test
+    evaluation = evaluate(
+        _logits(path, test, "int8"),
         test.labels,
         test.class_names,
         temperature=release.temperature,
@@ -142,27 +134,22 @@ def evaluate_served(path: Path, onnx_path: Path, splits: Splits, release: Manife
         fingerprint=network.get("fingerprint", ""),
     )
     edge_cases = [read_image(data, name) for name, data in edge_case_files().items()]
-    answers = (
-        classifier.logits(edge_cases).argmax(axis=1),
-        OnnxClassifier(onnx_path).logits(edge_cases).argmax(axis=1),
-    )
+    int8, float32 = (OnnxClassifier(file).logits(edge_cases).argmax(axis=1) for file in (path, onnx_path))
     return {
         "file": path.name,
-        "evaluation": score.to_dict(),
-        "agreement": float(np.mean(score.predictions == np.array(network["predictions"]))),
+        "evaluation": evaluation.to_dict(),
+        "agreement": float(np.mean(evaluation.predictions == np.array(network["predictions"]))),
         "num_edge_cases": len(edge_cases),
-        "num_edge_cases_changed": int((answers[0] != answers[1]).sum()),
+        "num_edge_cases_changed": int((int8 != float32).sum()),
     }
 
 
 def activation_ranges(network: "Classifier", dataset: ImageDataset) -> Mapping[str, Range]:
-    """The range of each linear layer's input over some training images, by the float form of the same graph."""
-    from onnx import TensorProto, helper
-
+    """Calibration: the range of each linear layer's input over some training images, from the float graph."""
     graph = build_graph(network, int8=False)
     proto = to_proto(graph, network, class_names=dataset.class_names, release_id="calibration")
     names = sorted(set(graph.linear_inputs.values()))
-    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    proto.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     del proto, graph.nodes, graph.constants
     lows, highs = np.zeros(len(names)), np.zeros(len(names))
@@ -174,5 +161,8 @@ def activation_ranges(network: "Classifier", dataset: ImageDataset) -> Mapping[s
     return {layer: ranges[name] for layer, name in graph.linear_inputs.items()}
 
 
-def _logits(path: Path, dataset: ImageDataset) -> np.ndarray:
-    return OnnxClassifier(path).logits(list(dataset.images))
+def _logits(path: Path, dataset: ImageDataset, title: str) -> np.ndarray:
+    """Logits (N, K) of an ONNX file, with a progress bar."""
+    classifier, images = OnnxClassifier(path), list(dataset.images)
+    starts = tqdm(range(0, len(images), BATCH_SIZE), desc=title, unit="batch", disable=None)
+    return np.concatenate([classifier.logits(images[start : start + BATCH_SIZE]) for start in starts])

@@ -1,0 +1,63 @@
+"""One MLflow model, three flavors: they agree when MLflow alone loads them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from support.exports import random_images
+
+from vitcifar.model.predict import predict_logits
+from vitcifar.release.flavor import requirements
+from vitcifar.release.manifest import verify
+
+
+def three_flavors(uri: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Probabilities (N, K) of each flavor of one version, loaded with MLflow alone."""
+    pytorch = mlflow.pytorch.load_model(uri)(torch.from_numpy(images))[1].detach().numpy()
+    proto = mlflow.onnx.load_model(uri)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+    pyfunc = mlflow.pyfunc.load_model(uri).predict(images)
+    return {
+        "pytorch": pytorch,
+        "onnx": session.run(["probabilities"], {"image": images})[0],
+        "python_function": np.array([[row["probabilities"][name] for name in names] for row in pyfunc]),
+    }
+
+
+@pytest.mark.parametrize("uri", ["models:/toy/1", "models:/toy@champion"])
+def test_three_flavors_give_the_same_probabilities(registry: Any, published: Any, uri: str) -> None:
+    for size in [(1, 32, 32), (7, 300, 200)]:
+        images = random_images(*size)
+        expected = torch.softmax(torch.from_numpy(predict_logits(published.networks[1], images)), -1).numpy()
+        for flavor, probabilities in three_flavors(uri, images).items():
+            np.testing.assert_allclose(probabilities, expected, atol=1e-5, err_msg=flavor)
+
+
+def test_the_python_function_accepts_image_files(registry: Any, published: Any) -> None:
+    image = random_images(1, 40, 50)[0]
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    model = mlflow.pyfunc.load_model("models:/toy/1")
+    (from_bytes,), (from_array,) = model.predict([buffer.getvalue()]), model.predict(image[None])
+    assert from_bytes["probabilities"] == from_array["probabilities"]
+    assert from_bytes["version"] == 1
+
+
+def test_the_digest_covers_every_file_of_a_version(registry: Any, tmp_path: Path) -> None:
+    version = registry.show(1)
+    folder = mlflow.artifacts.download_artifacts("models:/toy/1", dst_path=str(tmp_path))
+    release = verify(folder, digest=version.digest)
+    assert {"MLmodel", "conda.yaml", "data/model.pt2", "model.onnx", "requirements.txt"} <= set(release.files)
+    assert set(mlflow.models.Model.load(folder).flavors) == {"pytorch", "onnx", "python_function"}
+
+
+def test_requirements_are_pinned_to_versions_on_pypi() -> None:
+    assert all("==" in line and "+" not in line for line in requirements())

@@ -1,0 +1,35 @@
+"""Loading the network of a release from its pt2: the same weights, and never a pickle."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from vitcifar.errors import ReleaseError
+from vitcifar.release.load import load_weights, open_network
+
+
+def test_training_can_start_from_the_weights_of_a_version(registry: Any, published: Any) -> None:
+    weights = registry.state_dict("models:/toy@champion")
+    expected = published.networks[1].state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_pt2_that_contains_a_pickle_is_not_loaded(registry: Any) -> None:
+    release = registry.pull(1, pytorch=True)
+    path = release.path("data/model.pt2")
+    content = path.read_bytes()
+    try:
+        torch.save({"network": torch.nn.Linear(1, 1)}, path)
+        with pytest.raises(ReleaseError, match="are not plain tensors"):
+            load_weights(release)
+    finally:
+        path.write_bytes(content)
+
+
+def test_the_network_of_a_release_is_rebuilt_with_its_weights(registry: Any, published: Any) -> None:
+    rebuilt = open_network(registry.pull(1, pytorch=True))
+    expected = published.networks[1].state_dict()
+    assert not rebuilt.training
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in rebuilt.state_dict().items())
