@@ -125,9 +125,8 @@ def test_predict_downloads_nothing(client):
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}], ids=["bare", "with meta"])
 def test_predict_reads_no_other_file_of_the_server(page, digit, meta):
     """gradio_client would upload the file; a forged request names one that lies on the server."""
-    body, headers = json.dumps({"data": [{"path": str(digit), **meta}, "champion"]}).encode(), {}
-    address = f"{page.url}/gradio_api/call/predict"
-    headers = {"Content-Type": "application/json"}
+    body = json.dumps({"data": [{"path": str(digit), **meta}, "champion"]}).encode()
+    address, headers = f"{page.url}/gradio_api/call/predict", {"Content-Type": "application/json"}
     with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=10) as response:
         event = json.load(response)["event_id"]
     with urllib.request.urlopen(f"{address}/{event}", timeout=10) as response:

@@ -78,7 +78,7 @@ def error_card(message: str) -> str:
 
 
 def _confidence(prediction: Prediction, threshold: float) -> str:
-    """One line for every prediction of a version with a threshold, so that the card keeps its height."""
+    """One line for every prediction of a version with a threshold, so that the height of the card does not change."""
     if not threshold:
         return ""
     if prediction.probability < threshold:

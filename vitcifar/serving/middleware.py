@@ -1,6 +1,6 @@
 """ASGI middleware of the page: which hosts it serves, how large a request may be, and its security headers.
 
-Starlette's TrustedHostMiddleware knows no "any IP address" and answers without saying what to type.
+Starlette's TrustedHostMiddleware cannot allow every IP address, and its response does not name --allowed-hosts.
 """
 
 import ipaddress
