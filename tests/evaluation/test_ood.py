@@ -20,5 +20,5 @@ def test_ood_images_are_checked_without_loading_an_archive(tmp_path, monkeypatch
     check_ood(TrainConfig(analysis="none"))
     with pytest.raises(DataError, match="There is no folder /nowhere"):
         check_ood(resolve("digits", ood="/nowhere"))
-    with pytest.raises(ConfigError, match="ood is .digits."):
+    with pytest.raises(ConfigError, match="ood is 'digits'"):
         check_ood(resolve("digits", ood="digits"))

@@ -168,7 +168,7 @@ def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking
 
     while True:
         if num_started(study) >= plan.num_trials:
-            wait_for_heartbeats(study)
+            wait_for_heartbeats(study, plan)
         if num_started(study) >= plan.num_trials:
             return
         try:
@@ -184,18 +184,20 @@ def num_started(study: "Study") -> int:
     return sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in study.get_trials(deepcopy=False))
 
 
-def wait_for_heartbeats(study: "Study") -> None:
+def wait_for_heartbeats(study: "Study", plan: SweepPlan) -> None:
     """Wait until the trials of other processes end, at most for the grace period; trials without a process fail."""
     from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
+    numbers = {trial.number for trial in running_trials(study)}
     deadline = time.monotonic() + GRACE_SECONDS + 2  # the storage counts whole seconds
     while running_trials(study) and time.monotonic() < deadline:
         time.sleep(0.5)
         fail_stale_trials(study)
     for trial in running_trials(study):
-        if "process" not in trial.user_attrs:  # killed before the first heartbeat
+        if trial.number in numbers and "process" not in trial.user_attrs:  # killed before the first heartbeat
             study.tell(trial.number, state=TrialState.FAIL)
+            end_lost_trial(study, trial, Path(plan.config.output_dir))
 
 
 def run_trial(trial: "Trial", plan: SweepPlan, splits: Splits) -> float:
