@@ -43,7 +43,9 @@ def store_some(client: mlflow.MlflowClient, model_id: str, folder: str, *_: obje
     die()
 
 
-def save_model(path: str, mlflow_model: Model, staged: Path, release: Manifest, **_: object) -> None:
+def save_model(
+    path: str, mlflow_model: Model, staged: Path, release: Manifest, digests: list[str] | None = None, **_: object
+) -> None:
     folder = Path(path)
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "model.pt2").write_bytes(b"pt2")
@@ -51,7 +53,9 @@ def save_model(path: str, mlflow_model: Model, staged: Path, release: Manifest, 
         file.rename(folder / file.name)
     mlflow_model.add_flavor("python_function", loader_module=LOADER_MODULE)
     mlflow_model.save(str(folder / "MLmodel"))
-    write_manifest(release, folder)
+    digest = write_manifest(release, folder)
+    if digests is not None:
+        digests.append(digest)
 
 
 def replace_export(run_id: str) -> None:

@@ -130,7 +130,7 @@ def test_previous_holders_follow_promotions_and_rollbacks() -> None:
     assert previous_holders(events, 7) == [1, 2, 4]  # moved with another tool since
     events = [done("promote", before, after) for before, after in ((None, 1), (1, 2), (2, 1), (1, 3))]
     assert previous_holders([*events, done("rollback", 3, 1)], 1) == [1, 2]  # 1 held it before and after 2
-    assert previous_holders([new_event("champion", 1, 2, "promote", "")], 1) == []  # never came to it
+    assert previous_holders([new_event("champion", 1, 2, "promote", "")], 1) == []  # never moved
 
 
 def test_tags_of_other_tools_are_not_read_as_history() -> None:

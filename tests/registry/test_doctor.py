@@ -1,4 +1,4 @@
-"""What a process leaves behind that was killed at each point, and what a damaged store holds: found and fixed."""
+"""What killed processes and a damaged store leave behind is found and repaired."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ def patient(store: Path, request: pytest.FixtureRequest) -> Iterator[Registry]:
 
 
 def heal(registry: Registry, *kinds: str) -> list[Finding]:
-    """Repair, and hold that just these were found, that all were fixed and that nothing is left."""
+    """Repair, and require that exactly these kinds are found, all are fixed and nothing is left."""
     found = repair(registry, stale_seconds=0)
     assert tuple(finding.kind for finding in found) == kinds, found
     assert all(finding.fixed for finding in found), found
@@ -41,7 +41,7 @@ def heal(registry: Registry, *kinds: str) -> list[Finding]:
     return found
 
 
-def test_a_healthy_registry_is_waiting(patient: Registry) -> None:
+def test_a_healthy_registry_has_no_findings(patient: Registry) -> None:
     assert diagnose(patient, stale_seconds=0) == []
 
 
@@ -102,19 +102,19 @@ def test_killed_while_promoting_and_promoted_again(patient: Registry, store: Pat
     assert patient.rollback(reason="3 is slow").after == 2
 
 
-@pytest.mark.parametrize("came", [False, True])
-def test_killed_while_promoting(patient: Registry, store: Path, came: bool) -> None:
+@pytest.mark.parametrize("applied", [False, True])
+def test_killed_while_promoting(patient: Registry, store: Path, applied: bool) -> None:
     add_version(store, "second", patient.model_name)
     event = new_event("champion", 1, 2, "promote", "")
     patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
-    if came:
+    if applied:
         patient.client.set_registered_model_alias(patient.model_name, "champion", "2")
     heal(patient, "unfinished promotion")
-    assert patient.aliases() == {"champion": 2 if came else 1}
-    assert [event.after for event in patient.history()] == ([1, 2] if came else [1])
+    assert patient.aliases() == {"champion": 2 if applied else 1}
+    assert [event.after for event in patient.history()] == ([1, 2] if applied else [1])
 
 
-def test_what_is_young_may_still_be_at_work(patient: Registry, store: Path) -> None:
+def test_recent_unfinished_work_is_left_alone(patient: Registry, store: Path) -> None:
     store_release(store, "second", patient.model_name, files="[Mr]*")
     event = new_event("champion", 1, 2, "promote", "")
     patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
@@ -148,14 +148,14 @@ DAMAGES = [lose_a_file, change_a_file, change_release_json, lose_everything]
 
 
 @pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("mismatch", DAMAGES)
-def test_a_damaged_version_is_brought_back_from_the_cache(
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_incomplete_version_is_restored_from_the_cache(
     patient: Registry,
     store: Path,
-    mismatch: Callable[[Path], None],
+    damage: Callable[[Path], None],
 ) -> None:
     patient.pull(1, pytorch=True)
-    mismatch(stored(patient, 1, store))
+    damage(stored(patient, 1, store))
     with pytest.raises(ReleaseError, match=r"is incomplete \(missing or changed"):
         patient.promote(1, "challenger")
     heal(patient, "incomplete version")
@@ -163,23 +163,23 @@ def test_a_damaged_version_is_brought_back_from_the_cache(
 
 
 @pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("mismatch", DAMAGES)
-def test_without_a_copy_the_alias_goes_back_to_the_last_whole_release(
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_without_a_cached_copy_the_alias_moves_back_to_the_last_complete_release(
     patient: Registry,
     store: Path,
-    mismatch: Callable[[Path], None],
+    damage: Callable[[Path], None],
 ) -> None:
     add_version(store, "second", patient.model_name)
     patient.move_alias("champion", 2)
-    mismatch(stored(patient, 2, store))
+    damage(stored(patient, 2, store))
     heal(patient, "broken version")
     assert patient.aliases() == {"champion": 1}
     assert patient.history()[-1].reason == "doctor: version 2 is not a complete release"
-    assert [version.broken is None for version in patient.list()] == [False, True]  # put aside, not deleted
+    assert [version.broken is None for version in patient.list()] == [False, True]  # marked, not deleted
     assert patient.resolve("latest") == 1
 
 
-def test_without_any_whole_release_no_version_holds_the_alias(patient: Registry, store: Path) -> None:
+def test_without_any_complete_release_the_alias_is_dropped(patient: Registry, store: Path) -> None:
     add_version(store, "second", patient.model_name)
     lose_a_file(stored(patient, 1, store))
     heal(patient, "broken version")
@@ -188,21 +188,21 @@ def test_without_any_whole_release_no_version_holds_the_alias(patient: Registry,
 
 
 @pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
-def test_a_version_that_was_put_aside_can_come_back(patient: Registry, store: Path, tmp_path: Path) -> None:
+def test_a_version_marked_as_broken_can_be_restored(patient: Registry, store: Path, tmp_path: Path) -> None:
     add_version(store, "second", patient.model_name)
     model = stored(patient, 2, store) / "model.onnx"
-    kept = shutil.move(model, tmp_path / "model.onnx")
+    moved = shutil.move(model, tmp_path / "model.onnx")
     heal(patient, "broken version")
     patient.client.set_registered_model_alias(patient.model_name, "champion", "2")
     heal(patient, "broken version")
     assert patient.aliases() == {"champion": 1}
-    shutil.move(kept, model)
+    shutil.move(moved, model)
     heal(patient, "restored version")
     assert patient.show(2).broken is None
 
 
 @pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
-def test_a_store_whose_folder_is_not_there_is_no_loss(patient: Registry, store: Path, tmp_path: Path) -> None:
+def test_a_store_whose_folder_is_missing_changes_nothing(patient: Registry, store: Path, tmp_path: Path) -> None:
     add_version(store, "second", patient.model_name)
     store_release(store, "third", patient.model_name)
     patient.client.finalize_logged_model(
@@ -221,7 +221,7 @@ def test_a_store_whose_folder_is_not_there_is_no_loss(patient: Registry, store: 
 
 
 @pytest.mark.parametrize("workspace", ["server"], indirect=True)
-def test_a_store_that_does_not_answer_is_no_loss(
+def test_an_unreachable_store_changes_nothing(
     patient: Registry,
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -239,7 +239,7 @@ def test_a_store_that_does_not_answer_is_no_loss(
 
 
 @pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
-def test_a_full_disk_is_no_loss(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_changes_nothing(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor runs where no file can grow beyond a few bytes, as on a full disk."""
     program = (
         "import resource, signal, sys; from vitcifar import tracking; from vitcifar.registry.doctor import repair;"
@@ -255,7 +255,7 @@ def test_a_full_disk_is_no_loss(patient: Registry, monkeypatch: pytest.MonkeyPat
     assert diagnose(patient, stale_seconds=0) == []
 
 
-def test_a_file_that_is_not_of_the_release_is_found_and_taken_away(patient: Registry, store: Path) -> None:
+def test_an_unexpected_file_is_deleted(patient: Registry, store: Path) -> None:
     (stored(patient, 1, store) / "code").mkdir()
     (stored(patient, 1, store) / "code" / "more.py").write_text("print('read me')")
     with pytest.raises(ReleaseError, match=r"is incomplete .*code/more\.py"):
@@ -264,7 +264,7 @@ def test_a_file_that_is_not_of_the_release_is_found_and_taken_away(patient: Regi
     assert not (stored(patient, 1, store) / "code" / "more.py").exists()
 
 
-def test_an_alias_that_somebody_took_away_stays_away(patient: Registry, store: Path) -> None:
+def test_an_alias_that_was_deleted_is_not_restored(patient: Registry, store: Path) -> None:
     add_version(store, "second", patient.model_name)
     patient.move_alias("champion", 2)
     patient.client.delete_registered_model_alias(patient.model_name, "champion")
@@ -272,7 +272,7 @@ def test_an_alias_that_somebody_took_away_stays_away(patient: Registry, store: P
     assert patient.aliases() == {}
 
 
-def test_an_alias_on_what_is_no_release_goes_back(patient: Registry, store: Path) -> None:
+def test_an_alias_on_a_foreign_version_moves_back(patient: Registry, store: Path) -> None:
     add_version(store, "second", patient.model_name)
     patient.client.delete_model_version_tag(patient.model_name, "2", "release_digest")
     patient.client.set_registered_model_alias(patient.model_name, "champion", "2")
@@ -291,7 +291,7 @@ def test_a_version_whose_stored_model_was_deleted_does_not_stop_the_doctor(patie
     ]
 
 
-def test_an_alias_that_went_with_its_version_comes_back(patient: Registry, store: Path) -> None:
+def test_an_alias_deleted_with_its_version_moves_back(patient: Registry, store: Path) -> None:
     add_version(store, "second", patient.model_name)
     patient.move_alias("champion", 2)
     patient.client.delete_model_version(patient.model_name, "2")
@@ -301,7 +301,7 @@ def test_an_alias_that_went_with_its_version_comes_back(patient: Registry, store
 
 
 @pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
-def test_a_repair_that_fails_is_said(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_repair_is_reported(patient: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitcifar.registry import doctor
 
     def fail() -> None:

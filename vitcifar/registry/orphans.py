@@ -30,7 +30,7 @@ def missing_store(subject: str, folder: str) -> Finding:
         kind="missing store",
         subject=subject,
         message=f"none of its files is in {folder}, which may not be mounted",
-        fix="restore that folder; a release that is lost for good can be deleted in MLflow",
+        fix="restore that folder; delete the release in MLflow if the folder cannot be restored",
     )
 
 
