@@ -174,7 +174,7 @@ def test_a_long_reason_and_long_names_fit_into_a_tag(toy: Registry, numbers: dic
     folder.mkdir()
     for index in range(6):
         (folder / f"{index}-{'n' * 200}.png").write_bytes(make_image("blue"))
-    promote(toy, numbers["worse"], policy=Policy(golden_dir=tmp_path), force=True, reason="Ж" * 5000)
+    promote(toy, numbers["worse"], policy=Policy(golden_dir=str(tmp_path)), force=True, reason="Ж" * 5000)
     tags = toy.client.get_registered_model("toy").tags | dict(toy.show(numbers["worse"]).tags)
     assert max(len(value) for value in tags.values()) < 5000
     assert toy.history()[-1].reason.startswith("ЖЖ")
@@ -221,15 +221,15 @@ def test_golden_pictures_must_be_right(toy: Registry, numbers: dict[str, int], t
     for colour in COLOURS:
         (tmp_path / colour).mkdir()
         (tmp_path / colour / "plain.png").write_bytes(make_image(colour if colour != "green" else (0, 200, 0)))
-    promote(toy, numbers["better"], policy=Policy(golden_dir=tmp_path))
+    promote(toy, numbers["better"], policy=Policy(golden_dir=str(tmp_path)))
     (tmp_path / "red" / "really-blue.png").write_bytes(make_image("blue"))
     (tmp_path / "red" / "broken.png").write_bytes(b"not an image")
-    gates = check_gates(toy, numbers["better"], "champion", Policy(golden_dir=tmp_path))
+    gates = check_gates(toy, numbers["better"], "champion", Policy(golden_dir=str(tmp_path)))
     golden = next(gate for gate in gates if gate.name == "golden images")
     assert (golden.passed, golden.value, golden.limit) == (False, 2, 0)
     assert "red/really-blue.png (blue)" in golden.message
     with pytest.raises(DataError, match="no golden images"):
-        check_gates(toy, numbers["better"], "champion", Policy(golden_dir=tmp_path / "red"))
+        check_gates(toy, numbers["better"], "champion", Policy(golden_dir=str(tmp_path / "red")))
 
 
 @pytest.mark.parametrize("wrong", [{"require": "best"}, {"margin": -0.1}, {"max_ece": float("nan")}])
