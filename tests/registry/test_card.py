@@ -39,22 +39,22 @@ def test_the_card_says_what_was_recorded_and_nothing_else(toy: Registry) -> None
         "# toy 1",
         "- aliases: champion",
         "- test: 7 images, 3 to 4 in each of 2 classes",
-        "- accuracy: 0.9000 (95 % interval",
+        "- accuracy: 0.9000 (95% interval",
         "- learning_rate: 0.0",
         f"- code: commit {'c' * 40}\n",
-        "logits off by at most 1e-06, 0 of 400 answers changed",
+        "largest logit difference 1e-06, 0 of 400 predictions changed",
         ": passed: the first",
-        "  - passed files: all whole",
+        "  - passed files: complete",
         "| red |",
     ):
         assert line in card
     assert "epochs" not in card
-    assert "with changes that were not committed" in model_card(toy.show(2), toy.pull(2))
+    assert "with uncommitted changes" in model_card(toy.show(2), toy.pull(2))
 
 
 def test_the_card_tells_of_a_refusal_too(toy: Registry) -> None:
     card = model_card(toy.show(2), toy.pull(2))
-    assert ": refused" in card
+    assert ": rejected" in card
     assert "FAILED champion: against version 1 inconclusive" in card
 
 
@@ -73,9 +73,9 @@ def test_prune_keeps_the_newest_and_every_version_with_an_alias(toy: Registry) -
         prune(toy, keep=0)
     assert [version.number for version in prune(toy, keep=1)] == [4, 2]
     assert len(toy.list()) == 5  # a dry run
-    toy.promote(2, reason="only to see where a rollback goes")
+    toy.move_alias("champion", 2, reason="only to see where a rollback goes")
     toy.rollback(reason="seen")
-    toy.promote(5, reason="1 is what a rollback goes to")
+    toy.move_alias("champion", 5, reason="1 is what a rollback goes to")
     assert [version.number for version in prune(toy, keep=1)] == [4, 2]
     toy.rollback(reason="5 was only to see")
     assert [version.number for version in prune(toy, keep=2, dry_run=False)] == [2]

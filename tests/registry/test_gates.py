@@ -43,7 +43,7 @@ def numbers(workspace: Path) -> dict[str, int]:
 @pytest.fixture
 def toy(numbers: dict[str, int]) -> Iterator[Registry]:
     registry = Registry("toy")
-    registry.promote(numbers["good"])
+    registry.move_alias("champion", numbers["good"])
     yield registry
     for key in registry.client.get_registered_model("toy").tags:
         registry.client.delete_registered_model_tag("toy", key)
@@ -58,7 +58,7 @@ def test_a_worse_version_is_refused_with_its_numbers(toy: Registry, numbers: dic
     with pytest.raises(GateError, match=r"worse: 75\.0% against 90\.0% right on the same 400 images") as error:
         promote(toy, numbers["worse"])
     assert failed(error) == ["champion", "calibration"]
-    assert str(error.value).endswith(f"Past them: vitcifar promote {numbers['worse']} --force yes --reason WHY.")
+    assert str(error.value).endswith(f"To override: vitcifar promote {numbers['worse']} --force yes --reason WHY.")
     assert "Limits: --require, --margin, --max-ece." in error.value.summary
     assert toy.aliases() == {"champion": numbers["good"]}
     assert len(toy.history()) == 1
@@ -92,7 +92,7 @@ def test_the_same_answers_are_not_worse_but_not_better_either(toy: Registry, num
 
 
 def test_scores_of_other_pictures_cannot_be_compared(toy: Registry, numbers: dict[str, int]) -> None:
-    with pytest.raises(GateError, match="cannot be compared with 1") as error:
+    with pytest.raises(GateError, match="cannot be compared with version 1") as error:
         promote(toy, numbers["elsewhere"])
     assert failed(error) == ["champion"]
     promote(toy, numbers["elsewhere"], policy=Policy(require="none"))
@@ -108,7 +108,9 @@ def test_a_version_without_scores_or_parity_fails_closed(toy: Registry, numbers:
     with pytest.raises(GateError) as error:
         promote(toy, numbers["unscored"])
     assert failed(error) == ["accuracy", "champion", "calibration"]
-    with pytest.raises(GateError, match=r"parity: 0 of 400 answers changed by the export, logits by up to 0\.5"):
+    with pytest.raises(
+        GateError, match=r"parity: 0 of 400 predictions changed by the export, largest logit difference 0\.5"
+    ):
         promote(toy, numbers["off"])
 
 
@@ -124,7 +126,7 @@ def test_the_gates_judge_the_file_that_serves(toy: Registry, tmp_path: Path) -> 
         promote(toy, number)
     assert "champion" in failed(error)
     parity = next(gate for gate in error.value.gates if gate.name == "parity")
-    assert "model.int8.onnx, which serves, agrees on 99.50% of the test images" in parity.message
+    assert "the served model.int8.onnx agrees on 99.50% of the test images" in parity.message
     assert toy.show(number).test_accuracy == 0.75
 
 
@@ -138,15 +140,15 @@ def test_an_int8_file_without_scores_of_its_own_fails_closed(toy: Registry, tmp_
 def test_nobody_else_moves_the_alias_while_the_gates_run(
     toy: Registry, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = gates.check_gates
+    real = gates._check
 
     def slow(registry: Registry, *more: Any) -> Any:
         found = real(registry, *more)
-        registry.promote(numbers["same"], reason="meanwhile")
+        registry.move_alias("champion", numbers["same"], reason="meanwhile")
         return found
 
-    monkeypatch.setattr(gates, "check_gates", slow)
-    with pytest.raises(RegistryError, match="by somebody else meanwhile"):
+    monkeypatch.setattr(gates, "_check", slow)
+    with pytest.raises(RegistryError, match="was moved concurrently"):
         promote(toy, numbers["better"])
     assert toy.aliases() == {"champion": numbers["same"]}
 
@@ -154,7 +156,7 @@ def test_nobody_else_moves_the_alias_while_the_gates_run(
 def test_limits_are_said_with_how_much_is_missing(toy: Registry, numbers: dict[str, int]) -> None:
     policy = Policy(min_accuracy=0.99, max_ece=0.001, max_p95_ms=0.000001)
     with pytest.raises(
-        GateError, match=r"accuracy: 0\.9800 \(.* 400 images\), limit 0\.9900, short by 0\.0100"
+        GateError, match=r"accuracy: 0\.9800 \(.* 400 images\), minimum 0\.9900, 0\.0100 too low"
     ) as error:
         promote(toy, numbers["better"], policy=policy)
     assert failed(error) == ["accuracy", "calibration", "latency"]

@@ -81,9 +81,9 @@ print(registering.publish(None, splits=Splits, evaluation={{}}, config=TrainConf
 """
 
 POINTS = {  # where it is killed: what the doctor finds, and the versions there are after it
-    "proving": (["unfinished export"], []),
-    "before storing": (["unfinished export", "half-stored model"], []),
-    "storing": (["unfinished export", "half-stored model"], []),
+    "proving": (["abandoned export"], []),
+    "before storing": (["abandoned export", "orphaned model"], []),
+    "storing": (["abandoned export", "orphaned model"], []),
     "before naming": (["unregistered release"], [1]),
     "before registering": (["unregistered release"], [1]),
     "before linking": (["unlinked version"], [1]),
@@ -125,14 +125,14 @@ def test_killed_at_any_point_the_doctor_brings_back_whole_releases(point: str, s
     registry, (kinds, numbers) = Registry("toy"), POINTS[point]
     for version in registry.list():  # whatever is registered is whole
         assert registry.pull(version.number, pytorch=True).release_id == "killed"
-    found = repair(registry, settled_seconds=0)
+    found = repair(registry, stale_seconds=0)
     assert [finding.kind for finding in found] == kinds
     assert all(finding.fixed for finding in found)
-    assert diagnose(registry, settled_seconds=0) == []
+    assert diagnose(registry, stale_seconds=0) == []
     assert [version.number for version in registry.list()] == numbers
     assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
     for number in numbers:
-        assert registry.promote(number).after == number
+        assert registry.move_alias("champion", number).after == number
 
 
 def test_the_next_publishing_goes_well_without_a_doctor(store: str) -> None:
@@ -140,4 +140,4 @@ def test_the_next_publishing_goes_well_without_a_doctor(store: str) -> None:
     done = publish("never", store)
     assert done.returncode == 0, done.stderr
     assert [version.number for version in Registry("toy").list()] == [1]
-    assert Registry("toy").promote("latest").after == 1
+    assert Registry("toy").move_alias("champion", 1).after == 1

@@ -1,9 +1,11 @@
-"""What the gates require of a version: every limit once, with its default, help and bounds.
+"""What the gates require of a version, and the result of one gate.
 
-The options of `vitcifar promote` are generated from these fields. Imports neither mlflow nor torch nor numpy.
+The options of `vitcifar promote` are generated from `Policy`. Imports neither mlflow nor torch nor numpy.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from vitcifar.config import check, setting
 
@@ -32,3 +34,33 @@ class Policy:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check(field, getattr(self, field.name))
+
+
+MAX_MESSAGE = 400  # characters: a move with its seven gates must fit into a tag, which holds 5,000 in some databases
+OLD_FIELDS = {"asked": "required", "sentence": "message", "number": "value"}  # as vitcifar 0.1 recorded them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The result of one gate: the measured value, its limit and a message."""
+
+    name: str
+    passed: bool
+    message: str
+    value: float | None = None
+    limit: float | None = None
+    required: bool = True  # false without a limit: such a gate cannot fail
+
+    @property
+    def state(self) -> str:
+        if not self.passed:
+            return "FAILED"
+        return "passed" if self.required else "not required"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "message": self.message[:MAX_MESSAGE]}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Gate":
+        """A recorded gate. Raises TypeError for fields that no gate has."""
+        return cls(**{OLD_FIELDS.get(name, name): value for name, value in fields.items()})
