@@ -34,17 +34,28 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One image's answer: the most likely class, every class's probability (largest first), and who answered."""
+    """One image's prediction: the most likely class, every class's probability (largest first), and the release."""
 
     label: str
     probabilities: dict[str, float]
     release_id: str
-    timing: Timing
+    timing: Timing | None = None
 
     @property
     def probability(self) -> float:
         """The probability of the label."""
         return self.probabilities[self.label]
+
+    def to_dict(self, model: str, version: int | None) -> dict[str, Any]:
+        """What every entry point returns: label, probabilities, model, version, release_id and, if measured, timing."""
+        fields: dict[str, Any] = {
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "model": model,
+            "version": version,
+            "release_id": self.release_id,
+        }
+        return fields if self.timing is None else {**fields, "timing": dataclasses.asdict(self.timing)}
 
 
 class OnnxClassifier:
@@ -81,14 +92,22 @@ class OnnxClassifier:
         decoded = time.perf_counter()
         probabilities = self.probabilities([image])[0]  # (K,)
         inferred = time.perf_counter()
-        ranked = self.ranked(probabilities)
+        prediction = self._prediction(probabilities)
         end = time.perf_counter()
         timing = Timing(
             decode_ms=1e3 * (decoded - start), inference_ms=1e3 * (inferred - decoded), total_ms=1e3 * (end - start)
         )
-        return Prediction(label=next(iter(ranked)), probabilities=ranked, release_id=self.release_id, timing=timing)
+        return dataclasses.replace(prediction, timing=timing)
 
-    def ranked(self, probabilities: np.ndarray) -> dict[str, float]:
+    def predict_images(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Classify images, each uint8 (H, W, 3) of any size, in order and without timing. Raises ImageError."""
+        return [self._prediction(probabilities) for probabilities in self.probabilities(images)]
+
+    def _prediction(self, probabilities: np.ndarray) -> Prediction:
+        ranked = self.rank_classes(probabilities)
+        return Prediction(label=next(iter(ranked)), probabilities=ranked, release_id=self.release_id)
+
+    def rank_classes(self, probabilities: np.ndarray) -> dict[str, float]:
         """One image's probabilities (K,) by class name, the largest first."""
         order = np.argsort(-probabilities, kind="stable")
         return {self.class_names[index]: float(probabilities[index]) for index in order}

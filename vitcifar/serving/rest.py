@@ -53,7 +53,7 @@ class ImageModel:
         return [self._row(one) for one in probabilities]
 
     def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
-        ranked = self.opened.classifier.ranked(probabilities)
+        ranked = self.opened.classifier.rank_classes(probabilities)
         return {
             "label": next(iter(ranked)),
             "probabilities": ranked,
