@@ -133,3 +133,9 @@ def choose(ids: tuple[str, ...], limit: int) -> np.ndarray:
     """At most `limit` places, the same on every machine."""
     ranks = [hashlib.sha256(id.encode()).digest() for id in ids]
     return np.sort(np.array(sorted(range(len(ids)), key=ranks.__getitem__)[:limit], dtype=np.int64))
+
+
+def check_ood(config: TrainConfig) -> None:
+    """Raise what `read_ood_images` raises for this config, without loading an archive that is already on disk."""
+    if ood_source(config) != "cifar10" or not any(Path("data").glob("cifar-10-*")):
+        read_ood_images(config, limit=1)
