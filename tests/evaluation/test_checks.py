@@ -16,7 +16,6 @@ from vitcifar.evaluation import ood as o
 from vitcifar.evaluation.analysis import rollout
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.evaluation.slices import evaluate_slices, holm, image_properties
-from vitcifar.report.galleries import overlay_weights
 
 
 def some_images(images, labels=None, prefix="p"):
@@ -160,13 +159,6 @@ def test_rollout_of_patches_that_are_not_a_square_needs_their_grid():
     assert rollout(attention, grid=(2, 3)).shape == (2, 3)
     with pytest.raises(AssertionError):
         rollout(attention)
-
-
-def test_overlay_is_bright_where_the_map_is_and_has_the_pictures_size():
-    weights = overlay_weights(np.array([[0.0, 0.0], [0.0, 1.0]]), 20, 30)
-    assert weights.shape == (20, 30) and weights.min() == 0.0 and weights.max() == pytest.approx(1.0, abs=0.01)
-    assert weights[-1, -1] > 0.9 and weights[0, 0] < 0.1
-    assert (overlay_weights(np.full((2, 2), 0.25), 4, 4) == 0).all()
 
 
 # Nearest images and duplicates
