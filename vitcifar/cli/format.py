@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vitcifar.evaluation.metrics import Evaluation
-    from vitcifar.experiments.seeds import Seeds
-    from vitcifar.experiments.sweep_report import Tally
+    from vitcifar.experiments.seeds import SeedRuns
+    from vitcifar.experiments.sweep_report import SweepResult
     from vitcifar.registry.aliases import Event
     from vitcifar.registry.diff import Difference
     from vitcifar.registry.policy import Gate
@@ -23,36 +22,31 @@ def print_field(name: str, value: object) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns: to the right where every cell is a number or `-`, else to the left."""
+    """Print aligned columns: numbers (with `-` for a missing one) to the right, text to the left."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = [all(re.fullmatch(r"-|[\d.]+", cell) for cell in column) for column in zip(*rows, strict=True)]
+    texts = ["".join(column) for column in zip(*rows, strict=True)]
+    right = [not text.strip("-.0123456789") and any(map(str.isdigit, text)) for text in texts]
     for line in lines:
         cells = [f"{cell:{'>' if r else '<'}{width}}" for cell, width, r in zip(line, widths, right, strict=True)]
         click.echo("  ".join(cells).rstrip())
 
 
-def print_accuracy(evaluation: "Evaluation") -> None:
-    interval = f"95% interval {evaluation.accuracy_low:.4f} to {evaluation.accuracy_high:.4f}"
-    print_field("test accuracy", f"{evaluation.accuracy:.4f} ({interval}, {evaluation.num_images} images)")
-
-
-def print_seeds(result: "Seeds") -> None:
-    for child in result.children:
-        metrics = child.metrics
-        scores = f"validation {metrics['validation/accuracy']:.4f}  test {metrics['test/accuracy']:.4f}"
-        print_field(f"seed {child.seed}", f"{scores}  run {child.run_id}")
-    spread = result.spreads["test/accuracy"]
-    interval = f"95% interval over the seeds {spread.low:.4f} to {spread.high:.4f}, Student's t"
-    print_field("mean", f"{spread.mean:.4f} ({interval})")
+def print_seeds(result: "SeedRuns") -> None:
+    for run in result.runs:
+        accuracies = [f"{split} {run.metrics[f'{split}/accuracy']:.4f}" for split in ("validation", "test")]
+        print_field(f"seed {run.seed}", f"{'  '.join(accuracies)}  run {run.run_id}")
+    mean = result.intervals["test/accuracy"]
+    interval = f"95% interval over the seeds {mean.low:.4f} to {mean.high:.4f}, Student's t"
+    print_field("mean", f"{mean.mean:.4f} ({interval})")
     print_field("parent run", result.run_id)
     print_field("released", f"seed {result.best.seed}, the best on validation")
 
 
-def print_sweep(result: "Tally") -> None:
+def print_sweep(result: "SweepResult") -> None:
     best = result.best
     assert best is not None  # a sweep without a complete trial has raised
-    counts = f"{result.num_complete} complete, {result.num_pruned} pruned, {result.num_killed} killed"
+    counts = f"{result.num_complete} complete, {result.num_pruned} pruned, {result.num_failed} failed"
     print_field("trials", counts)
     print_field("parent run", result.run_id)
     print_field("best", f"trial {best.number}, validation accuracy {best.accuracy:.4f}, run {best.run_id}")
@@ -129,8 +123,8 @@ def print_event(event: "Event") -> None:
     elif event.after is None:
         click.echo(f"{event.alias} was removed from version {event.before}.")
     else:
-        before = "new" if event.before is None else f"was {event.before}"
-        click.echo(f"{event.alias} now points to version {event.after} ({before}).")
+        before = "" if event.before is None else f" (was {event.before})"
+        click.echo(f"{event.alias} now points to version {event.after}{before}.")
 
 
 def print_findings(findings: Iterable["Finding"]) -> None:

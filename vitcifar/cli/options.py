@@ -26,7 +26,7 @@ RENAMED_OPTIONS = {  # hidden aliases until 0.3
 
 
 class Command(click.Command):
-    """A command whose options may be written with underscores (MLflow passes -P a_b=1 as --a_b 1) or renamed ones."""
+    """A command whose options may be written with underscores, as MLflow writes them, or under an old name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [self.current_name(word) for word in args])

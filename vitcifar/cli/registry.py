@@ -119,7 +119,8 @@ def history(registry: "Registry", alias: str) -> None:
     events = [event for event in everything if alias in ("all", event.alias)]
     if not events:
         known = ", ".join(sorted({event.alias for event in everything})) or "none"
-        raise click.ClickException(f"No move of {alias!r} is recorded; aliases with a history: {known}.")
+        moved = "an alias" if alias == "all" else repr(alias)
+        raise click.ClickException(f"No move of {moved} is recorded; aliases with a history: {known}.")
     format.print_history(events)
 
 

@@ -59,7 +59,7 @@ def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
 
 
 def print_trained(trained: "Trained", promote_to: str) -> None:
-    format.print_accuracy(trained.evaluation)
+    format.print_field("test accuracy", trained.evaluation.accuracy_text())
     format.print_field("run", trained.run_id)
     format.print_field("weights", f"sha256 {trained.weights_sha256}")
     alias = f" ({trained.alias})" if trained.alias else ""
@@ -120,11 +120,11 @@ def sweep(
     """
     from vitcifar import tracking
     from vitcifar.experiments.search_space import parse_space
-    from vitcifar.experiments.storage import Plan
+    from vitcifar.experiments.sweep import SweepPlan
     from vitcifar.experiments.sweep import sweep as run_sweep
 
     fixed = options.given(values)
-    plan = Plan(
+    plan = SweepPlan(
         config=resolve(preset, **fixed),
         preset=preset,
         space=parse_space(search, fixed),
@@ -176,7 +176,7 @@ def evaluate(registry: "Registry", version: str, experiment: str, **values: Any)
     from vitcifar.experiments.evaluate import evaluate_version
 
     run_id, evaluation = evaluate_version(registry, version, experiment=experiment, **options.given(values))
-    format.print_accuracy(evaluation)
+    format.print_field("test accuracy", evaluation.accuracy_text())
     format.print_field("run", run_id)
 
 
