@@ -106,7 +106,7 @@ def test_two_processes_share_one_sweep_and_its_trials(store, monkeypatch, tmp_pa
     learn = pipeline.learn
 
     def learn_beside(*args, **more):
-        """Before the first trial here goes on, another process has joined and finished one."""
+        """Before the first trial of this process continues, another process has joined and finished one."""
         if not others:
             others.append(start_sweep(tmp_path, "--trials", "5"))
             wait_until(lambda: states()["COMPLETE"] == 1, others[0])

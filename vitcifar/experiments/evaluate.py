@@ -1,7 +1,6 @@
 """Evaluation of registered versions, and comparison of two of them, each as a run of its own."""
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,6 @@ from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import data_name, log_datasets, log_evaluation, log_report, score
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """What the ONNX model of a version returns for the test split."""
-
-    classifier: OnnxClassifier
-    logits: np.ndarray  # (N, K)
-    probabilities: np.ndarray  # (N, K)
-    evaluation: Evaluation
-
-
 def evaluate_version(registry: Registry, spec: str, *, experiment: str, **options: Any) -> tuple[str, Evaluation]:
     """Evaluate the ONNX model of a version on its own test images, or on those that `options` select.
 
@@ -47,20 +36,22 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     check_classes(release, splits)
     check_ood(config)
     network = open_network(registry.pull(str(release.version), pytorch=True)) if config.analysis == "full" else None
+    classifier = OnnxClassifier(release.onnx_path)
     tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
     with start_run(experiment, f"evaluate-{registry.model_name}-{release.version}", tags) as run:
-        outputs = evaluate_onnx(release, splits)
+        evaluation, logits = evaluate_onnx(classifier, release, splits)
+        probabilities = softmax(logits, release.temperature)
         log_datasets(run, config, {"test": splits.test}, splits)
-        log_evaluation(run, outputs.evaluation, splits.test, outputs.probabilities)
+        log_evaluation(run, evaluation, splits.test, probabilities)
         if config.analysis == "none":
-            return run.run_id, outputs.evaluation
+            return run.run_id, evaluation
         others = trained_on(release, splits)
         analysis = analyze(
-            outputs.evaluation,
+            evaluation,
             splits.test,
-            outputs.logits,
+            logits,
             config,
-            predictor=outputs.classifier.logits,
+            predictor=classifier.logits,
             trained_on=others,
             network=network,
         )
@@ -68,14 +59,14 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
         log_report(
             run,
             analysis,
-            outputs.evaluation,
+            evaluation,
             splits.test,
-            outputs.probabilities,
+            probabilities,
             title=f"{version_name(release)} on {data_name(config)}",
             subtitle=f"Evaluated on {len(splits.test):,} images with its ONNX model.{note}",
             facts=report_facts(release) | {"Run": run.run_id},
         )
-    return run.run_id, outputs.evaluation
+    return run.run_id, evaluation
 
 
 def compare_versions(
@@ -104,16 +95,18 @@ def compare_versions(
     tags = {"compares": f"models:/{registry.model_name}/{ours.version}", "against": str(theirs.version)}
     with start_run(experiment, title, tags) as run:
         log_datasets(run, config, {"test": splits.test}, splits)
-        outputs, other = evaluate_onnx(ours, splits), evaluate_onnx(theirs, splits)
-        comparison = compare_evaluations(outputs.evaluation, other.evaluation, margin=margin, detectable=detectable)
-        log_evaluation(run, outputs.evaluation, splits.test, outputs.probabilities)
+        evaluation, logits = evaluate_onnx(OnnxClassifier(ours.onnx_path), ours, splits)
+        other, _ = evaluate_onnx(OnnxClassifier(theirs.onnx_path), theirs, splits)
+        comparison = compare_evaluations(evaluation, other, margin=margin, detectable=detectable)
+        probabilities = softmax(logits, ours.temperature)
+        log_evaluation(run, evaluation, splits.test, probabilities)
         against = f"{version_name(theirs)}, release {theirs.release_id}"
         log_report(
             run,
             None,
-            outputs.evaluation,
+            evaluation,
             splits.test,
-            outputs.probabilities,
+            probabilities,
             title=title,
             subtitle=f"Both evaluated on the same {len(splits.test):,} images with their ONNX models.",
             facts=report_facts(ours) | {"Against": against, "Run": run.run_id},
@@ -126,16 +119,10 @@ def start_run(experiment: str, run_name: str, tags: dict[str, str]) -> contextli
     return tracking.start_run(experiment=experiment, output_dir=Path("runs"), run_name=run_name, tags=tags)
 
 
-def evaluate_onnx(release: Manifest, splits: Splits) -> Outputs:
-    """Run the ONNX model of a version on the test split and compute the metrics."""
-    classifier = OnnxClassifier(release.onnx_path)
+def evaluate_onnx(classifier: OnnxClassifier, release: Manifest, splits: Splits) -> tuple[Evaluation, np.ndarray]:
+    """The metrics of a version's ONNX model on the test split, and its logits (N, K)."""
     logits = classifier.logits([*splits.test.images])
-    return Outputs(
-        classifier=classifier,
-        logits=logits,
-        probabilities=softmax(logits, release.temperature),
-        evaluation=score(logits, splits, release.temperature, release.threshold),
-    )
+    return score(logits, splits, release.temperature, release.threshold), logits
 
 
 def recorded_splits(release: Manifest) -> Splits | None:

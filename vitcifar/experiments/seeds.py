@@ -39,7 +39,6 @@ class SeedRun:
     seed: int
     run_id: str
     metrics: Mapping[str, float]
-    config: TrainConfig
     evaluation: Evaluation
     network: "Classifier | None"  # of the best run only
 
@@ -75,7 +74,7 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
             runs = drop_networks([*runs, train_seed(config, splits, seed)])
         intervals = log_seeds(parent, runs)
         best = best_run(runs)
-        released = release_best(parent, best, splits)
+        released = release_best(parent, best, splits, dataclasses.replace(config, seed=best.seed))
     return SeedRuns(run_id=parent.run_id, runs=tuple(runs), intervals=intervals, best=best, released=released)
 
 
@@ -95,7 +94,7 @@ def train_seed(config: TrainConfig, splits: Splits, seed: int) -> SeedRun:
     except VitCifarError as error:
         raise type(error)(f"Seed {seed}: {error}") from error
     metrics = {**result.best_metrics, **{f"test/{name}": getattr(evaluation, name) for name in TEST_METRICS}}
-    return SeedRun(seed=seed, run_id=run.run_id, metrics=metrics, config=config, evaluation=evaluation, network=network)
+    return SeedRun(seed=seed, run_id=run.run_id, metrics=metrics, evaluation=evaluation, network=network)
 
 
 def best_run(runs: Sequence[SeedRun]) -> SeedRun:
@@ -109,12 +108,12 @@ def drop_networks(runs: Sequence[SeedRun]) -> list[SeedRun]:
     return [run if run is best else dataclasses.replace(run, network=None) for run in runs]
 
 
-def release_best(parent: tracking.Run, best: SeedRun, splits: Splits) -> pipeline.Trained:
+def release_best(parent: tracking.Run, best: SeedRun, splits: Splits, config: TrainConfig) -> pipeline.Trained:
     """Release the best run under its own run id, and record it on the parent."""
     parent.set_tags({"best_seed": str(best.seed), "best_run": best.run_id})
     assert best.network is not None
-    with pipeline.start_run(best.config, run_id=best.run_id, nested=True) as run:
-        released = pipeline.release(run, best.network, splits, best.config, best.evaluation)
+    with pipeline.start_run(config, run_id=best.run_id, nested=True) as run:
+        released = pipeline.release(run, best.network, splits, config, best.evaluation)
     parent.set_tags({"version": f"{released.model_name}/{released.version}"})
     return released
 

@@ -27,7 +27,7 @@ from vitcifar.experiments.seeds import require_single_process
 from vitcifar.experiments.sweep_report import (
     SweepResult,
     create_parent,
-    find_parent,
+    has_parent,
     log_result,
     log_summary,
     parent_run,
@@ -81,24 +81,21 @@ def sweep(plan: SweepPlan) -> SweepResult:
         raise ConfigError("A sweep needs Optuna, which is not installed: type pip install -e '.[sweep]'.")
     require_single_process("each trial of a sweep is a run of its own", plan.config.num_processes)
     plan = dataclasses.replace(plan, config=pipeline.resolve_names(plan.config))
-    splits = without_test(read_splits(plan.config))
+    splits = read_splits(plan.config)
+    splits = dataclasses.replace(splits, test=splits.test.subset([]))  # a sweep must not read the test split
     check_network(plan.config, splits.class_names)
     lock = storage_lock(plan.storage.absolute())
     with lock:
         study = open_study(plan, splits)
-        parent_id = find_parent(study) or create_parent(study, plan.config, plan.name, plan.recipe(splits))
-    with parent_run(study, plan.config, parent_id, lock) as parent:
+        if not has_parent(study):
+            create_parent(study, plan)
+    with parent_run(study, plan, lock) as parent:
         run_trials(study, plan, splits, parent)
         with lock:
-            result = log_result(parent, study, plan.config, plan.preset)
+            result = log_result(parent, study, plan)
         if result.best is None:
             raise TrainingError(f"No trial of the sweep {plan.name!r} completed: {result.failure}")
     return result
-
-
-def without_test(splits: Splits) -> Splits:
-    """The same splits with an empty test split, which a sweep must not read."""
-    return dataclasses.replace(splits, test=splits.test.subset([]))
 
 
 def storage_lock(path: Path) -> filelock.BaseFileLock:
@@ -166,12 +163,12 @@ def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking
     """Start trials until those that are finished or running are enough."""
 
     def log(study: "Study", trial: "FrozenTrial") -> None:
-        if best := log_summary(parent, study, plan.config, plan.preset).best:
+        if best := log_summary(parent, study, plan).best:
             parent.log(trial.number + 1, {"sweep/best_validation_accuracy": best.accuracy})
 
     while True:
         if num_started(study) >= plan.num_trials:
-            wait_for_heartbeats(study)
+            wait_for_heartbeats(study, plan)
         if num_started(study) >= plan.num_trials:
             return
         try:
@@ -187,18 +184,20 @@ def num_started(study: "Study") -> int:
     return sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in study.get_trials(deepcopy=False))
 
 
-def wait_for_heartbeats(study: "Study") -> None:
+def wait_for_heartbeats(study: "Study", plan: SweepPlan) -> None:
     """Wait until the trials of other processes end, at most for the grace period; trials without a process fail."""
     from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
+    numbers = {trial.number for trial in running_trials(study)}
     deadline = time.monotonic() + GRACE_SECONDS + 2  # the storage counts whole seconds
     while running_trials(study) and time.monotonic() < deadline:
         time.sleep(0.5)
         fail_stale_trials(study)
     for trial in running_trials(study):
-        if "process" not in trial.user_attrs:  # killed before the first heartbeat
+        if trial.number in numbers and "process" not in trial.user_attrs:  # killed before the first heartbeat
             study.tell(trial.number, state=TrialState.FAIL)
+            end_lost_trial(study, trial, Path(plan.config.output_dir))
 
 
 def run_trial(trial: "Trial", plan: SweepPlan, splits: Splits) -> float:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from vitcifar.experiments.sweep import SweepPlan
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BestTrial:
@@ -42,13 +44,13 @@ class SweepResult:
     failure: str  # of the last trial that could not be trained ("" = none)
 
 
-def find_parent(study: "Study") -> str | None:
-    """The parent run of a resumed sweep, None for a new one; raises TrackingError when the run is missing."""
+def has_parent(study: "Study") -> bool:
+    """Whether the sweep is resumed and so has a parent run; raises TrackingError when that run is missing."""
     import mlflow
 
-    parent_id: str | None = study.user_attrs.get("parent")
+    parent_id = study.user_attrs.get("parent")
     if parent_id is None:
-        return None
+        return False
     client = mlflow.MlflowClient()
     try:
         stage = client.get_run(parent_id).info.lifecycle_stage
@@ -61,25 +63,25 @@ def find_parent(study: "Study") -> str | None:
         )
     if project_run := os.environ.get("MLFLOW_RUN_ID"):
         client.set_tag(project_run, "continues_in", parent_id)
-    return parent_id
+    return True
 
 
-def create_parent(study: "Study", config: TrainConfig, name: str, recipe: Mapping[str, Any]) -> str:
+def create_parent(study: "Study", plan: "SweepPlan") -> None:
     """Create the parent run, or take the one that `mlflow run` created, and record it in the study."""
-    with pipeline.start_run(config, run_name=name) as parent:
-        parent.log_params(dict(recipe))
+    with pipeline.start_run(plan.config, run_name=plan.name) as parent:
+        parent.log_params(study.user_attrs["recipe"])
         study.set_user_attr("parent", parent.run_id)
-    return parent.run_id
 
 
 @contextlib.contextmanager
-def parent_run(study: "Study", config: TrainConfig, run_id: str, lock: filelock.BaseFileLock) -> Iterator[tracking.Run]:
+def parent_run(study: "Study", plan: "SweepPlan", lock: filelock.BaseFileLock) -> Iterator[tracking.Run]:
     """Continue the parent run. It stays RUNNING while a trial of another process is running, which then ends it."""
     import mlflow
     from optuna.storages import fail_stale_trials
 
+    run_id = study.user_attrs["parent"]
     try:
-        with pipeline.start_run(config, run_id=run_id) as parent:
+        with pipeline.start_run(plan.config, run_id=run_id) as parent:
             try:
                 yield parent
             finally:
@@ -111,7 +113,7 @@ def train_command(preset: str, config: TrainConfig) -> str:
     return shlex.join(words)
 
 
-def summarize(study: "Study", config: TrainConfig, preset: str) -> SweepResult:
+def summarize(study: "Study", plan: "SweepPlan") -> SweepResult:
     """The state of a sweep as its storage has it now."""
     trials = study.get_trials(deepcopy=False)
     states = [trial.state.name for trial in trials]
@@ -125,7 +127,7 @@ def summarize(study: "Study", config: TrainConfig, preset: str) -> SweepResult:
             run_id=first.user_attrs["run_id"],
             accuracy=first.value,
             settings=settings_of(first),
-            command=train_command(preset, dataclasses.replace(config, **settings_of(first))),
+            command=train_command(plan.preset, dataclasses.replace(plan.config, **settings_of(first))),
         )
     failures = [trial.user_attrs["failure"] for trial in trials if "failure" in trial.user_attrs]
     return SweepResult(
@@ -138,9 +140,9 @@ def summarize(study: "Study", config: TrainConfig, preset: str) -> SweepResult:
     )
 
 
-def log_summary(parent: tracking.Run, study: "Study", config: TrainConfig, preset: str) -> SweepResult:
+def log_summary(parent: tracking.Run, study: "Study", plan: "SweepPlan") -> SweepResult:
     """Write the table of trials and the best of them into the parent run's tags."""
-    result = summarize(study, config, preset)
+    result = summarize(study, plan)
     tags = {"sweep": study.study_name, "mlflow.note.content": describe(result, study.get_trials(deepcopy=False))}
     if best := result.best:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id, "best_command": best.command}
@@ -148,9 +150,9 @@ def log_summary(parent: tracking.Run, study: "Study", config: TrainConfig, prese
     return result
 
 
-def log_result(parent: tracking.Run, study: "Study", config: TrainConfig, preset: str) -> SweepResult:
+def log_result(parent: tracking.Run, study: "Study", plan: "SweepPlan") -> SweepResult:
     """Write the tags of `log_summary`, sweep.json and the figure of the trials into the parent run."""
-    result, trials = log_summary(parent, study, config, preset), study.get_trials(deepcopy=False)
+    result, trials = log_summary(parent, study, plan), study.get_trials(deepcopy=False)
     if result.best:
         rows = [
             {
