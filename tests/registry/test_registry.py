@@ -1,36 +1,57 @@
-"""The registry, on a SQLite store and on a real tracking server with its artifact proxy: the same answers from both."""
+"""The registry: the same results from a SQLite store and from a tracking server with its artifact proxy."""
 
-import dataclasses
 import os
-import shutil
-import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
-from support.releases import store_release
+from support.releases import add_version, store_release
 from support.toys import stored
 
-from vitcifar.errors import GateError, RegistryError, ReleaseError, VitCifarError
-from vitcifar.registry.aliases import Event, move_alias, new_event, previous_holders, read_events
-from vitcifar.registry.registry import Registry, check_alias, parse_uri, register
+from vitcifar.errors import ConfigError, GateError, RegistryError, ReleaseError, VitCifarError
+from vitcifar.registry.registry import Registry, prune, register
 from vitcifar.release import cache
 from vitcifar.release.cache import cache_dir
 from vitcifar.release.manifest import read_manifest
+from vitcifar.serving.loaded_model import open_version
 
 
-@pytest.fixture
-def toy(store: Path) -> Iterator[Registry]:
-    """The registry of `toy`, without aliases or history."""
-    registry = Registry("toy")
-    yield registry
-    model = registry.client.get_registered_model("toy")
-    for alias in model.aliases:
-        registry.client.delete_registered_model_alias("toy", alias)
-    for key in model.tags:
-        registry.client.delete_registered_model_tag("toy", key)
-    shutil.rmtree(cache_dir(), ignore_errors=True)
+class CountingClient:
+    """MLflow's client, which counts the requests by name."""
+
+    def __init__(self, client: mlflow.MlflowClient) -> None:
+        self.client = client
+        self.requests: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        self.requests.append(name)
+        return getattr(self.client, name)
+
+    @property
+    def num_reads(self) -> int:
+        return sum(name.startswith(("get_", "search_")) for name in self.requests)
+
+
+def count_requests(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> CountingClient:
+    client = CountingClient(registry.client)
+    monkeypatch.setattr(registry, "client", client)
+    return client
+
+
+def test_opening_a_version_reads_the_store_at_most_three_times(toy: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = count_requests(toy, monkeypatch)
+    assert open_version(toy, "latest").version == 3
+    assert len(client.requests) == client.num_reads <= 3
+
+
+def test_a_rollback_reads_the_store_at_most_five_times(toy: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.move_alias("champion", 1)
+    toy.move_alias("champion", 2)
+    client = count_requests(toy, monkeypatch)
+    assert toy.rollback(reason="slow").after == 1
+    assert client.num_reads <= 5
+    assert len(client.requests) - client.num_reads <= 3
 
 
 def test_versions_are_listed_newest_first_with_their_aliases(toy: Registry) -> None:
@@ -61,54 +82,11 @@ def test_an_unknown_model_is_answered_with_the_models_there_are(store: Path) -> 
     assert Registry("nobody").list() == []
 
 
-def test_promotions_and_rollbacks_are_recorded_with_who_when_and_why(toy: Registry) -> None:
-    toy.move_alias("champion", 1, reason="the first")
-    toy.move_alias("champion", 2, reason="better by 3 points")
-    toy.move_alias("champion", 3)
-    toy.rollback(reason="slow on Mondays")
-    assert toy.aliases() == {"champion": 2}
-    moves = [(event.kind, event.before, event.after, event.reason) for event in toy.history("champion")]
-    assert moves == [
-        ("promote", None, 1, "the first"),
-        ("promote", 1, 2, "better by 3 points"),
-        ("promote", 2, 3, ""),
-        ("rollback", 3, 2, "slow on Mondays"),
-    ]
-    assert all(event.who and event.when.endswith("Z") and event.done for event in toy.history())
-    assert toy.rollback(reason="still slow").after == 1
-    with pytest.raises(RegistryError, match="No version held 'champion' of toy before 1: type vitcifar promote"):
-        toy.rollback(reason="slower still")
-    assert toy.rollback(to=3, reason="it was not that").after == 3
-
-
 def test_a_similar_alias_is_suggested(toy: Registry) -> None:
     toy.move_alias("champion", 2)
     assert toy.resolve("@champion") == 2
     with pytest.raises(RegistryError, match="Did you mean champion"):
         toy.resolve("chmapion")
-
-
-def test_a_rollback_cannot_bypass_the_gates(toy: Registry) -> None:
-    toy.move_alias("champion", 1)
-    toy.move_alias("champion", 2)
-    with pytest.raises(
-        RegistryError,
-        match=r"never held 'champion'; rollback cannot bypass the gates: type vitcifar promote 3 --alias champion",
-    ):
-        toy.rollback(to=3, reason="please")
-    with pytest.raises(RegistryError, match="needs a reason"):
-        toy.rollback(reason=" ")
-    assert toy.aliases() == {"champion": 2}
-
-
-def test_an_alias_that_was_moved_concurrently_is_not_moved(toy: Registry) -> None:
-    toy.move_alias("champion", 1)
-    with pytest.raises(
-        RegistryError, match=r"was moved concurrently \(from 3 to 1\): see `vitcifar history` and try again"
-    ):
-        move_alias(toy, "champion", 2, expected=3)
-    assert toy.aliases() == {"champion": 1}
-    assert move_alias(toy, "champion", 2, expected=1).after == 2
 
 
 def test_deleting_a_version_keeps_what_another_one_is_made_of(toy: Registry, store: Path) -> None:
@@ -121,41 +99,6 @@ def test_deleting_a_version_keeps_what_another_one_is_made_of(toy: Registry, sto
     assert registry.client.get_logged_model(model.model_id)
     with pytest.raises(RegistryError, match="is not deleted: champion points to it now"):
         registry.delete(registry.show(second))
-
-
-def test_promoting_the_holder_again_records_nothing(toy: Registry) -> None:
-    toy.move_alias("champion", 1)
-    toy.move_alias("champion", 1)
-    assert len(toy.history()) == 1
-
-
-def test_each_alias_has_a_history_of_its_own(toy: Registry) -> None:
-    toy.move_alias("champion", 1)
-    toy.move_alias("challenger", 2)
-    assert [event.after for event in toy.history("challenger")] == [2]
-    assert [event.after for event in toy.history()] == [1, 2]
-
-
-def test_concurrent_promotions_lose_no_record(toy: Registry) -> None:
-    moved: list[Event] = []
-
-    def promote(number: int) -> None:
-        for _ in range(3):
-            try:
-                event = toy.move_alias("champion", number)
-                if event.before != number:
-                    moved.append(event)
-            except RegistryError as error:
-                assert "was moved concurrently" in str(error)
-
-    threads = [threading.Thread(target=promote, args=(number,)) for number in (1, 2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert moved and all(event in toy.history() for event in moved)
-    assert all(event.done for event in toy.history())
-    assert toy.aliases()["champion"] in (1, 2, 3)
 
 
 def test_pull_downloads_a_release_once(toy: Registry) -> None:
@@ -230,26 +173,6 @@ def test_a_release_with_a_changed_or_missing_file_is_rejected(toy: Registry, sto
     toy.pull(2)
 
 
-@pytest.mark.parametrize("alias", ["latest", "3", "v3", "V12", "", "a b", "a/b", "@", "x" * 101])
-def test_reserved_and_invalid_aliases_are_rejected(alias: str) -> None:
-    with pytest.raises(RegistryError, match="is not a valid alias"):
-        check_alias(alias)
-
-
-@pytest.mark.parametrize("name", ["", " a", "a/b", "a'b", "a:b", "x" * 201])
-def test_invalid_model_names_are_rejected(name: str) -> None:
-    with pytest.raises(RegistryError, match="is not a valid model name"):
-        Registry(name)
-
-
-def test_a_models_uri_is_parsed() -> None:
-    assert parse_uri("models:/vitcifar/3") == ("vitcifar", "3")
-    assert parse_uri("models:/vit cifar@champion") == ("vit cifar", "champion")
-    for wrong in ("models:/vitcifar", "vitcifar/3", "models:/a/b/c", "runs:/a/b"):
-        with pytest.raises(RegistryError, match="not the URI of a version"):
-            parse_uri(wrong)
-
-
 def test_an_unreachable_server_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     before = mlflow.get_tracking_uri()
@@ -261,22 +184,20 @@ def test_an_unreachable_server_is_reported_in_one_sentence(monkeypatch: pytest.M
         mlflow.set_tracking_uri(before)
 
 
-def done(kind: str, before: int | None, after: int) -> Event:
-    return dataclasses.replace(new_event("champion", before, after, kind, ""), done=True)
-
-
-def test_previous_holders_follow_promotions_and_rollbacks() -> None:
-    events = [done("promote", None, 1), done("promote", 1, 2), done("promote", 2, 3)]
-    assert previous_holders(events, 3) == [1, 2]
-    events.append(done("rollback", 3, 2))
-    assert previous_holders(events, 2) == [1]
-    events.append(done("promote", 2, 4))
-    assert previous_holders(events, 4) == [1, 2]
-    assert previous_holders(events, 7) == [1, 2, 4]  # moved with another tool since
-    events = [done("promote", before, after) for before, after in ((None, 1), (1, 2), (2, 1), (1, 3))]
-    assert previous_holders([*events, done("rollback", 3, 1)], 1) == [1, 2]  # 1 held it before and after 2
-    assert previous_holders([new_event("champion", 1, 2, "promote", "")], 1) == []  # never came to it
-
-
-def test_tags_of_other_tools_are_not_read_as_history() -> None:
-    assert read_events({"history/x": "{}", "history/y": "?", "note": "history/"}) == []
+def test_prune_deletes_neither_the_newest_nor_an_alias_nor_a_rollback_target(store: Path) -> None:
+    registry = Registry("pruned")
+    for index in range(5):
+        add_version(store, f"pruned-{index}", "pruned")
+    registry.move_alias("champion", 1)
+    registry.move_alias("challenger", 3)
+    with pytest.raises(ConfigError, match="at least 1"):
+        prune(registry, keep=0)
+    assert [version.number for version in prune(registry, keep=1)] == [4, 2]
+    assert len(registry.list()) == 5  # a dry run
+    registry.move_alias("champion", 5, reason="a rollback returns to 1")
+    assert [version.number for version in prune(registry, keep=1)] == [4, 2]
+    registry.rollback(reason="back to 1")
+    assert [version.number for version in prune(registry, keep=2, dry_run=False)] == [2]
+    assert [version.number for version in registry.list()] == [5, 4, 3, 1]
+    assert registry.aliases() == {"champion": 1, "challenger": 3}
+    assert prune(registry, keep=100) == []

@@ -23,11 +23,12 @@ def model_card(version: Version, release: Manifest) -> str:
     """The card of a version and its release in Markdown."""
     environment = Environment(trim_blocks=True, lstrip_blocks=True, finalize=one_line)  # Markdown: no HTML escapes
     evaluation, packages = served_evaluation(release), release.environment.get("packages", {})
+    complete = read_evaluation(release)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         version=version,
         release=release,
         splits=[describe_split(name, counts) for name, counts in release.counts.items()],
-        accuracy=accuracy_text(release),
+        accuracy=complete.accuracy_text() if complete else evaluation.get("accuracy"),
         scores={name: evaluation[name] for name in SCORES if name in evaluation},
         classes=evaluation.get("classes", ()),
         config={name: release.config[name] for name in CONFIG if name in release.config},
@@ -48,12 +49,3 @@ def describe_split(name: str, counts: dict[str, int]) -> dict[str, Any]:
     low, high = min(counts.values()), max(counts.values())
     per_class = str(low) if low == high else f"{low} to {high}"
     return {"name": name, "num_images": sum(counts.values()), "per_class": per_class, "num_classes": len(counts)}
-
-
-def accuracy_text(release: Manifest) -> str:
-    """The accuracy of the served file, with its interval if the whole evaluation was recorded; "" without one."""
-    if evaluation := read_evaluation(release):
-        interval = f"95% interval {evaluation.accuracy_low:.4f} to {evaluation.accuracy_high:.4f}"
-        return f"{evaluation.accuracy:.4f} ({interval}, {evaluation.num_images} images)"
-    accuracy = served_evaluation(release).get("accuracy")
-    return "" if accuracy is None else f"{accuracy:.4f}"

@@ -163,11 +163,8 @@ def _accuracy(evaluation: Evaluation | None, policy: Policy) -> Gate:
     if evaluation is None:
         return Gate(name="accuracy", passed=False, message=NO_SCORES, limit=policy.min_accuracy)
     accuracy, missing = evaluation.accuracy, policy.min_accuracy - evaluation.accuracy
-    message = (
-        f"{accuracy:.4f} (95% interval {evaluation.accuracy_low:.4f} to {evaluation.accuracy_high:.4f}, "
-        f"{evaluation.num_images} images), minimum {policy.min_accuracy:.4f}"
-        f"{f', {missing:.4f} too low' if missing > 0 else ''}"
-    )
+    message = f"{evaluation.accuracy_text()}, minimum {policy.min_accuracy:.4f}"
+    message += f", {missing:.4f} too low" if missing > 0 else ""
     return Gate(name="accuracy", passed=missing <= 0, message=message, value=accuracy, limit=policy.min_accuracy)
 
 
@@ -217,10 +214,8 @@ def _calibration(evaluation: Evaluation | None, policy: Policy) -> Gate:
     if evaluation is None:
         return Gate(name="calibration", passed=False, message=NO_SCORES, limit=policy.max_ece)
     ece, excess = evaluation.ece, evaluation.ece - policy.max_ece
-    message = (
-        f"expected calibration error {ece:.4f}, maximum {policy.max_ece:.4f}"
-        f"{f', {excess:.4f} too high' if excess > 0 else ''}"
-    )
+    message = f"expected calibration error {ece:.4f}, maximum {policy.max_ece:.4f}"
+    message += f", {excess:.4f} too high" if excess > 0 else ""
     return Gate(name="calibration", passed=excess <= 0, message=message, value=ece, limit=policy.max_ece)
 
 
