@@ -36,7 +36,7 @@ def test_mlflow_run_ends_in_a_promoted_version(pipeline_run, store):
     version = store.get_model_version_by_alias("vitcifar", "champion")
     assert version.version == "1" or version.version == 1
     assert version.run_id == only_run(store).info.run_id
-    assert "vitcifar 1, holds champion" in pipeline_run[1].stdout
+    assert "vitcifar 1 (champion)" in pipeline_run[1].stdout
 
 
 def test_the_run_has_config_datasets_figures_and_event_files(store):
@@ -101,7 +101,7 @@ def test_a_version_is_promoted_and_rolled_back_through_the_project(pipeline_run,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"^passed +champion +against version 1", done.stdout, flags=re.MULTILINE)
-    assert "champion now means version 2, before that version 1." in done.stdout
+    assert "champion now points to version 2 (was 1)." in done.stdout
     done = mlflow_run(folder, "-e", "rollback", *project, entry={"reason": "it's not"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert store.get_model_version_by_alias("vitcifar", "champion").version in (1, "1")
@@ -123,7 +123,7 @@ def test_predict_classifies_images_and_reports_bad_files(pipeline_run):
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     errors = [json.loads(line)["error"] for line in done.stdout.splitlines()[1:]]
     assert "notes.png" in errors[0] and "missing.png" in errors[1]
-    assert "2 of 3 files could not be answered" in done.stderr
+    assert "2 of 3 files could not be classified" in done.stderr
 
 
 def test_without_network_the_default_run_stops_and_leaves_no_run(folder):
@@ -159,4 +159,4 @@ def test_mlflow_run_creates_the_conda_environment_and_runs_in_it(folder):
     done = mlflow_run(folder, "-e", "versions", entry={"model_name": "nobody"}, **more)
     assert "--file" in log.read_text() and "conda.yaml" in log.read_text()
     assert done.returncode == 1
-    assert "The registry has no version of 'nobody' yet" in done.stderr
+    assert "There is no model 'nobody'" in done.stderr

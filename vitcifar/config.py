@@ -1,4 +1,5 @@
-"""Every setting of a training run, once: name, default, help with its unit, check; and the presets.
+"""Every setting of a training run, once: name, default, help with its unit, bounds, group, and whether it decides the
+weights; and the presets with their measured result.
 
 The command line, MLproject, MLflow's parameters and the README are generated from these fields or compared with them.
 """
@@ -6,7 +7,8 @@ The command line, MLproject, MLflow's parameters and the README are generated fr
 import dataclasses
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vitcifar.errors import ConfigError
@@ -21,175 +23,147 @@ def setting(
     default: Any,
     help: str,
     *,
+    group: str = "Options",
     choices: Sequence[str] = (),
     minimum: float | None = None,
     maximum: float | None = None,
     decides_weights: bool = False,
+    declared: bool = False,
 ) -> Any:
-    """A field of a config: its default, one line of help with its unit, its valid values, and `decides_weights`,
-    whether another value gives other trained weights on the same images.
+    """A field of a config: its default, one line of help with its unit, and its valid values.
+
+    `group` is its heading in the help; `decides_weights` says that another value gives other trained weights on the
+    same images; `declared` makes it a parameter in MLproject (MLflow logs those of every run, used or not).
     """
-    metadata = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata={**metadata, "decides_weights": decides_weights})
+    metadata = {
+        "help": help,
+        "group": group,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+        "decides_weights": decides_weights,
+        "declared": declared,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_data = partial(setting, group="Data", declared=True)
+_model = partial(setting, group="Model", decides_weights=True)
+_training = partial(setting, group="Training", decides_weights=True)
+_speed = partial(setting, group="Speed", decides_weights=True)
+_evaluation = partial(setting, group="Evaluation")
+_tracking = partial(setting, group="Tracking")
+_release = partial(setting, group="Release")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All settings of `vitcifar train`. Raises ConfigError for a value that cannot be."""
+    """All settings of `vitcifar train`. Raises ConfigError for an invalid value."""
 
-    # Data
-    data: str = setting("cifar10", "Where the images come from.", choices=("cifar10", "folder", "digits"))
-    data_dir: str = setting("data", "Folder of the images (folder), or where the archive is kept (cifar10).")
-    train_per_class: int = setting(100, "Training images per class (0 = all that are left).", minimum=0)
-    validation_per_class: int = setting(25, "Validation images per class, from what training left over.", minimum=1)
-    test_per_class: int = setting(25, "Test images per class (0 = all).", minimum=0)
-    data_seed: int = setting(0, "Seed of the subset: which images are taken, and in which order.", minimum=0)
-    seed: int = setting(
-        0, "Seed of the new weights, the order of the batches and the augmentation.", minimum=0, decides_weights=True
-    )
+    data: str = _data("cifar10", "Source of the images.", choices=("cifar10", "folder", "digits"))
+    data_dir: str = _data("data", "Root folder of the images (folder), or download folder (cifar10).")
+    train_per_class: int = _data(100, "Training images per class (0 = all that remain).", minimum=0)
+    validation_per_class: int = _data(25, "Validation images per class, disjoint from the training images.", minimum=1)
+    test_per_class: int = _data(25, "Test images per class (0 = all).", minimum=0)
+    data_seed: int = _data(0, "Random seed of the subset: which images, in which order.", minimum=0)
+    seed: int = _data(0, "Random seed of initialisation, shuffling and augmentation.", minimum=0, decides_weights=True)
 
-    # Model
-    arch: str = setting("vit_b_16", "The vision transformer.", choices=VITS, decides_weights=True)
-    weights: str = setting(
+    arch: str = _model("vit_b_16", "Vision transformer architecture.", choices=VITS, declared=True)
+    weights: str = _model(
         "IMAGENET1K_V1",
-        "Where training starts: torchvision's name, none, a file with a state dict, or models:/NAME/VERSION.",
-        decides_weights=True,
+        "Initial weights: a torchvision name, none (random), a state dict file, or models:/NAME/VERSION.",
+        declared=True,
     )
-    image_size: int = setting(
-        0, "Side in pixels that images are resized to (0 = the architecture's own).", minimum=0, decides_weights=True
-    )
-    train_layers: str = setting("head", "What trains: head, all, or a number of last blocks.", decides_weights=True)
+    image_size: int = _model(0, "Input resolution in pixels (0 = the architecture's default).", minimum=0)
+    train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.", declared=True)
 
-    # Training
-    epochs: int = setting(10, "Passes over the training images.", minimum=1, decides_weights=True)
-    batch_size: int = setting(32, "Images per step.", minimum=1, decides_weights=True)
-    learning_rate: float = setting(1e-3, "Peak learning rate.", minimum=0.0, decides_weights=True)
-    schedule: str = setting(
-        "cosine",
-        "How the learning rate falls after the warm-up.",
-        choices=("constant", "cosine", "linear"),
-        decides_weights=True,
+    epochs: int = _training(10, "Number of training epochs.", minimum=1, declared=True)
+    batch_size: int = _training(32, "Images per optimizer step.", minimum=1, declared=True)
+    learning_rate: float = _training(1e-3, "Peak learning rate.", minimum=0.0, declared=True)
+    schedule: str = _training(
+        "cosine", "Learning-rate schedule after warmup.", choices=("constant", "cosine", "linear")
     )
-    warmup_epochs: float = setting(
-        1.0, "Epochs in which the learning rate rises from 0 (0 = none).", minimum=0.0, decides_weights=True
+    warmup_epochs: float = _training(1.0, "Linear warmup in epochs (0 = off).", minimum=0.0)
+    optimizer: str = _training("adam", "Optimizer.", choices=("adam", "adamw", "sgd"))
+    weight_decay: float = _training(
+        0.0, "Weight decay of weight matrices, not of biases and norms (0 = off).", minimum=0.0
     )
-    optimizer: str = setting("adam", "The optimizer.", choices=("adam", "adamw", "sgd"), decides_weights=True)
-    weight_decay: float = setting(0.0, "Weight decay, on matrices alone (0 = none).", minimum=0.0, decides_weights=True)
-    layer_decay: float = setting(
-        1.0,
-        "Learning rate of a block as a share of that of the block above it (1 = the same).",
-        minimum=0.0,
-        maximum=1.0,
-        decides_weights=True,
+    layer_decay: float = _training(1.0, "Layer-wise learning-rate decay per block (1 = off).", minimum=0.0, maximum=1.0)
+    clip_norm: float = _training(0.0, "Maximum gradient norm (0 = no clipping).", minimum=0.0)
+    label_smoothing: float = _training(0.0, "Label smoothing (0 = off).", minimum=0.0, maximum=0.9)
+    augmentation: str = _training(
+        "none", "Augmentation policy.", choices=("none", "crop", "flip", "crop-flip", "trivial", "rand")
     )
-    clip_norm: float = setting(
-        0.0, "Longest gradient; longer ones are shortened to it (0 = any length).", minimum=0.0, decides_weights=True
-    )
-    label_smoothing: float = setting(
+    mixup: float = _training(0.0, "Mixup alpha (0 = off).", minimum=0.0)
+    cutmix: float = _training(0.0, "CutMix alpha (0 = off).", minimum=0.0)
+    ema_decay: float = _training(
         0.0,
-        "Share of the label that is spread over all classes (0 = none).",
-        minimum=0.0,
-        maximum=0.9,
-        decides_weights=True,
-    )
-    augmentation: str = setting(
-        "none",
-        "How training images are varied.",
-        choices=("none", "crop", "flip", "crop-flip", "trivial", "rand"),
-        decides_weights=True,
-    )
-    mixup: float = setting(0.0, "Mixup's alpha: pairs of images blended (0 = none).", minimum=0.0, decides_weights=True)
-    cutmix: float = setting(
-        0.0, "CutMix's alpha: a piece of one image put into another (0 = none).", minimum=0.0, decides_weights=True
-    )
-    ema_decay: float = setting(
-        0.0,
-        "Moving average of the weights, kept when better, such as 0.99 (0 = none).",
+        "EMA decay of the weights, e.g. 0.99; used if better on validation (0 = off).",
         minimum=0.0,
         maximum=0.99999,
-        decides_weights=True,
     )
-    patience: int = setting(
-        0, "Epochs without a better one after which training stops (0 = never).", minimum=0, decides_weights=True
+    patience: int = _training(0, "Early-stopping patience in epochs (0 = off).", minimum=0)
+    head_epochs: int = _training(0, "Epochs that train the head alone before --train-layers (0 = off).", minimum=0)
+    lora_rank: int = _training(0, "LoRA rank on attention of the trainable blocks (0 = full fine-tuning).", minimum=0)
+    resume: str = _training(
+        "none",
+        "Resume from the last checkpoint of a run: none, last, or a run id.",
+        decides_weights=False,
+        declared=True,
     )
-    head_epochs: int = setting(
-        0, "Epochs for the head alone, before what train_layers says (0 = none).", minimum=0, decides_weights=True
-    )
-    lora_rank: int = setting(
-        0,
-        "Rank of LoRA on the attention of the blocks that train, in place of all their weights (0 = none).",
-        minimum=0,
-        decides_weights=True,
-    )
-    resume: str = setting("none", "Go on from the last checkpoint of a run: none, last, or a run's id.")
 
-    # Speed
-    precision: str = setting(
-        "auto",
-        "Number format of the forward pass (auto = the faster one here).",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        decides_weights=True,
+    precision: str = _speed(
+        "auto", "Precision of the forward pass (auto = fastest here).", choices=("auto", "fp32", "bf16", "fp16")
     )
-    compile: str = setting(
-        "off", "Compile the network with torch.compile.", choices=("off", "on"), decides_weights=True
+    compile: str = _speed("off", "Compile the network with torch.compile.", choices=("off", "on"))
+    accumulation_steps: int = _speed(1, "Micro-batches per optimizer step (gradient accumulation).", minimum=1)
+    num_views: int = _speed(4, "Augmented views per image with cached frozen features (0 = no cache).", minimum=0)
+    cache_memory: float = _speed(4.0, "Memory limit of the feature cache, in GB.", minimum=0.0)
+    num_workers: int = _speed(
+        0, "DataLoader worker processes (0 = load in the main process).", minimum=0, decides_weights=False
     )
-    accumulation_steps: int = setting(
-        1,
-        "Parts that a batch is worked through in, to save memory; the result is the same.",
-        minimum=1,
-        decides_weights=True,
+    num_processes: int = _speed(
+        1, "Data-parallel processes on this machine (or use torchrun).", minimum=1, decides_weights=False
     )
-    num_views: int = setting(
-        4,
-        "Augmented views of an image that frozen parts are computed for, once (0 = computed every epoch).",
-        minimum=0,
-        decides_weights=True,
-    )
-    cache_memory: float = setting(
-        4.0, "Most memory in GB for what frozen parts computed.", minimum=0.0, decides_weights=True
-    )
-    num_workers: int = setting(0, "Processes beside the main one that prepare batches.", minimum=0)
-    num_processes: int = setting(1, "Processes that share every batch, on this machine (also: torchrun).", minimum=1)
-    device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"), decides_weights=True)
+    device: str = _speed("auto", "Training device.", choices=("auto", "cpu", "cuda"))
 
-    # Evaluation
-    analysis: str = setting(
+    analysis: str = _evaluation(
         "quick",
-        "Checks beyond the scores, and the report: none, quick (kinds of images, duplicates, attention: seconds) or "
-        "full (also embeddings and corruptions: about 3,000 forward passes more).",
+        "Analysis beyond the metrics: none, quick (slices, near-duplicates, attention; seconds) or full (adds "
+        "embeddings, corruptions and OOD; about 3,000 forward passes).",
         choices=("none", "quick", "full"),
+        declared=True,
     )
-    target_precision: float = setting(
+    target_precision: float = _evaluation(
         0.95,
-        "Share of right answers that the confidence threshold is chosen for, on validation (0 = no threshold).",
+        "Precision that the confidence threshold is tuned to on validation (0 = no threshold).",
         minimum=0.0,
         maximum=1.0,
     )
-    corruption_images: int = setting(
-        20, "Test images that `analysis full` asks for 75 times each, corrupted (0 = none).", minimum=0
+    corruption_images: int = _evaluation(
+        20, "Test images of the corruption benchmark (75 passes each) in a full analysis (0 = off).", minimum=0
     )
-    ood: str = setting(
+    ood: str = _evaluation(
         "auto",
-        "Images of something else, to be told from these: none, digits, cifar10 or a folder (auto = digits with "
-        "`analysis full`, none where these are digits).",
+        "Out-of-distribution images to test detection on: none, digits, cifar10 or a folder (auto = digits in a full "
+        "analysis of other data).",
+        declared=True,
     )
 
-    # Tracking
-    experiment: str = setting("vitcifar", "MLflow experiment.")
-    run_name: str = setting("none", "Name of the run in MLflow (none = made from the settings).")
-    output_dir: str = setting("runs", "Folder for checkpoints and TensorBoard's files, one folder a run.")
+    experiment: str = _tracking("vitcifar", "MLflow experiment.")
+    run_name: str = _tracking("none", "Name of the run in MLflow (none = generated from the settings).")
+    output_dir: str = _tracking("runs", "Folder of checkpoints and TensorBoard logs, with a subfolder per run.")
 
-    # Release
-    model_name: str = setting("vitcifar", "Name in the registry.")
-    int8: str = setting(
+    model_name: str = _release("vitcifar", "Name of the model in the registry.", declared=True)
+    int8: str = _release(
         "off",
-        "Try 8-bit forms; one serves if it answers alike, is not less accurate and is faster here (takes minutes).",
+        "Quantize to int8 (takes minutes); serve int8 if it agrees, is not less accurate and is faster here.",
         choices=("off", "try"),
     )
-    benchmark_runs: int = setting(
-        20, "Answers timed for each row of the version's latency table (0 = no table).", minimum=0
+    benchmark_runs: int = _release(20, "Timed predictions per row of the latency table (0 = no table).", minimum=0)
+    promote_to: str = _release(
+        "none", "Alias to point at the new version if it passes the gates (none = no promotion).", declared=True
     )
-    promote_to: str = setting("none", "Alias that the new version takes if it passes the gates (none = no alias).")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -198,38 +172,20 @@ class TrainConfig:
         if layers not in ("head", "all") and not (layers.isdecimal() and int(layers) > 0):
             raise ConfigError(f"train_layers is {layers!r}: type head, all, or a number of blocks such as 2.")
         if self.head_epochs and layers == "head":
-            raise ConfigError(
-                "head_epochs come before other layers train, and train_layers is head: type --epochs alone."
-            )
+            raise ConfigError("head_epochs has no effect when train_layers is head: use --epochs alone.")
         if self.lora_rank and layers == "head":
-            raise ConfigError("lora_rank is for blocks, and train_layers is head: type --train-layers all.")
+            raise ConfigError("lora_rank adapts blocks, but train_layers is head: type --train-layers all.")
         if self.accumulation_steps > self.batch_size:
             raise ConfigError(
                 f"accumulation_steps is {self.accumulation_steps}: it must be at most batch_size, {self.batch_size}."
             )
         if self.analysis == "none" and self.ood not in ("none", "auto"):
-            raise ConfigError(f"ood is {self.ood!r}, and analysis is none: type --analysis quick.")
-
-
-# Headings of the help, each with the first field under it.
-GROUPS = {
-    "Data": "data",
-    "Model": "arch",
-    "Training": "epochs",
-    "Speed": "precision",
-    "Evaluation": "analysis",
-    "Tracking": "experiment",
-    "Release": "model_name",
-}
+            raise ConfigError(f"ood is {self.ood!r}, but analysis is none: type --analysis quick.")
 
 
 def groups() -> dict[str, str]:
-    """The name of every field -> the heading that it stands under."""
-    heading_at, heading, placed = {first: heading for heading, first in GROUPS.items()}, "", {}
-    for field in dataclasses.fields(TrainConfig):
-        heading = heading_at.get(field.name, heading)
-        placed[field.name] = heading
-    return placed
+    """The name of every setting -> its group, in field order."""
+    return {field.name: field.metadata["group"] for field in dataclasses.fields(TrainConfig)}
 
 
 def deciding_settings() -> tuple[str, ...]:
@@ -237,14 +193,19 @@ def deciding_settings() -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata["decides_weights"])
 
 
-def check(field: dataclasses.Field, value: Any) -> None:
-    """Hold a value against its field's type, choices and bounds; raises ConfigError."""
-    expected = field.type
-    if isinstance(value, bool) or not isinstance(value, (int, float) if expected is float else expected):  # type: ignore[arg-type]
-        raise ConfigError(f"{field.name} is {value!r}: expected {expected.__name__}.")  # type: ignore[union-attr]
+def upgrade_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings recorded by this or an earlier vitcifar, under today's names."""
+    return {RENAMED_SETTINGS.get(name, name): value for name, value in recorded.items()}
+
+
+def check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Check a value against its field's type, choices and bounds. Raises ConfigError."""
+    expected, meta = field.type, field.metadata
+    assert isinstance(expected, type)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if expected is float else expected):
+        raise ConfigError(f"{field.name} is {value!r}: expected {expected.__name__}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field.name} is {value!r}: expected a finite number.")
-    meta = field.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(f"{field.name} is {value!r}: choose one of {', '.join(meta['choices'])}.")
     if meta["minimum"] is not None and not value >= meta["minimum"]:
@@ -253,10 +214,14 @@ def check(field: dataclasses.Field, value: Any) -> None:
         raise ConfigError(f"{field.name} is {value!r}: it must be at most {meta['maximum']}.")
 
 
-PRESETS = types.MappingProxyType(
+# cifar10: `vitcifar train`, the defaults above: the head of torchvision's ViT-B/16 on 1,000 images. Never measured with
+#   the pretrained weights, which could not be downloaded where this was built.
+# digits: `vitcifar train --preset digits`, a small ViT from scratch. Test accuracy 0.968 with seed 0 and 0.956 with
+#   seed 1, about 40 s in all (AMD EPYC, 2 cores, torch 2.13 on CPU); 0.96 to 0.99 over six seeds of an earlier version.
+PRESETS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
-        "cifar10": {},  # the defaults above
-        "digits": {  # test accuracy 0.96 to 0.99 over six seeds
+        "cifar10": {},
+        "digits": {
             "data": "digits",
             "arch": "vit_tiny",
             "weights": "none",
@@ -273,7 +238,7 @@ PRESETS = types.MappingProxyType(
 
 
 def resolve(preset: str, **given: Any) -> TrainConfig:
-    """The preset's settings, overridden by those that were given; raises ConfigError."""
+    """The preset's settings, overridden by those that were given. Raises ConfigError."""
     if preset not in PRESETS:
         raise ConfigError(f"There is no preset {preset!r}: choose one of {', '.join(PRESETS)}.")
     return TrainConfig(**{**PRESETS[preset], **given})

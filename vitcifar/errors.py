@@ -1,15 +1,15 @@
-"""What a user can fix, as one tree. Everything else is a bug and keeps its traceback.
+"""Errors that a user can fix, as one tree. Everything else is a bug and keeps its traceback.
 
 VitCifarError
-├── ConfigError      a setting with a value that cannot be
-├── DataError        images that are missing, too few or not where they were said to be
-│   └── ImageError     one file or one upload that is not a usable image
-├── TrainingError    a loss that is not finite, a checkpoint that does not fit
-├── TrackingError    a tracking store or a run that cannot be reached
-├── RegistryError    a model, version or alias that is not there
-├── ReleaseError     a release that is broken, changed or not proven
-│   └── GateError        a gate that failed
-└── ServingError     a port in use, a question that cannot be answered
+├── ConfigError      an invalid value of a setting
+├── DataError        missing, too few or mismatching images
+│   └── ImageError     a file or an upload that cannot be used as an image
+├── TrainingError    a loss that is not finite, an incompatible checkpoint
+├── TrackingError    an unreachable tracking store, an unknown run
+├── RegistryError    an unknown model, version or alias
+├── ReleaseError     an incomplete, changed or unverified release
+│   └── GateError      a failed gate
+└── ServingError     a port in use, an invalid request
 """
 
 from collections.abc import Sequence
@@ -49,12 +49,12 @@ class ReleaseError(VitCifarError):
 
 
 class GateError(ReleaseError):
-    """Gates that did not open; `gates` holds them all, `summary` leaves out what they say."""
+    """At least one gate failed; `gates` holds all of them, `summary` leaves out their messages."""
 
     def __init__(self, sentence: str, further: str, gates: Sequence[Any]) -> None:
         failed = [gate for gate in gates if not gate.passed]
-        said = "; ".join(f"{gate.name}: {gate.message}" for gate in failed)
-        super().__init__(f"{sentence}. {said}. {further}")
+        messages = "; ".join(f"{gate.name}: {gate.message}" for gate in failed)
+        super().__init__(f"{sentence}. {messages}. {further}")
         self.summary = f"{sentence}: {', '.join(gate.name for gate in failed)}. {further}"
         self.gates = tuple(gates)
 

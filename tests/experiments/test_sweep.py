@@ -96,7 +96,7 @@ def test_the_command_that_a_sweep_gives_trains_with_the_best_trials_settings(sto
     params = dict(context.params)
     preset = params.pop("preset")
     known = {field.name for field in dataclasses.fields(pipeline.TrainConfig)}
-    typed = {name: value for name, value in cli.given(params).items() if name in known}
+    typed = {name: value for name, value in cli.options.given(params).items() if name in known}
     folder = mlflow.artifacts.download_artifacts(run_id=result.best.run_id, artifact_path="config.json")
     assert dataclasses.asdict(resolve(preset, **typed)) == json.loads(Path(folder).read_text())
 

@@ -1,0 +1,79 @@
+"""What the commands print."""
+
+import pytest
+
+from vitcifar.cli import format
+from vitcifar.registry.aliases import new_event
+from vitcifar.registry.diff import Difference
+from vitcifar.registry.policy import Gate
+from vitcifar.registry.repair import Finding
+from vitcifar.registry.version import Version
+
+
+def version(number: int, **more: object) -> Version:
+    fields = {"aliases": (), "status": "READY", "created": "2026-01-31T12:00:00Z", "run_id": "abc", "source": ""}
+    return Version(model_name="toy", number=number, **{**fields, "tags": {}, **more})
+
+
+def test_numbers_are_aligned_to_the_right_and_text_to_the_left(capsys):
+    format.print_table(("name", "ms", "note"), [("a", "1.5", "-"), ("longer", "10.0", "-"), ("b", "-", "-")])
+    assert capsys.readouterr().out == "name      ms  note\na        1.5  -\nlonger  10.0  -\nb          -  -\n"
+
+
+def test_versions_are_listed_with_aliases_and_accuracy_or_a_dash(capsys):
+    format.print_versions([version(12, aliases=("champion", "best"), tags={"test_accuracy": "0.96"}), version(3)])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["version", "aliases", "accuracy", "created", "run"]
+    assert first.split() == ["12", "champion,", "best", "0.9600", "2026-01-31T12:00:00Z", "abc"]
+    assert second.split() == ["3", "-", "-", "2026-01-31T12:00:00Z", "abc"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (1, 2, "champion now points to version 2 (was 1)."),
+        (None, 2, "champion now points to version 2."),
+        (2, 2, "champion already points to version 2: nothing was changed."),
+        (2, None, "champion was removed from version 2."),
+    ],
+)
+def test_a_move_of_an_alias_names_both_versions(before, after, line, capsys):
+    format.print_event(new_event("champion", before, after, "promote", ""))
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_the_history_counts_only_the_gates_that_were_required(capsys):
+    gates = tuple({"passed": passed, "required": required} for passed, required in ((1, 1), (0, 1), (1, 0)))
+    forced = new_event("champion", 1, 2, "promote", "trucks", forced=True, gates=gates, done=True)
+    format.print_history([forced, new_event("champion", 2, 1, "rollback", "")])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["when", "who", "what", "alias", "from", "to", "gates", "reason"]
+    assert first.split()[2:] == ["promote", "champion", "1", "2", "1/2", "forced", "trucks"]
+    assert second.split()[2:] == ["rollback", "(unfinished)", "champion", "2", "1", "-", "-"]
+
+
+def test_a_gate_without_a_limit_is_not_called_passed(capsys):
+    free = Gate(name="accuracy", passed=True, required=False, message="no limit")
+    format.print_gates([free, Gate(name="parity", passed=False, message="3 predictions changed")])
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["not required", "FAILED"]
+
+
+def test_digests_and_floats_are_shortened_in_a_difference(capsys):
+    format.print_differences(
+        [
+            Difference(section="files", name="a.onnx", before="ab" * 32, after=None),
+            Difference(section="metrics", name="loss", before=0.123456789, after=1.0),
+        ]
+    )
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"a.onnx: {'ab' * 8}… -> absent")
+    assert second.endswith("loss: 0.123457 -> 1")
+    format.print_differences([])
+    assert capsys.readouterr().out == "No differences.\n"
+
+
+def test_a_finding_says_whether_it_was_fixed(capsys):
+    finding = {"kind": "broken version", "subject": "toy 2", "message": "a file is missing", "fix": "restore it"}
+    format.print_findings([Finding(**finding), Finding(**finding, fixed=True), Finding(**finding, waiting=True)])
+    states = [line.split(". ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["to do: restore it", "fixed: restore it", "no action: restore it"]

@@ -1,0 +1,108 @@
+"""Options generated from the dataclasses, and how a command line is parsed."""
+
+import dataclasses
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from vitcifar import cli
+from vitcifar.cli import options
+from vitcifar.config import RENAMED_SETTINGS, TrainConfig
+from vitcifar.registry.policy import Policy
+
+TRAIN = cli.main.commands["train"]
+
+
+def parse(command: str, *words: str) -> dict[str, object]:
+    return cli.main.commands[command].make_context(command, list(words)).params
+
+
+def test_train_has_an_option_for_every_setting():
+    assert {field.name for field in dataclasses.fields(TrainConfig)} <= {param.name for param in TRAIN.params}
+
+
+def test_no_command_has_a_bare_flag_which_mlflow_could_not_pass():
+    for command in cli.main.commands.values():
+        assert not [param.name for param in command.params if getattr(param, "is_flag", False)]
+
+
+def test_the_defaults_of_promote_are_those_of_the_policy():
+    values = parse("promote", "3")
+    limits = {field.name: values[field.name] for field in dataclasses.fields(Policy)}
+    assert Policy(**limits) == Policy()
+
+
+def test_an_option_with_underscores_is_the_option_with_hyphens():
+    assert parse("train", "--train_per_class", "7")["train_per_class"] == 7
+    assert parse("train", "--learning_rate=0.1")["learning_rate"] == 0.1
+
+
+def test_the_value_preset_leaves_a_setting_to_the_preset():
+    values = options.given(parse("train", "--epochs", "preset", "--arch", "preset", "--batch-size", "9"))
+    assert values["batch_size"] == 9
+    assert not {"epochs", "arch"} & values.keys()
+
+
+@pytest.mark.parametrize(("old", "value"), [("examine", "none"), ("robustness_pictures", "7"), ("outliers", "none")])
+def test_an_old_name_of_a_setting_still_works_and_names_the_new_one(old, value, capsys):
+    new, hyphenated = RENAMED_SETTINGS[old], old.replace("_", "-")
+    for option in (f"--{old}", f"--{hyphenated}"):
+        # As `mlflow run . -P examine=none` writes it: the declared parameter first, the undeclared one at the end.
+        values = parse("train", f"--{new}", "preset", option, value)
+        assert str(values[new]) == value
+        assert capsys.readouterr().err == f"Note: --{hyphenated} is now called --{new.replace('_', '-')}.\n"
+    assert f"--{hyphenated}" not in TRAIN.get_help(click.Context(TRAIN))
+
+
+def test_the_old_option_of_doctor_and_the_old_value_of_rollback_still_work(monkeypatch):
+    assert parse("doctor", "--settled-seconds", "0")["stale_seconds"] == 0
+    targets = []
+
+    class Stub:
+        def rollback(self, alias, *, to, reason):
+            targets.append(to)
+            raise click.ClickException("stop")
+
+    monkeypatch.setattr(options, "open_registry", lambda *_: Stub())
+    for to in ("previous", "former", "3"):
+        CliRunner().invoke(cli.main, ["rollback", "--to", to, "--reason", "wrong"])
+    assert targets == [None, None, "3"]
+
+
+def test_an_old_name_is_unknown_to_a_command_without_the_new_option():
+    with pytest.raises(click.NoSuchOption):
+        parse("versions", "--examine", "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--epochs", "0"], "0 is not in the range x>=1"),
+        (["train", "--label-smoothing", "0.95"], "0.95 is not in the range 0.0<=x<=0.9"),
+        (["prune", "--keep", "0"], "0 is not in the range x>=1"),
+        (["promote", "1", "--max-ece", "2"], "2.0 is not in the range 0.0<=x<=1.0"),
+        (["train", "--epochs", "abc"], "'abc' is not a valid integer"),
+        (["train", "--optimizer", "adamm"], "adamw"),
+        (["benchmark", "--threads", "two"], "numbers such as 1,2"),
+        (["rollback"], "Missing option '--reason'"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_value_is_exit_code_2_and_says_what_is_valid(words, message):
+    result = CliRunner().invoke(cli.main, words)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_settings_that_contradict_each_other_are_one_line_and_exit_code_1():
+    result = CliRunner().invoke(cli.main, ["train", "--lora-rank", "4"])
+    assert result.exit_code == 1
+    assert result.output == "Error: lora_rank adapts blocks, but train_layers is head: type --train-layers all.\n"
+
+
+def test_threads_and_hosts_are_lists_separated_by_commas():
+    assert parse("benchmark")["threads"] == ()
+    assert parse("benchmark", "--threads", "1,2")["threads"] == (1, 2)
+    assert parse("app")["allowed_hosts"] == ()
+    assert parse("app", "--allowed-hosts", "a.example, b.example")["allowed_hosts"] == ("a.example", "b.example")

@@ -1,0 +1,214 @@
+"""Commands that list, promote and maintain registered versions."""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitcifar.cli import format, options
+from vitcifar.errors import DataError, GateError
+from vitcifar.registry.policy import Policy
+
+if TYPE_CHECKING:
+    from vitcifar.registry.registry import Registry
+
+
+@options.command()
+@options.registry_options
+def versions(registry: "Registry") -> None:
+    """List the versions of a model with aliases, test accuracy, creation time and run.
+
+    \b
+    vitcifar versions
+    """
+    rows = registry.list()
+    if not rows:
+        registry.resolve("latest")  # raises, naming the models that exist
+    format.print_versions(rows)
+
+
+@options.command()
+@options.version_argument
+@options.format_option
+@options.registry_options
+def show(registry: "Registry", version: str, output_format: str) -> None:
+    """Show the model card of VERSION, or everything recorded as JSON.
+
+    \b
+    vitcifar show champion
+    vitcifar show 3 --format json
+    """
+    from vitcifar.registry.card import model_card
+
+    row = registry.show(version)
+    release = registry.pull(row.number)
+    if output_format == "json":
+        everything = {"version": dataclasses.asdict(row), "release": dataclasses.asdict(release)}
+        click.echo(json.dumps(everything, indent=2, default=str))
+    else:
+        click.echo(model_card(row, release))
+
+
+@options.command()
+@click.argument("before")
+@click.argument("after")
+@options.registry_options
+def diff(registry: "Registry", before: str, after: str) -> None:
+    """Show how version AFTER differs from version BEFORE in config, data, metrics, checks, code and files.
+
+    \b
+    vitcifar diff 1 champion
+    """
+    from vitcifar.registry.diff import diff
+
+    format.print_differences(diff(registry, before, after))
+
+
+@options.command()
+@options.version_argument
+@options.alias_option
+@options.policy_options
+@options.yes_or_no("--force", "Override failed gates; requires --reason.")
+@options.reason_option()
+@options.registry_options
+def promote(registry: "Registry", version: str, alias: str, force: bool, reason: str, **limits: Any) -> None:
+    """Point an alias at VERSION if it passes every gate.
+
+    Each gate is recorded on the version with its value, limit and result.
+
+    \b
+    vitcifar promote 2 --reason "better on night images"
+    vitcifar promote 3 --require better --max-p95-ms 200 --golden-dir golden
+    vitcifar promote 4 --force yes --reason "the champion fails on every truck"
+    """
+    try:
+        done = registry.promote(version, alias, policy=Policy(**limits), force=force, reason=reason)
+    except GateError as error:
+        format.print_gates(error.gates)
+        raise click.ClickException(error.summary) from error
+    format.print_gates(done.gates)
+    format.print_event(done.event)
+
+
+@options.command()
+@options.alias_option
+@click.option("--to", default="previous", help="Version to point to, which must have held the alias before.")
+@options.reason_option(required=True)
+@options.registry_options
+def rollback(registry: "Registry", alias: str, to: str, reason: str) -> None:
+    """Point an alias back to the version that held it before.
+
+    \b
+    vitcifar rollback --reason "wrong on every truck since Monday"
+    """
+    target = None if to in ("previous", "former") else to  # `former` as in vitcifar 0.1
+    format.print_event(registry.rollback(alias, to=target, reason=reason))
+
+
+@options.command()
+@click.option("--alias", default="all", help="An alias, or all.")
+@options.registry_options
+def history(registry: "Registry", alias: str) -> None:
+    """List every move of an alias: when, who, from and to which version, gates and reason.
+
+    \b
+    vitcifar history --alias champion
+    """
+    everything = registry.history()
+    events = [event for event in everything if alias in ("all", event.alias)]
+    if not events:
+        known = ", ".join(sorted({event.alias for event in everything})) or "none"
+        moved = "an alias" if alias == "all" else repr(alias)
+        raise click.ClickException(f"No move of {moved} is recorded; aliases with a history: {known}.")
+    format.print_history(events)
+
+
+@options.command()
+@options.yes_or_no("--repair", "Repair the problems found.")
+@click.option(
+    "--stale-seconds",
+    type=click.FloatRange(0),
+    default=3600.0,
+    help="Treat unfinished work older than this as abandoned, in seconds.",
+)
+@options.registry_options
+def doctor(registry: "Registry", repair: bool, stale_seconds: float) -> None:
+    """Find incomplete versions, missing or changed files and aliases that point at incomplete releases.
+
+    \b
+    vitcifar doctor
+    vitcifar doctor --repair yes
+    """
+    from vitcifar.registry import doctor
+
+    check = doctor.repair if repair else doctor.diagnose
+    before = len(registry.history()) if registry.list() else 0
+    findings = check(registry, stale_seconds=stale_seconds)
+    format.print_findings(findings)
+    exists = bool(registry.list())
+    for event in registry.history()[before:] if exists else ():
+        format.print_event(event)
+    problems = [finding for finding in findings if not finding.fixed and not finding.waiting]
+    if problems:
+        repairable = not repair and any(finding.action for finding in problems)
+        verb = "needs" if len(problems) == 1 else "need"
+        advice = "repair: type vitcifar doctor --repair yes" if repairable else "manual action, see above"
+        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+        raise click.ClickException(f"{count} {verb} {advice}.")
+    if not findings and not exists:
+        registry.resolve("latest")  # raises, naming the models that exist
+    click.echo("OK: every alias points to a complete release.")
+
+
+@options.command()
+@click.option("--keep", default=5, type=click.IntRange(1), help="Number of newest versions to keep.")
+@options.yes_or_no("--delete", "Delete the listed versions.")
+@options.registry_options
+def prune(registry: "Registry", keep: int, delete: bool) -> None:
+    """List old versions that can be deleted; --delete yes deletes them.
+
+    A version with an alias, or that a rollback would return to, is never deleted.
+
+    \b
+    vitcifar prune --keep 5
+    vitcifar prune --keep 5 --delete yes
+    """
+    from vitcifar.registry.registry import prune
+
+    old = prune(registry, keep=keep, dry_run=not delete)
+    if not old:
+        return click.echo("Nothing to delete: every older version is in use by an alias or as a rollback target.")
+    format.print_versions(old)
+    if delete:
+        click.echo(f"Deleted {len(old)}. Run mlflow gc to free the disk space.", err=True)
+    else:
+        click.echo("Nothing was deleted yet: add --delete yes.", err=True)
+
+
+@options.command()
+@options.version_option
+@click.option(
+    "--threads", default="all", callback=options.thread_counts, help="Thread counts, e.g. 1,2 (all = 1 and every core)."
+)
+@click.option("--runs", default=30, type=click.IntRange(2), help="Timed predictions per row.")
+@options.registry_options
+def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs: int) -> None:
+    """Measure size, accuracy and latency of every format of a version on this machine.
+
+    The table (cold start, p50, p95 and p99 by format and threads) is recorded on the version.
+
+    \b
+    vitcifar benchmark --version champion --threads 1,2
+    """
+    from vitcifar.experiments.evaluate import test_images
+    from vitcifar.registry.benchmark import benchmark
+
+    release, dataset = registry.pull(version), None
+    assert release.version is not None
+    try:
+        dataset = test_images(release)
+    except DataError as error:
+        click.echo(f"Note: {error} The accuracies are those recorded with the version.", err=True)
+    result = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
+    format.print_latency(result.table)

@@ -1,0 +1,267 @@
+"""Commands that train and evaluate."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitcifar.cli import format, options
+from vitcifar.config import groups, resolve
+
+if TYPE_CHECKING:
+    from vitcifar.pipeline import Trained
+    from vitcifar.registry.registry import Registry
+
+DATA_SETTINGS = tuple(name for name, group in groups().items() if group == "Data" and name != "seed")
+ANALYSIS_SETTINGS = ("analysis", "corruption_images", "ood")
+# A sweep trains and selects on validation: it analyzes, resumes and releases nothing.
+SWEEP_SETTINGS = tuple(
+    name
+    for name, group in groups().items()
+    if group not in ("Evaluation", "Release") and name not in ("resume", "run_name")
+)
+
+
+@options.command()
+@options.preset_option
+@options.settings()
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    help="Number of seeds, starting at --seed, as nested runs; the best on validation is released.",
+)
+@options.tracking_uri_option
+def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
+    """Train, evaluate, export to ONNX and register a version.
+
+    \b
+    vitcifar train --preset digits
+    vitcifar train --train-layers all --learning-rate 1e-5 --epochs 5
+    vitcifar train --preset digits --seeds 5
+    """
+    from vitcifar import pipeline, tracking
+    from vitcifar.training.distributed import is_worker
+
+    config = pipeline.plan(preset, options.given(values))
+    if seeds == 1 and is_worker():
+        return pipeline.follow(config)
+    tracking.connect(tracking_uri)
+    if seeds == 1:
+        trained = pipeline.train(config)
+    else:
+        from vitcifar.experiments.seeds import train_seeds
+
+        result = train_seeds(config, seeds)
+        format.print_seeds(result)
+        trained = result.released
+    print_trained(trained, config.promote_to)
+
+
+def print_trained(trained: "Trained", promote_to: str) -> None:
+    format.print_field("test accuracy", trained.evaluation.accuracy_text())
+    format.print_field("run", trained.run_id)
+    format.print_field("weights", f"sha256 {trained.weights_sha256}")
+    alias = f" ({trained.alias})" if trained.alias else ""
+    format.print_field("version", f"{trained.model_name} {trained.version}{alias}")
+    if trained.rejected_because:
+        click.echo(trained.rejected_because)
+        step = f"compare {trained.version} {promote_to}"
+    else:
+        step = f"app --version {trained.alias or trained.version}"
+    model = "" if trained.model_name == "vitcifar" else f" --model-name {trained.model_name}"
+    click.echo(f"{'next':<14} vitcifar {step}{model}", err=True)
+
+
+@options.command()
+@options.preset_option
+@options.settings(*SWEEP_SETTINGS)
+@click.option(
+    "--search",
+    multiple=True,
+    default=["usual"],
+    help="Search space of one setting: NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=VALUE,VALUE. Repeat the option, or "
+    "separate by semicolons (usual = learning_rate, optimizer, weight_decay, label_smoothing).",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=20,
+    help="Total finished trials, including earlier and parallel runs.",
+)
+@click.option("--name", default="sweep", help="Name of the study; an existing one is continued.")
+@click.option(
+    "--storage", type=click.Path(dir_okay=False), default="sweeps.db", help="SQLite file that stores the studies."
+)
+@click.option(
+    "--pruner",
+    type=click.Choice(["median", "hyperband", "none"]),
+    default="median",
+    help="Pruner that stops weak trials early, on validation.",
+)
+@options.tracking_uri_option
+def sweep(
+    preset: str,
+    search: tuple[str, ...],
+    trials: int,
+    name: str,
+    storage: str,
+    pruner: str,
+    tracking_uri: str,
+    **values: Any,
+) -> None:
+    """Search hyperparameters with Optuna, on validation only.
+
+    Rerun the command to resume a sweep, raise --trials to extend it, or run it in several terminals to parallelise.
+
+    \b
+    vitcifar sweep --preset digits --trials 20
+    vitcifar sweep --search "learning_rate=1e-4..1e-2:log" --search "train_layers=head,2,all" --epochs 5
+    """
+    from vitcifar import tracking
+    from vitcifar.experiments.search_space import parse_space
+    from vitcifar.experiments.sweep import SweepPlan
+    from vitcifar.experiments.sweep import sweep as run_sweep
+
+    fixed = options.given(values)
+    plan = SweepPlan(
+        config=resolve(preset, **fixed),
+        preset=preset,
+        space=parse_space(search, fixed),
+        num_trials=trials,
+        name=name,
+        storage=Path(storage),
+        pruner=pruner,
+    )
+    tracking.connect(tracking_uri)
+    format.print_sweep(run_sweep(plan))
+
+
+@options.command()
+@options.preset_option
+@options.settings(*DATA_SETTINGS)
+@click.option(
+    "--sheet", type=click.Path(dir_okay=False), default="preview.png", help="Output file of the contact sheet."
+)
+def data(preset: str, sheet: str, **values: Any) -> None:
+    """Prepare the dataset, print its counts and fingerprint, and draw a contact sheet.
+
+    \b
+    vitcifar data --data folder --data-dir images --sheet preview.png
+    """
+    from vitcifar.data.contact_sheet import contact_sheet
+    from vitcifar.data.splits import read_splits
+
+    splits = read_splits(resolve(preset, **options.given(values)))
+    for split, dataset in splits.datasets.items():
+        format.print_field(split, f"{len(dataset)} images, {len(dataset) // len(splits.class_names)} per class")
+    format.print_field("classes", ", ".join(splits.class_names))
+    format.print_field("fingerprint", splits.fingerprint)
+    contact_sheet(splits.train).save(sheet)
+    format.print_field("contact sheet", sheet)
+
+
+@options.command()
+@options.version_option
+@options.settings(*DATA_SETTINGS, *ANALYSIS_SETTINGS, default="as the version was trained")
+@click.option("--experiment", default="vitcifar", help="MLflow experiment of the evaluation run.")
+@options.registry_options
+def evaluate(registry: "Registry", version: str, experiment: str, **values: Any) -> None:
+    """Evaluate a registered version on test images, as a run of its own that is linked to the version.
+
+    \b
+    vitcifar evaluate --version champion --analysis full --ood digits
+    vitcifar evaluate --version 3 --data folder --data-dir images --test-per-class 0
+    """
+    from vitcifar.experiments.evaluate import evaluate_version
+
+    run_id, evaluation = evaluate_version(registry, version, experiment=experiment, **options.given(values))
+    format.print_field("test accuracy", evaluation.accuracy_text())
+    format.print_field("run", run_id)
+
+
+@options.command()
+@options.version_argument
+@click.argument("other")
+@options.settings(*DATA_SETTINGS, default="as VERSION was trained")
+@click.option(
+    "--margin",
+    default=0.0,
+    type=click.FloatRange(0, 1),
+    help="Non-inferiority margin in accuracy, 0.01 = one point (0 = no such test).",
+)
+@click.option(
+    "--detectable",
+    default=0.01,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Accuracy difference to detect, for the sample size reported when inconclusive; 0.01 = one point.",
+)
+@click.option("--experiment", default="vitcifar", help="MLflow experiment of the comparison run.")
+@options.registry_options
+def compare(
+    registry: "Registry",
+    version: str,
+    other: str,
+    margin: float,
+    detectable: float,
+    experiment: str,
+    **values: Any,
+) -> None:
+    """Test whether VERSION is better or worse than OTHER on the same test images.
+
+    The paired test ends as better, worse or inconclusive, with the sample size needed.
+
+    \b
+    vitcifar compare 3 champion
+    vitcifar compare latest champion --margin 0.01
+    """
+    from vitcifar.experiments.evaluate import compare_versions
+
+    run_id, comparison = compare_versions(
+        registry, version, other, experiment=experiment, margin=margin, detectable=detectable, **options.given(values)
+    )
+    click.echo(comparison.summary())
+    if margin:
+        verdict = "yes" if comparison.not_worse else "not shown"
+        format.print_field("not worse", f"{verdict} (by more than {100 * margin:g} points)")
+    format.print_field("run", run_id)
+
+
+@options.command("compare-logs")
+@click.argument("run")
+@options.tracking_uri_option
+def compare_logs(run: str, tracking_uri: str) -> None:
+    """Check that TensorBoard and MLflow hold the same metric values for RUN (an MLflow run id).
+
+    \b
+    vitcifar compare-logs 0f3c9d2b8a6e4c0f9d1e2b3a4c5d6e7f
+    """
+    from vitcifar import tracking
+
+    tracking.connect(tracking_uri)
+    agreement = tracking.compare_logs(run)
+    for difference in agreement.differences:
+        click.echo(difference)
+    compared = f"{agreement.num_points} values of {agreement.num_metrics} metrics"
+    if agreement.differences:
+        raise click.ClickException(f"{len(agreement.differences)} differences in {compared}.")
+    click.echo(f"MLflow and TensorBoard agree on {compared}.")
+
+
+@options.command()
+@options.version_argument
+@options.registry_options
+def reproduce(registry: "Registry", version: str) -> None:
+    """Retrain VERSION from its recorded config, seed and images, and print what differs.
+
+    \b
+    vitcifar reproduce 3
+    """
+    from vitcifar.experiments.reproduce import reproduce
+
+    result = reproduce(registry, version)
+    format.print_differences(result.differences)
+    name = f"{registry.model_name} {result.version}"
+    if not result.same_weights:
+        raise click.ClickException(f"{name} was not reproduced: its weights differ, see the differences above.")
+    click.echo(f"{name} was reproduced: identical weights, bit for bit.")
