@@ -46,7 +46,7 @@ def test_other_images_are_rejected_before_training(trained, monkeypatch):
 
 def test_another_commit_is_a_warning_and_a_difference(trained, monkeypatch):
     registry, done, _ = trained
-    monkeypatch.setattr(pipeline, "git_state", lambda: {"git_commit": "d" * 40, "git_dirty": "false"})
+    monkeypatch.setattr(reproducing, "git_state", lambda: {"commit": "d" * 40, "dirty": False})
     with pytest.warns(UserWarning, match="this is dddd"):
         outcome = reproduce(registry, done.version)
     assert ("code", "commit") in [(row.section, row.name) for row in outcome.differences]

@@ -82,7 +82,7 @@ def test_a_seed_that_fails_ends_the_parent_with_its_message_and_complete_ones_st
             raise TrainingError("the loss became nan")
         return learn(run, network, splits, config, **more)
 
-    monkeypatch.setattr(pipeline, "learn", fail)
+    monkeypatch.setattr(pipeline, "fit_and_log", fail)
     with pytest.raises(TrainingError, match="Seed 1: the loss became nan"):
         seeds.train_seeds(resolve("digits", **{**TINY, "analysis": "none"}), 3)
     parent, children = family(store)

@@ -112,7 +112,7 @@ def test_two_processes_share_one_sweep_and_its_trials(store, monkeypatch, tmp_pa
             wait_until(lambda: states()["COMPLETE"] == 1, others[0])
         return learn(*args, **more)
 
-    monkeypatch.setattr(pipeline, "learn", learn_beside)
+    monkeypatch.setattr(pipeline, "fit_and_log", learn_beside)
     result = sweep(plan(num_trials=5))
     assert others[0].wait() == 0, others[0].stderr.read()
     # Two that start a trial at the same moment may finish one trial too many.
@@ -165,7 +165,7 @@ def test_a_trial_that_another_process_marked_as_failed_does_not_end_the_sweep(st
             open_beside().tell(0, state=TrialState.FAIL)
         return learn(*args, **more)
 
-    monkeypatch.setattr(pipeline, "learn", suspended)
+    monkeypatch.setattr(pipeline, "fit_and_log", suspended)
     with pytest.warns(UserWarning, match="no heartbeat for 15 seconds"):
         result = sweep(plan(num_trials=1))
     assert (result.num_complete, result.num_failed, result.best.number) == (1, 1, 1)
@@ -183,7 +183,7 @@ def test_no_test_image_is_read_in_a_sweep(store, monkeypatch):
         seen.append({split: len(dataset) for split, dataset in splits.datasets.items()})
         return learn(run, network, splits, config, **more)
 
-    monkeypatch.setattr(pipeline, "learn", spy)
+    monkeypatch.setattr(pipeline, "fit_and_log", spy)
     monkeypatch.setattr(pipeline, "test", never)
     monkeypatch.setattr(pipeline, "release", never)
     sweep(plan(num_trials=1))
@@ -215,7 +215,7 @@ def test_a_pruned_trial_is_no_failure(store, monkeypatch):
 
 def test_of_equal_trials_the_one_with_the_lower_loss_is_the_best(store, monkeypatch):
     metrics = iter([{"validation/accuracy": 0.5, "validation/loss": loss} for loss in (0.9, 0.2, 0.4)])
-    monkeypatch.setattr(pipeline, "learn", lambda *_, **__: SimpleNamespace(best_metrics=next(metrics)))
+    monkeypatch.setattr(pipeline, "fit_and_log", lambda *_, **__: SimpleNamespace(best_metrics=next(metrics)))
     assert sweep(plan(num_trials=3)).best.number == 1
 
 

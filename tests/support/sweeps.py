@@ -46,4 +46,4 @@ def fake_learning(monkeypatch, accuracies):
             log(epoch, {"validation/accuracy": accuracy, "validation/loss": 1 - accuracy})
         return SimpleNamespace(best_metrics={"validation/accuracy": max(turn), "validation/loss": 1 - max(turn)})
 
-    monkeypatch.setattr(pipeline, "learn", learn)
+    monkeypatch.setattr(pipeline, "fit_and_log", learn)

@@ -45,7 +45,7 @@ def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
 
     config = pipeline.plan(preset, options.given(values))
     if seeds == 1 and is_worker():
-        return pipeline.follow(config)
+        return pipeline.train_worker(config)
     tracking.connect(tracking_uri)
     if seeds == 1:
         trained = pipeline.train(config)

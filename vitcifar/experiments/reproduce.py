@@ -12,7 +12,7 @@ from vitcifar.errors import ConfigError, ReleaseError
 from vitcifar.model.network import weights_sha256
 from vitcifar.registry.diff import Difference, compare_sections, flatten, metrics
 from vitcifar.registry.registry import Registry
-from vitcifar.release.build import environment, git_of
+from vitcifar.release.build import environment, git_state
 from vitcifar.release.manifest import Manifest
 
 
@@ -49,7 +49,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
             f"The images are not those of version {release.version}: expected fingerprint "
             f"{release.fingerprint[:16]}…, got {splits.fingerprint[:16]}…. Restore the images and try again."
         )
-    commit, present = release.git.get("commit"), pipeline.git_state().get("git_commit")
+    commit, present = release.git.get("commit"), git_state()["commit"]
     if commit != present:
         warnings.warn(
             f"Version {release.version} was trained with commit {commit or 'not recorded'}, this is "
@@ -58,8 +58,8 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
         )
     network = pipeline.make_network(config, splits.class_names)
     with pipeline.start_run(config, run_name=f"reproduce-{config.model_name}") as run:
-        _, evaluation = pipeline.learn_and_test(run, network, splits, config)
-    return compare_retrained(release, weights_sha256(network), evaluation.to_dict(), git_of(run.run_id))
+        _, evaluation = pipeline.fit_and_test(run, network, splits, config)
+    return compare_retrained(release, weights_sha256(network), evaluation.to_dict(), git_state())
 
 
 def compare_retrained(

@@ -90,7 +90,7 @@ def train_seed(config: TrainConfig, splits: Splits, seed: int) -> SeedRun:
     try:
         network = pipeline.make_network(config, splits.class_names)
         with pipeline.start_run(config, run_name=f"seed-{seed}", nested=True, tags={"seed": str(seed)}) as run:
-            result, evaluation = pipeline.learn_and_test(run, network, splits, config)
+            result, evaluation = pipeline.fit_and_test(run, network, splits, config)
     except VitCifarError as error:
         raise type(error)(f"Seed {seed}: {error}") from error
     metrics = {**result.best_metrics, **{f"test/{name}": getattr(evaluation, name) for name in TEST_METRICS}}

@@ -236,7 +236,7 @@ def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[
     with pipeline.start_run(config, run_name=f"trial-{trial.number}", nested=True, tags=tags) as run:
         trial.set_user_attr("run_id", run.run_id)
         try:
-            return pipeline.learn(run, network, splits, config, log=reporting_log(trial, run)).best_metrics
+            return pipeline.fit_and_log(run, network, splits, config, log=reporting_log(trial, run)).best_metrics
         except TrialPruned as error:
             run.set_tags({"pruned": str(error)})
             pruned = error

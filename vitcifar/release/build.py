@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +19,6 @@ import numpy as np
 from mlflow.models import Model
 from PIL import Image
 
-from vitcifar import __version__
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
@@ -55,15 +56,13 @@ def build_release(
     config: TrainConfig,
     run_id: str,
     int8: bool = False,
-    git: Mapping[str, Any] | None = None,
 ) -> Built:
     """Export the network, check its parity on the test images and store the release as a logged model of the run.
 
-    With `int8` the int8 candidates are evaluated too and an accepted one serves, else the float file. `git` is the
-    commit and whether the checkout was dirty, by default from the tags of the run. Raises ReleaseError when a check
-    fails: nothing is stored then.
+    With `int8` the int8 candidates are evaluated too and an accepted one serves, else the float file. Raises
+    ReleaseError when a check fails: nothing is stored then.
     """
-    release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id, git=git)
+    release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
         staged = Path(folder) / "staged"
         staged.mkdir()
@@ -121,7 +120,6 @@ def describe(
     evaluation: Mapping[str, Any],
     config: TrainConfig,
     run_id: str,
-    git: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The manifest of a network, without the checks that need the exported file and without the hashes."""
     from vitcifar.model.network import MEAN, STD, weights_sha256
@@ -140,7 +138,7 @@ def describe(
         preprocessing={"resize": "bilinear, antialiased", "mean": list(MEAN), "std": list(STD)},
         counts=splits.counts(),
         config=dataclasses.asdict(config),
-        git=dict(git if git is not None else git_of(run_id)),
+        git=git_state(),
         environment=environment(),
         checks={"test": dict(evaluation), "weights_sha256": weights},
     )
@@ -164,20 +162,25 @@ def log_release(program: "ExportedProgram", staged: Path, release: Manifest) -> 
     return Built(manifest=release, model_id=info.model_id, digest=digests[0])
 
 
-def git_of(run_id: str) -> dict[str, Any]:
-    """The commit that a run recorded, and whether the checkout was dirty."""
-    with reaching(mlflow.get_tracking_uri()):
-        tags = mlflow.MlflowClient().get_run(run_id).data.tags
-    commit = tags.get("git_commit") or tags.get("mlflow.source.git.commit")
-    dirty = tags.get("git_dirty")
-    return {"commit": commit, "dirty": None if dirty is None else dirty == "true"}
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """The commit of this checkout and whether it is dirty; None each when the code is not in a checkout."""
+
+    def git(*arguments: str) -> str:
+        command, folder = ["git", *arguments], Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
 
 
 def environment() -> dict[str, Any]:
     """Python, platform and the version of every installed package."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {
-        "vitcifar": __version__,
+        "vitcifar": importlib.metadata.version("vitcifar"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),

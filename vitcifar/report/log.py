@@ -1,8 +1,11 @@
 """Logs an evaluation to a run: the same numbers and figures for MLflow and TensorBoard, JSON and the HTML report."""
 
+import dataclasses
+import importlib.metadata
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -38,6 +41,25 @@ def score(logits: np.ndarray, splits: Splits, temperature: float, threshold: flo
 def data_name(config: TrainConfig) -> str:
     """The name of a config's dataset in a title."""
     return Path(config.data_dir).absolute().name if config.data == "folder" else config.data
+
+
+def log_inputs(run: Run, config: TrainConfig, splits: Splits, network: "Classifier", git: Mapping[str, Any]) -> None:
+    """Log config, datasets, code and model before the first step."""
+    from vitcifar.model.network import count_parameters
+    from vitcifar.training.augmentation import augmentation_sheet
+
+    settings = dataclasses.asdict(config)
+    run.log_params({**settings, "fingerprint": splits.fingerprint})
+    counts = {"trainable_parameters": count_parameters(network, trained=True), "parameters": count_parameters(network)}
+    run.log_params(counts, prefix="model.")
+    run.set_tags({"vitcifar_version": importlib.metadata.version("vitcifar")})
+    if git["commit"]:
+        run.set_tags({"git_commit": git["commit"], "git_dirty": str(git["dirty"]).lower()})
+    log_datasets(run, config, {split: dataset for split, dataset in splits.datasets.items() if len(dataset)}, splits)
+    if config.augmentation != "none":
+        run.log_image("augmentation", augmentation_sheet(splits.train, config.augmentation, seed=config.seed))
+    (run.folder / "config.json").write_text(json.dumps(settings, indent=2))
+    run.log_json("config.json", settings)
 
 
 def log_datasets(run: Run, config: TrainConfig, datasets: Mapping[str, ImageDataset], splits: Splits) -> None:
