@@ -116,23 +116,19 @@ def _spread(axes: Axes, best: OODScore) -> None:
 
 
 def comparison_chart(comparison: Comparison) -> Figure:
-    """The difference with its intervals against zero and the margin, and the images that only one got right."""
-    figure = style.new_figure(7.4, 2.9)
+    """The difference with its interval against zero and the margin, and the images that only one got right."""
+    figure = style.new_figure(7.4, 2.4)
     axes = figure.add_subplot()
     colour = {"better": style.GREEN, "worse": style.RED}.get(comparison.outcome, style.MUTED)
-    rows = (
-        ("paired bootstrap", comparison.bootstrap_low, comparison.bootstrap_high),
-        ("score interval", comparison.score_low, comparison.score_high),
-    )
-    for place, (_, low, high) in enumerate(rows):
-        axes.plot([100 * low, 100 * high], [place] * 2, color=colour, linewidth=3, alpha=0.5)
-        axes.scatter([100 * comparison.difference], [place], s=60, color=colour, zorder=3)
+    low, high = comparison.difference_low, comparison.difference_high
+    axes.plot([100 * low, 100 * high], [0, 0], color=colour, linewidth=3, alpha=0.5)
+    axes.scatter([100 * comparison.difference], [0], s=60, color=colour, zorder=3)
     axes.axvline(0, color=style.INK, linewidth=1)
     if comparison.margin:
         axes.axvline(-100 * comparison.margin, color=style.ORANGE, linewidth=1.4, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    reach = 110 * max(0.01, comparison.margin, *(abs(value) for _, *ends in rows for value in ends))
-    axes.set(xlim=(-reach, reach), ylim=(-0.6, 1.6), xlabel="Challenger minus champion, points of accuracy")
+    axes.set_yticks([0], [f"{comparison.confidence:.0%} interval"])
+    reach = 110 * max(0.01, comparison.margin, abs(low), abs(high))
+    axes.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), xlabel="Challenger minus champion, points of accuracy")
     note = (
         f"only the challenger right: {comparison.only_challenger_right}; only the champion right: "
         f"{comparison.only_champion_right}; McNemar p = {comparison.p_value:.2g}"

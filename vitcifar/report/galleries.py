@@ -107,7 +107,7 @@ def nearest_gallery(dataset: ImageDataset, nearest: NearestImages) -> Figure:
     figure = style.new_figure(1.45 * (k + 1), 1.75 * rows + 0.75, pad=0.06)
     style.heading(figure, "Nearest training images", "left: the image and its class; green: the same class")
     grid = figure.subplots(rows, k + 1, squeeze=False)
-    for row, place in enumerate(nearest.places):
+    for row, place in enumerate(nearest.queries):
         label = int(dataset.labels[place])
         show_image(grid[row, 0], dataset.images[place])
         caption(grid[row, 0], dataset.class_names[label], style.INK, 0)

@@ -56,7 +56,7 @@ def attention_section(dataset: ImageDataset, probabilities: np.ndarray, maps: Ma
 def neighbor_section(dataset: ImageDataset, probabilities: np.ndarray, nearest: NearestImages) -> Section:
     """Mistakes with the training images that look most alike to the network."""
     train, tiles = nearest.train, []
-    for place, indices, cosines in zip(nearest.places, nearest.indices, nearest.cosines, strict=True):
+    for place, indices, cosines in zip(nearest.queries, nearest.indices, nearest.cosines, strict=True):
         tiles.append(answer_tile(dataset, probabilities, int(place)))
         for index, cosine in zip(indices, cosines, strict=True):
             same = train.labels[index] == dataset.labels[place]
