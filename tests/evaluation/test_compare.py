@@ -1,4 +1,4 @@
-"""Comparing two versions: published examples, scipy, simulation, and the three outcomes."""
+"""Paired comparison: published examples, simulation, and the three outcomes."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from vitcifar.evaluation.metrics import evaluate
 
 
 def scored(correct, fingerprint="f00d"):
-    """An evaluation of two classes that is right exactly where told."""
+    """An evaluation of two classes, correct exactly where `correct` is true."""
     correct = np.asarray(correct, bool)
     labels = np.arange(len(correct)) % 2
-    answers = np.where(correct, labels, 1 - labels)
-    return evaluate(np.eye(2)[answers], labels, ("no", "yes"), fingerprint=fingerprint)
+    predictions = np.where(correct, labels, 1 - labels)
+    return evaluate(np.eye(2)[predictions], labels, ("no", "yes"), fingerprint=fingerprint)
 
 
 def pair(gained, lost, both, neither=0):
@@ -49,7 +49,7 @@ def test_score_statistic_gives_the_published_example():
 
 
 @pytest.mark.parametrize("total", [1, 10, 100, 10_000])
-def test_score_interval_of_two_that_never_differ_is_as_wide_as_the_number_of_pictures_says(total):
+def test_score_interval_without_discordant_images_depends_on_the_number_of_images(total):
     z = norm.ppf(0.975) ** 2
     assert c.score_interval(0, 0, total) == pytest.approx((-z / (total + z), z / (total + z)))
 
@@ -66,49 +66,53 @@ def test_score_interval_is_where_the_statistic_reaches_its_limits(gained, lost, 
     assert mirrored == pytest.approx((-high, -low), abs=1e-9)
 
 
-def test_bootstrap_of_counts_equals_drawing_the_pictures_themselves():
-    challenger, champion = pair(30, 12, 150, 8)
-    random = np.random.default_rng(1)
-    change = challenger.correct.astype(int) - champion.correct.astype(int)
-    drawn = change[random.integers(0, 200, size=(10_000, 200))].mean(axis=1)
-    ours = c.bootstrap_interval(30, 12, 200)
-    assert ours == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.006)
-    assert ours == c.bootstrap_interval(30, 12, 200)  # the same each time
+def test_the_interval_that_decides_not_worse_is_the_one_in_the_summary_and_the_metrics():
+    comparison = c.compare_evaluations(*pair(6, 9, 185), margin=0.03)
+    low, high = c.score_interval(6, 9, 200)
+    assert (comparison.difference_low, comparison.difference_high) == (low, high)
+    assert comparison.not_worse == (low > -0.03)
+    assert f"95% interval {100 * low:+.1f} to {100 * high:+.1f}" in comparison.summary()
+    assert comparison.scalars()["difference_low"] == low and comparison.to_dict()["difference_high"] == high
 
 
 def test_a_clearly_better_version_is_better_and_the_other_way_round_worse():
     better, worse = pair(30, 8, 160, 52)
-    found = c.compare_evaluations(better, worse)
-    assert found.outcome == "better" and found.bootstrap_low > 0 and found.score_low > 0
-    assert found.difference == pytest.approx(22 / 250)
-    assert (found.only_challenger_right, found.only_champion_right) == (30, 8)
-    assert found.gained == tuple(range(30)) and found.lost == tuple(range(30, 38))
+    comparison = c.compare_evaluations(better, worse)
+    assert comparison.outcome == "better" and comparison.difference_low > 0
+    assert comparison.difference == pytest.approx(22 / 250)
+    assert (comparison.only_challenger_right, comparison.only_champion_right) == (30, 8)
+    assert comparison.gained == tuple(range(30)) and comparison.lost == tuple(range(30, 38))
     turned = c.compare_evaluations(worse, better)
-    assert turned.outcome == "worse" and turned.difference == -found.difference
-    assert found.summary().startswith("better: 76.0% against 67.2%")
+    assert turned.outcome == "worse" and turned.difference == -comparison.difference
+    assert comparison.summary().startswith(
+        "better: accuracy 76.0% against 67.2% on the same 250 images (+8.8 points, 95% interval"
+    )
 
 
-def test_a_difference_that_chance_explains_is_not_enough_evidence():
-    found = c.compare_evaluations(*pair(12, 5, 200))  # McNemar's p is 0.14
-    assert found.outcome == "inconclusive" and found.p_value == pytest.approx(0.143, abs=5e-4)
-    assert found.detectable == pytest.approx(7 / 217)
+def test_a_difference_within_chance_is_inconclusive():
+    comparison = c.compare_evaluations(*pair(12, 5, 200))  # McNemar's p is 0.14
+    assert comparison.outcome == "inconclusive" and comparison.p_value == pytest.approx(0.143, abs=5e-4)
+    assert comparison.detectable == pytest.approx(7 / 217)
     assert c.compare_evaluations(*pair(12, 5, 200), confidence=0.8).outcome == "better"
 
 
-def test_a_tie_is_not_enough_evidence_and_says_how_many_pictures_it_would_take():
-    found = c.compare_evaluations(*pair(6, 6, 200, 38))
-    assert found.outcome == "inconclusive"
-    assert found.detectable == 0.01 and found.images_needed == c.images_needed(12 / 250, 0.01)
-    assert f"about {found.images_needed:,} images" in found.summary()
+def test_a_tie_is_inconclusive_and_the_summary_has_the_sample_size_needed():
+    comparison = c.compare_evaluations(*pair(6, 6, 200, 38))
+    assert comparison.outcome == "inconclusive"
+    assert comparison.detectable == 0.01 and comparison.images_needed == c.images_needed(12 / 250, 0.01)
+    assert (
+        f"detecting a difference of 1.0 points with 80% power needs about {comparison.images_needed:,} images"
+        in comparison.summary()
+    )
 
 
-def test_two_equal_versions_are_not_enough_evidence_however_many_pictures():
-    found = c.compare_evaluations(*pair(0, 0, 5000))
-    assert (found.outcome, found.p_value, found.difference) == ("inconclusive", 1.0, 0.0)
-    assert found.images_needed > 0
+def test_two_equal_versions_are_inconclusive_for_any_number_of_images():
+    comparison = c.compare_evaluations(*pair(0, 0, 5000))
+    assert (comparison.outcome, comparison.p_value, comparison.difference) == ("inconclusive", 1.0, 0.0)
+    assert comparison.images_needed > 0
 
 
-def test_not_worse_needs_enough_pictures_even_when_no_answer_differs():
+def test_not_worse_needs_enough_images_even_without_discordant_ones():
     few, many = (
         c.compare_evaluations(*pair(0, 0, 30), margin=0.02),
         c.compare_evaluations(*pair(0, 0, 300), margin=0.02),
@@ -123,8 +127,8 @@ def test_without_a_margin_only_a_better_version_is_not_worse():
 
 
 def test_a_worse_version_within_the_margin_is_not_worse():
-    found = c.compare_evaluations(*pair(40, 80, 9880), margin=0.01)
-    assert found.outcome == "worse" and found.not_worse
+    comparison = c.compare_evaluations(*pair(40, 80, 9880), margin=0.01)
+    assert comparison.outcome == "worse" and comparison.not_worse
 
 
 def test_connors_formula_worked_out_by_hand():
@@ -133,7 +137,7 @@ def test_connors_formula_worked_out_by_hand():
     assert c.images_needed(0.2, 0.1) == math.ceil(expected) == 155
 
 
-def test_as_many_pictures_as_told_show_the_difference_as_often_as_told():
+def test_the_sample_size_detects_the_difference_with_the_stated_power():
     gain, loss = 0.09, 0.05
     total = c.images_needed(gain + loss, gain - loss)
     draws = np.random.default_rng(0).multinomial(total, [gain, loss, 1 - gain - loss], size=2000)
@@ -141,28 +145,28 @@ def test_as_many_pictures_as_told_show_the_difference_as_often_as_told():
     assert 0.76 < power < 0.84  # the exact test is a little below the formula's 0.8
 
 
-def test_as_many_pictures_as_told_show_not_worse_as_often_as_told():
+def test_the_sample_size_shows_not_worse_with_the_stated_power():
     total = c.images_needed_not_worse(0.1, 0.03)
     draws = np.random.default_rng(0).multinomial(total, [0.05, 0.05, 0.9], size=2000)
     shown = np.mean([c.tango(int(g), int(b), total, -0.03) > norm.ppf(0.975) for g, b, _ in draws])
     assert 0.76 < shown < 0.84
 
 
-def test_equal_versions_are_seldom_called_different():
+def test_equal_versions_are_called_different_in_less_than_5_percent():
     draws = np.random.default_rng(0).multinomial(500, [0.05, 0.05, 0.9], size=2000)
     assert np.mean([c.mcnemar(int(g), int(b)) < 0.05 for g, b, _ in draws]) < 0.05
 
 
-def test_different_pictures_are_refused_with_both_fingerprints():
-    with pytest.raises(DataError, match=r"aaaa.*bbbb"):
+def test_evaluations_of_different_images_are_rejected_with_both_fingerprints():
+    with pytest.raises(DataError, match=r"aaaa.*bbbb.*--data, --data-dir and --data-seed"):
         c.compare_evaluations(scored([1, 0, 1], "aaaa"), scored([1, 1, 1], "bbbb"))
 
 
-def test_scores_without_a_fingerprint_are_refused():
-    with pytest.raises(DataError, match="which images"):
+def test_an_evaluation_without_a_fingerprint_is_rejected():
+    with pytest.raises(DataError, match="without a fingerprint"):
         c.compare_evaluations(scored([1, 0, 1], ""), scored([1, 1, 1], ""))
 
 
-def test_comparison_is_json():
-    found = c.compare_evaluations(*pair(3, 1, 20))
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["outcome"] == found.outcome
+def test_a_comparison_converts_to_json():
+    comparison = c.compare_evaluations(*pair(3, 1, 20))
+    assert json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["outcome"] == comparison.outcome

@@ -1,19 +1,23 @@
-"""inference/: an ONNX session answers images of any size, says why it refuses a file, and uses its own session."""
+"""An ONNX session predicts images of any size, rejects files with a reason and never reads another file."""
 
 import concurrent.futures
+import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import ModelProto, TensorProto, helper
 from support.toys import make_image, make_onnx
 
+from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError, ReleaseError
-from vitcifar.inference import session
-from vitcifar.inference.session import MAX_BATCH, OnnxClassifier
+from vitcifar.inference.session import MAX_BATCH, MAX_BATCH_PIXELS, OnnxClassifier
 
 
 def images_of(*sizes: tuple[int, int]) -> list[np.ndarray]:
@@ -21,64 +25,87 @@ def images_of(*sizes: tuple[int, int]) -> list[np.ndarray]:
     return [random.integers(0, 256, (height, width, 3), np.uint8) for height, width in sizes]
 
 
-def test_logits_keep_the_order_of_pictures_of_mixed_sizes(toy_onnx):
+def test_logits_are_in_the_order_of_images_of_mixed_sizes(toy_onnx):
     images = images_of((8, 8), (3, 5), (8, 8), (1, 1), (3, 5), (64, 32))
     logits = OnnxClassifier(toy_onnx).logits(images)
     expected = np.stack([image.mean(axis=(0, 1)) / 16 for image in images])
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
 
-def test_more_pictures_than_one_batch_are_all_answered(toy_onnx):
+def test_more_images_than_one_batch_are_all_predicted(toy_onnx):
     images = images_of(*[(4, 4)] * (2 * MAX_BATCH + 1))
     assert OnnxClassifier(toy_onnx).logits(images).shape == (2 * MAX_BATCH + 1, 3)
 
 
-def test_no_pictures_give_no_logits(toy_onnx):
+def test_no_images_give_no_logits(toy_onnx):
     assert OnnxClassifier(toy_onnx).logits([]).shape == (0, 3)
 
 
-def test_an_array_of_pictures_is_a_sequence_of_pictures(toy_onnx):
+def test_an_array_is_accepted_as_a_sequence_of_images(toy_onnx):
     images = np.stack(images_of((4, 4), (4, 4)))
     assert OnnxClassifier(toy_onnx).probabilities(images).sum(axis=1) == pytest.approx([1, 1])
 
 
-def test_no_thread_spins_after_an_answer(toy_onnx):
-    classifier = OnnxClassifier(toy_onnx, num_threads=2)
-    classifier.logits(images_of((900, 900)))
-    before = time.process_time()
-    time.sleep(0.05)
-    assert time.process_time() - before < 0.01
+def test_a_batch_stays_below_the_pixel_limit(toy_onnx, monkeypatch):
+    classifier, sizes = OnnxClassifier(toy_onnx), []
+    infer = classifier._infer
+    monkeypatch.setattr(classifier, "_infer", lambda name, batch: sizes.append(batch.size // 3) or infer(name, batch))
+    classifier.logits(images_of(*[(1000, 1000)] * 6))
+    assert max(sizes) <= MAX_BATCH_PIXELS and sum(sizes) == 6_000_000
 
 
-def test_answer_ranks_the_classes_and_adds_up_its_time(toy_onnx):
-    answer = OnnxClassifier(toy_onnx).predict(make_image((200, 40, 100)))
-    assert list(answer.probabilities) == ["red", "blue", "green"]
-    assert answer.label == "red" and answer.probability == max(answer.probabilities.values())
-    assert sum(answer.probabilities.values()) == pytest.approx(1)
-    timing = answer.timing
+def test_prediction_ranks_the_classes_and_its_timing_adds_up(toy_onnx):
+    prediction = OnnxClassifier(toy_onnx).predict(make_image((200, 40, 100)))
+    assert list(prediction.probabilities) == ["red", "blue", "green"]
+    assert prediction.label == "red" and prediction.probability == max(prediction.probabilities.values())
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    timing = prediction.timing
     assert 0 < timing.decode_ms + timing.inference_ms <= timing.total_ms
-    assert answer.release_id == "toy"
+    assert prediction.release_id == "toy"
 
 
-def test_answer_takes_a_path(toy_onnx, tmp_path):
+def test_a_batch_of_images_has_the_predictions_of_the_single_files_without_timing(toy_onnx):
+    classifier = OnnxClassifier(toy_onnx)
+    colours = ["red", "blue", "green", "blue"]
+    images = [read_image(make_image(colour, size=(4 + index, 5))) for index, colour in enumerate(colours)]
+    predictions = classifier.predict_images(images)
+    assert [prediction.label for prediction in predictions] == colours
+    assert all(prediction.timing is None for prediction in predictions)
+    single = classifier.predict(make_image("red", size=(4, 5)))
+    assert predictions[0].probabilities == pytest.approx(single.probabilities)
+    assert classifier.predict_images([]) == []
+
+
+def test_a_prediction_becomes_one_dictionary_with_timing_only_if_measured(toy_onnx):
+    classifier = OnnxClassifier(toy_onnx)
+    fields = classifier.predict(make_image("green")).to_dict("toy", 3)
+    assert list(fields) == ["label", "probabilities", "model", "version", "release_id", "timing"]
+    assert (fields["label"], fields["model"], fields["version"], fields["release_id"]) == ("green", "toy", 3, "toy")
+    assert set(fields["timing"]) == {"decode_ms", "inference_ms", "total_ms"}
+    assert list(fields["probabilities"].values()) == sorted(fields["probabilities"].values(), reverse=True)
+    (batched,) = classifier.predict_images([np.zeros((4, 4, 3), np.uint8)])
+    assert "timing" not in batched.to_dict("toy", None) and json.loads(json.dumps(batched.to_dict("toy", None)))
+
+
+def test_predict_accepts_a_path(toy_onnx, tmp_path):
     (tmp_path / "blue.jpg").write_bytes(make_image("blue", kind="JPEG"))
     assert OnnxClassifier(toy_onnx).predict(tmp_path / "blue.jpg").label == "blue"
 
 
-def test_temperature_of_the_file_softens_the_probabilities(tmp_path):
+def test_temperature_of_the_model_softens_the_probabilities(tmp_path):
     cold, warm = (make_onnx(tmp_path / f"{t}.onnx", temperature=t) for t in (1.0, 4.0))
     image = make_image((120, 100, 80))
     assert OnnxClassifier(warm).predict(image).probability < OnnxClassifier(cold).predict(image).probability
     assert OnnxClassifier(warm).temperature == 4.0
 
 
-def test_bytes_and_path_of_a_model_answer_alike(toy_onnx):
+def test_a_model_gives_the_same_logits_from_bytes_and_from_a_path(toy_onnx):
     images = images_of((5, 7))
     by_path, by_bytes = OnnxClassifier(toy_onnx), OnnxClassifier(toy_onnx.read_bytes())
     np.testing.assert_array_equal(by_path.logits(images), by_bytes.logits(images))
 
 
-def test_many_threads_get_the_same_answers_as_one(toy_onnx):
+def test_many_threads_get_the_same_logits_as_one(toy_onnx):
     classifier = OnnxClassifier(toy_onnx)
     images = images_of(*[(size, size + 1) for size in range(1, 40)])
     expected = classifier.logits(images)
@@ -88,42 +115,38 @@ def test_many_threads_get_the_same_answers_as_one(toy_onnx):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a" * 50])
-def test_a_broken_file_is_one_sentence(tmp_path, content):
+def test_a_broken_file_is_rejected_in_one_sentence(tmp_path, content):
     (tmp_path / "broken.onnx").write_bytes(content)
     with pytest.raises(ReleaseError, match=r"broken\.onnx is not an") as caught:
         OnnxClassifier(tmp_path / "broken.onnx")
     assert "\n" not in str(caught.value)
 
 
-def test_a_cut_off_file_is_refused(toy_onnx):
+def test_a_truncated_file_is_rejected(toy_onnx):
     toy_onnx.write_bytes(toy_onnx.read_bytes()[:-100])
     with pytest.raises(ReleaseError):
         OnnxClassifier(toy_onnx)
 
 
-def test_a_missing_file_is_one_sentence(tmp_path):
+def test_a_missing_file_is_rejected_in_one_sentence(tmp_path):
     with pytest.raises(ReleaseError, match="There is no file"):
         OnnxClassifier(tmp_path / "none.onnx")
 
 
 @pytest.mark.parametrize("names", ["no json", "{}", "[]", "[1, 2, 3]", '["a", "a", "b"]'])
-def test_a_foreign_file_without_class_names_is_refused(tmp_path, names):
+def test_a_model_without_valid_class_names_is_rejected(tmp_path, names):
     with pytest.raises(ReleaseError, match="class names"):
-        OnnxClassifier(foreign(tmp_path / "toy.onnx", names))
+        OnnxClassifier(with_class_names(tmp_path / "toy.onnx", names))
 
 
-def foreign(path: Path, names: str) -> Path:
-    import onnx
-
+def with_class_names(path: Path, names: str) -> Path:
     model = onnx.load(make_onnx(path))
     onnx.helper.set_model_props(model, {"class_names": names})
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def test_a_graph_with_other_inputs_is_refused(tmp_path):
-    from onnx import TensorProto, helper
-
+def test_a_graph_with_other_inputs_is_rejected(tmp_path):
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -131,36 +154,87 @@ def test_a_graph_with_other_inputs_is_refused(tmp_path):
         OnnxClassifier(model.SerializeToString())
 
 
-def test_a_model_given_as_bytes_reads_no_file_of_the_working_directory(tmp_path, monkeypatch):
-    import onnx
+# External data: tensors whose values are in another file
 
-    model = onnx.load(make_onnx(tmp_path / "toy.onnx"))
-    for tensor in model.graph.initializer:
-        if tensor.name == "weights":
-            tensor.raw_data = np.eye(3, dtype=np.float32).tobytes()
-            tensor.ClearField("float_data")
-    onnx.save_model(model, tmp_path / "out.onnx", save_as_external_data=True, size_threshold=0, location="weights.bin")
-    assert (tmp_path / "weights.bin").is_file()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ReleaseError):
-        OnnxClassifier((tmp_path / "out.onnx").read_bytes())
+
+def in_an_initializer(model: ModelProto, weights: TensorProto) -> None:
+    model.graph.initializer.append(weights)
+
+
+def in_a_constant(model: ModelProto, weights: TensorProto) -> None:
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["weights"], value=weights))
+
+
+def in_a_branch(model: ModelProto, weights: TensorProto) -> None:
+    taken = helper.make_tensor_value_info("taken", TensorProto.FLOAT, [3, 3])
+    weights.name = "inner"
+    identity = helper.make_node("Identity", ["inner"], ["taken"])
+    branch = helper.make_graph([identity], "branch", [], [taken], [weights])
+    model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    model.graph.node.insert(0, helper.make_node("If", ["yes"], ["weights"], then_branch=branch, else_branch=branch))
+
+
+def in_a_function(model: ModelProto, weights: TensorProto) -> None:
+    constant = helper.make_node("Constant", [], ["weights"], value=weights)
+    opsets = [helper.make_opsetid("", 20)]
+    model.functions.append(helper.make_function("local", "load", [], ["weights"], [constant], opsets))
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    model.graph.node.insert(0, helper.make_node("load", [], ["weights"], domain="local"))
+
+
+def external_model(folder: Path, put: Callable[[ModelProto, TensorProto], None], location: str) -> Path:
+    """The toy model with its weights in the file weights.bin beside it, referred to by `location`."""
+    weights = np.eye(3, dtype=np.float32)
+    (folder / "weights.bin").write_bytes(weights.tobytes())
+    tensor = TensorProto(name="weights", data_type=TensorProto.FLOAT, dims=[3, 3], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    model = onnx.load(make_onnx(folder / "model.onnx"))
+    others = [initializer for initializer in model.graph.initializer if initializer.name != "weights"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(others)
+    put(model, tensor)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
+
+
+PLACEMENTS = [in_an_initializer, in_a_constant, in_a_branch, in_a_function]
+
+
+@pytest.mark.parametrize("put", PLACEMENTS)
+@pytest.mark.parametrize("given", [Path, Path.read_bytes])
+def test_a_model_with_external_data_is_rejected_in_one_sentence(tmp_path, monkeypatch, put, given):
+    path = external_model(tmp_path, put, "weights.bin")
+    monkeypatch.chdir(tmp_path)  # where onnxruntime searches for the data of a model given as bytes
+    onnxruntime.InferenceSession(given(path), providers=["CPUExecutionProvider"])  # it opens without our option
+    with pytest.raises(ReleaseError, match="is not an ONNX file that can be opened") as caught:
+        OnnxClassifier(given(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("put", PLACEMENTS)
+@pytest.mark.parametrize("location", ["{folder}/weights.bin", "../..{folder}/weights.bin", "*/_ORT_MEM_ADDR_/*"])
+def test_external_data_is_rejected_however_its_location_is_written(tmp_path, put, location):
+    path = external_model(tmp_path, put, location.format(folder=tmp_path))
+    for model in (path, path.read_bytes()):
+        with pytest.raises(ReleaseError, match="is not an ONNX file that can be opened"):
+            OnnxClassifier(model)
 
 
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)]
 )
-def test_an_array_that_is_no_picture_is_refused(toy_onnx, image):
+def test_an_array_that_is_not_an_image_is_rejected(toy_onnx, image):
     with pytest.raises(ImageError, match=r"expected uint8 \(height, width, 3\)"):
         OnnxClassifier(toy_onnx).logits([image])
 
 
-def test_a_bad_picture_is_a_picture_error(toy_onnx):
+def test_a_file_that_is_not_an_image_raises_image_error(toy_onnx):
     with pytest.raises(ImageError):
         OnnxClassifier(toy_onnx).predict(b"no image")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a test choose its CPUs")
-def test_threads_respect_the_affinity_of_the_process():
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs sched_setaffinity (Linux)")
+def test_the_number_of_threads_respects_the_affinity_of_the_process():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from vitcifar.inference.session import available_cores; print(available_cores())"
@@ -169,24 +243,5 @@ def test_threads_respect_the_affinity_of_the_process():
     assert done.stdout.strip() == "1"
 
 
-def test_threads_respect_the_quota_of_the_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "QUOTA", tmp_path / "cpu.max")
-    without = session.available_cores()
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert session.available_cores() == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert session.available_cores() == without
-
-
-def test_hyper_threads_of_one_core_count_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "CPUS", tmp_path)
-    monkeypatch.setattr(session, "QUOTA", tmp_path / "none")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
-    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
-        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
-        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(siblings + "\n")
-    assert session.available_cores() == 2
-
-
-def test_the_number_of_threads_can_be_given(toy_onnx):
+def test_the_number_of_threads_can_be_set(toy_onnx):
     assert OnnxClassifier(toy_onnx, num_threads=3).num_threads == 3

@@ -57,7 +57,7 @@ def failed(error: pytest.ExceptionInfo[GateError]) -> list[str]:
 
 
 def test_a_worse_version_is_rejected_with_its_numbers(toy: Registry, numbers: dict[str, int]) -> None:
-    with pytest.raises(GateError, match=r"worse: 75\.0% against 90\.0% right on the same 400 images") as error:
+    with pytest.raises(GateError, match=r"worse: accuracy 75\.0% against 90\.0% on the same 400 images") as error:
         promote(toy, numbers["worse"])
     assert failed(error) == ["champion", "calibration"]
     assert str(error.value).endswith(f"To override: vitcifar promote {numbers['worse']} --force yes --reason WHY.")
@@ -78,7 +78,7 @@ def test_a_better_version_passes_every_requirement(toy: Registry, numbers: dict[
 
 def test_a_tie_is_inconclusive_and_says_how_many_images_are_needed(toy: Registry, numbers: dict[str, int]) -> None:
     for require in ("better", "not-worse"):
-        with pytest.raises(GateError, match=r"inconclusive.*it takes about [\d,]+ images") as error:
+        with pytest.raises(GateError, match=r"inconclusive.*needs about [\d,]+ images") as error:
             promote(toy, numbers["tie"], policy=Policy(require=require))
         assert failed(error) == ["champion"]
     promote(toy, numbers["tie"], policy=Policy(require="not-clearly-worse"))

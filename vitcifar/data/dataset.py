@@ -50,6 +50,21 @@ def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     return images
 
 
+def group_by_size(images: Sequence[np.ndarray], max_batch: int, *, max_pixels: int | None = None) -> list[list[int]]:
+    """Indices of the images (H, W, C) in batches of one size: at most `max_batch` images and `max_pixels` pixels each.
+
+    An image of more than `max_pixels` pixels is a batch of its own. Indices of one size stay in order.
+    """
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        by_size.setdefault(image.shape, []).append(index)
+    batches = []
+    for (height, width, *_), indices in by_size.items():
+        length = max_batch if max_pixels is None else max(1, min(max_batch, max_pixels // (height * width)))
+        batches += [indices[start : start + length] for start in range(0, len(indices), length)]
+    return batches
+
+
 def fingerprint(dataset: ImageDataset) -> str:
     """sha256 over the class names and, for each image in order, over label, shape and every pixel.
 

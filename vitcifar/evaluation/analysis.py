@@ -1,4 +1,4 @@
-"""The checks beyond the metrics, each from what it needs, and what they found."""
+"""The analysis of an evaluation beyond its metrics: which checks run, and their results."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
-    """What was found; None = not looked at. Maps of attention are by the place of the image in the test split."""
+    """Results of the checks; None or empty = not run. Attention maps are by the index of the test image."""
 
     threshold: Threshold | None = None
     slices: tuple[Slice, ...] = ()
@@ -42,7 +42,7 @@ class Analysis:
     ood_source: str = "none"
 
     def scalars(self) -> dict[str, float]:
-        """Every number by its flat name."""
+        """Every metric by its flat name."""
         flat: dict[str, float] = {}
         if self.threshold:
             flat |= {"coverage": self.threshold.coverage, "precision": self.threshold.precision}
@@ -55,17 +55,18 @@ class Analysis:
         return flat | {f"ood/{score.name}_auroc": score.auroc for score in self.ood}
 
     def to_dict(self, dataset: ImageDataset) -> dict[str, Any]:
-        """All of it as JSON's own types, images by their ids."""
+        """The results as JSON types, images by their ids."""
         nearest = None
         if self.nearest:
-            ids = self.nearest.train.ids
-            rows = zip(self.nearest.places, self.nearest.indices, self.nearest.cosines, strict=True)
+            train_ids = self.nearest.train.ids
+            rows = zip(self.nearest.queries, self.nearest.indices, self.nearest.cosines, strict=True)
             nearest = {
-                dataset.ids[place]: {ids[index]: float(cosine) for index, cosine in zip(row, cosines, strict=True)}
-                for place, row, cosines in rows
+                dataset.ids[query]: {
+                    train_ids[index]: float(cosine) for index, cosine in zip(row, cosines, strict=True)
+                }
+                for query, row, cosines in rows
             }
-        maps = {dataset.ids[place]: patches.tolist() for place, patches in (self.attention or {}).items()}
-        bulky = ("inside", "outside")
+        maps = {dataset.ids[index]: patches.tolist() for index, patches in (self.attention or {}).items()}
         return {
             "threshold": self.threshold and dataclasses.asdict(self.threshold),
             "slices": [dataclasses.asdict(slice) for slice in self.slices],
@@ -73,20 +74,17 @@ class Analysis:
             "attention": maps or None,
             "nearest_training": nearest,
             "robustness": self.robustness and self.robustness.to_dict(),
-            "ood": [
-                {name: value for name, value in dataclasses.asdict(score).items() if name not in bulky}
-                for score in self.ood
-            ],
+            "ood": [score.to_dict() for score in self.ood],
             "ood_source": self.ood_source,
         }
 
 
-NUM_ATTENTION = 6  # right answers, and as many wrong ones
-NUM_NEAREST = 8  # mistakes
-# The cosine from which two images count as nearly the same: of small versions of them or, with the network, the mean
-# of that and of its embeddings'. JPEG at quality 70, other brightness and doubled size stay above it; of the 560,000
-# pairs between splits none of CIFAR-10's sample is above it, and of the digits, 8 pixels wide, one or two.
-ALIKE = 0.99
+NUM_ATTENTION = 6  # correct predictions, and as many errors
+NUM_NEAREST = 8  # errors
+# The cosine of a near-duplicate: of thumbnails or, with the network, the mean of that and of its embeddings' cosine.
+# JPEG at quality 70, another brightness and twice the size stay above it. Of the 560,000 pairs across splits of
+# CIFAR-10's sample none reaches it, of the digits (8 x 8 pixels) one or two.
+DUPLICATE_COSINE = 0.99
 
 
 def analyze(
@@ -99,10 +97,10 @@ def analyze(
     trained_on: Mapping[str, ImageDataset],
     network: "Classifier | None" = None,
 ) -> Analysis:
-    """Look at what config.analysis asks for; logits (N, K) are of the test images, `trained_on` the other splits.
+    """Run the checks that config.analysis selects; logits (N, K) of the test images, `trained_on` = the other splits.
 
-    What needs more than answers (attention, embeddings) is left out without the network, and what needs the other
-    splits without those. Raises DataError when the images of something else cannot be read.
+    Attention maps and embeddings need the network, duplicates and nearest images need the other splits.
+    Raises ConfigError or DataError if the OOD images cannot be read.
     """
     full, threshold = config.analysis == "full", None
     if evaluation.threshold:
@@ -114,11 +112,11 @@ def analyze(
     duplicates, nearest = None, None
     if trained_on:
         datasets = {**trained_on, "test": test}
-        duplicates, nearest = look_alike(evaluation, datasets, network if full else None, config.batch_size)
-    others, robustness = read_ood_images(config, limit=len(test)), None
+        duplicates, nearest = similar_images(evaluation, datasets, network if full else None, config.batch_size)
+    ood_images, robustness = read_ood_images(config, limit=len(test)), None
     if full and config.corruption_images:
-        asked = test.subset(balanced(test.labels, config.corruption_images))
-        robustness = evaluate_robustness(predictor, asked, progress=partial(tqdm, desc="Corruptions", disable=None))
+        subset = test.subset(balanced_indices(test.labels, config.corruption_images))
+        robustness = evaluate_robustness(predictor, subset, progress=partial(tqdm, desc="Corruptions", disable=None))
     return Analysis(
         threshold=threshold,
         slices=evaluate_slices(evaluation, test),
@@ -126,60 +124,61 @@ def analyze(
         attention=attention_maps(network, test, evaluation) if network else None,
         nearest=nearest,
         robustness=robustness,
-        ood=evaluate_ood(logits, predictor(others), evaluation.temperature) if others else (),
+        ood=evaluate_ood(logits, predictor(ood_images), evaluation.temperature) if ood_images else (),
         ood_source=ood_name(config),
     )
 
 
-def look_alike(
+def similar_images(
     evaluation: Evaluation, datasets: Mapping[str, ImageDataset], network: "Classifier | None", batch_size: int
 ) -> tuple[tuple[Duplicate, ...], NearestImages | None]:
-    """Duplicates between the splits, and the training images nearest to the most confident mistakes."""
-    small = {split: thumbnails(dataset.images) for split, dataset in datasets.items()}
-    if network is None:
-        return find_duplicates(datasets, small, threshold=ALIKE), None
-    from vitcifar.model.predict import predict_embeddings
+    """Duplicates across splits and, with the network, the training images nearest to the most confident errors."""
+    embeddings = {split: thumbnails(dataset.images) for split, dataset in datasets.items()}
+    nearest = None
+    if network is not None:
+        from vitcifar.model.predict import predict_embeddings
 
-    seen = {}
-    for split, dataset in datasets.items():
-        bar = partial(tqdm, desc=f"Embeddings, {split}", unit="batch", disable=None)
-        seen[split] = predict_embeddings(network, dataset.images, batch_size, progress=bar)
-    both = {split: concat_embeddings(small[split], seen[split]) for split in datasets}
-    mistakes = confident(evaluation, right=False)[:NUM_NEAREST]
-    nearest = nearest_training(mistakes, seen["test"], datasets["train"], seen["train"]) if len(mistakes) else None
-    return find_duplicates(datasets, both, threshold=ALIKE), nearest
+        learned = {}
+        for split, dataset in datasets.items():
+            bar = partial(tqdm, desc=f"Embeddings, {split}", unit="batch", disable=None)
+            learned[split] = predict_embeddings(network, dataset.images, batch_size, progress=bar)
+        embeddings = {split: concat_embeddings(embeddings[split], learned[split]) for split in datasets}
+        errors = most_confident(evaluation, correct=False)[:NUM_NEAREST]
+        if len(errors):
+            nearest = nearest_training(errors, learned["test"], datasets["train"], learned["train"])
+    return find_duplicates(datasets, embeddings, threshold=DUPLICATE_COSINE), nearest
 
 
 def attention_maps(network: "Classifier", dataset: ImageDataset, evaluation: Evaluation) -> dict[int, np.ndarray]:
-    """Attention rollout of the most confident wrong answers, then of right ones of as many classes as there are."""
+    """Attention rollout, by index, of the most confident errors, then of correct predictions of different classes."""
     from vitcifar.model.predict import attention_weights
 
-    right = confident(evaluation, right=True)
-    right = right[balanced(evaluation.labels[right], NUM_ATTENTION)]
-    places = [*confident(evaluation, right=False)[:NUM_ATTENTION].tolist(), *right.tolist()]
-    weights = attention_weights(network, [dataset.images[place] for place in places])
-    return {place: rollout(layers) for place, layers in zip(places, weights, strict=True)}
+    correct = most_confident(evaluation, correct=True)
+    correct = correct[balanced_indices(evaluation.labels[correct], NUM_ATTENTION)]
+    indices = [*most_confident(evaluation, correct=False)[:NUM_ATTENTION].tolist(), *correct.tolist()]
+    weights = attention_weights(network, [dataset.images[index] for index in indices])
+    return {index: rollout(layers) for index, layers in zip(indices, weights, strict=True)}
 
 
-def confident(evaluation: Evaluation, *, right: bool) -> np.ndarray:
-    """Places of the right or of the wrong answers, the most confident first."""
-    places = np.flatnonzero(evaluation.correct == right)
-    return places[np.argsort(-evaluation.confidences[places], kind="stable")]
+def most_confident(evaluation: Evaluation, *, correct: bool) -> np.ndarray:
+    """Indices of the correct predictions or of the errors, the most confident first."""
+    indices = np.flatnonzero(evaluation.correct == correct)
+    return indices[np.argsort(-evaluation.confidences[indices], kind="stable")]
 
 
-def balanced(labels: np.ndarray, count: int) -> np.ndarray:
-    """The first places of each class in turn, `count` of them, in their order."""
+def balanced_indices(labels: np.ndarray, count: int) -> np.ndarray:
+    """Ascending indices of `count` labels, with the classes as equally frequent as possible."""
     order = np.argsort(labels, kind="stable")
-    turn = np.empty(len(labels), np.int64)  # how many of its class come before each
-    turn[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
-    return np.sort(np.argsort(turn, kind="stable")[:count])
+    num_before = np.empty(len(labels), np.int64)  # earlier labels of the same class
+    num_before[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    return np.sort(np.argsort(num_before, kind="stable")[:count])
 
 
 def rollout(attention: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:
-    """Attention rollout of one image: (rows, columns) of patches, sums to 1 (Abnar & Zuidema 2020).
+    """Attention rollout of one image (Abnar & Zuidema 2020): (L, h, T, T) -> (rows, columns) of patches, sum 1.
 
-    Heads are averaged, the residual connection is half of every layer, and layers are multiplied through.
-    `grid` is needed when the patches are not a square.
+    Heads are averaged, the residual connection is half of every layer, and the layers are multiplied. `grid` is
+    needed if the patches do not form a square.
     """
     num_tokens = attention.shape[-1]
     assert attention.ndim == 4 and attention.shape[-2] == num_tokens, attention.shape
@@ -191,4 +190,4 @@ def rollout(attention: np.ndarray, grid: tuple[int, int] | None = None) -> np.nd
         layer = (layer + np.eye(num_tokens)) / 2
         flow = (layer / layer.sum(axis=1, keepdims=True)) @ flow
     patches = flow[0, 1:]
-    return (patches / patches.sum()).reshape(grid)
+    return np.asarray((patches / patches.sum()).reshape(grid))

@@ -1,22 +1,22 @@
-"""Whether a confidence of 0.9 means right nine times in ten: temperature, ECE, threshold, risk against coverage.
+"""Calibration of confidences: temperature, reliability, confidence threshold and risk-coverage curve.
 
 Shapes: N images, K classes. Logits are (N, K), labels (N,), confidences (N,) in [0, 1], correct (N,) bool."""
 
 import dataclasses
-import math
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.special import softmax as _softmax
-from scipy.stats import norm
+from scipy.stats import binomtest
+from sklearn.metrics import brier_score_loss
 
 TEMPERATURES = (0.01, 100.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bin:
-    """The images whose confidence lies in (low, high]; an empty bin has count 0 and zeros."""
+    """The images with a confidence in (low, high]; an empty bin has count, mean confidence and accuracy 0."""
 
     low: float
     high: float
@@ -26,8 +26,8 @@ class Bin:
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities (N, K) in float64, of logits divided by the temperature."""
-    return _softmax(np.asarray(logits, np.float64) / temperature, axis=1)
+    """Probabilities (N, K) in float64 of logits divided by the temperature."""
+    return np.asarray(_softmax(np.asarray(logits, np.float64) / temperature, axis=1))
 
 
 def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
@@ -38,29 +38,23 @@ def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> flo
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean squared distance to the one-hot label, summed over classes: 0 is best, 2 worst (Brier 1950)."""
-    errors = np.array(probabilities, np.float64)  # a copy
-    errors[np.arange(len(labels)), labels] -= 1
-    return float((errors**2).sum(axis=1).mean())
+    classes = np.arange(probabilities.shape[1])
+    return float(brier_score_loss(labels, probabilities, labels=classes, scale_by_half=False))
 
 
 def reliability_bins(confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> tuple[Bin, ...]:
-    """Equal-width bins of confidence, with how often the answers in each were right."""
+    """Equal-width bins of confidence, with the mean confidence and the accuracy in each."""
     edges = np.linspace(0, 1, num_bins + 1)
     member = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, num_bins - 1)
-    bins = []
-    for index in range(num_bins):
-        chosen = member == index
-        count = int(chosen.sum())
-        bins.append(
-            Bin(
-                low=float(edges[index]),
-                high=float(edges[index + 1]),
-                count=count,
-                confidence=float(confidences[chosen].mean()) if count else 0.0,
-                accuracy=float(correct[chosen].mean()) if count else 0.0,
-            )
-        )
-    return tuple(bins)
+    counts = np.bincount(member, minlength=num_bins)
+    means = [
+        np.bincount(member, values, minlength=num_bins) / np.maximum(counts, 1) for values in (confidences, correct)
+    ]
+    rows = zip(edges[:-1], edges[1:], counts, *means, strict=True)
+    return tuple(
+        Bin(low=float(low), high=float(high), count=int(count), confidence=float(confidence), accuracy=float(accuracy))
+        for low, high, count, confidence, accuracy in rows
+    )
 
 
 def ece(confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> float:
@@ -70,61 +64,54 @@ def ece(confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> flo
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature that minimises the loss; fit it on validation, never on test (Guo et al. 2017).
+    """The temperature in [0.01, 100] that minimises the loss; fit it on validation, never on test (Guo et al. 2017).
 
-    Dividing all logits by it leaves every answer as it was. It is kept within 0.01 and 100. Where every answer is
-    right the loss only falls as the temperature goes to 0, so there is nothing to learn and the answer is 1.
+    It changes no label. If every prediction is correct, the loss falls as the temperature approaches 0 and has no
+    minimum: the result is 1.
     """
     logits = np.asarray(logits, np.float64)
     if (logits.argmax(axis=1) == labels).all():
         return 1.0
     low, high = np.log(TEMPERATURES)
-    # The loss is convex in 1 / temperature, so it has one valley in log(temperature) too.
-    found = minimize_scalar(
+    # The loss is convex in 1 / temperature, so it has a single minimum in log(temperature).
+    result = minimize_scalar(
         lambda x: nll(logits, labels, float(np.exp(x))), bounds=(low, high), method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(found.x))
+    return float(np.exp(result.x))
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion, two-sided, sensible at 0 and at 1 (Wilson 1927); (0, 1) of no trials."""
-    assert 0 <= successes <= trials, (successes, trials)
+    """Two-sided score interval of a proportion (Wilson 1927); (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0
-    z = float(norm.ppf((1 + confidence) / 2))
-    rate = successes / trials
-    centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return low, high
+    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """What answering only at `confidence` or above gives on one set of images; the interval is Wilson's, 95%."""
+    """Result of predicting only at `confidence` or above on one dataset; the interval is Wilson's, 95%."""
 
-    target: float  # the precision that was asked for
+    target: float  # the precision that the threshold was chosen for
     confidence: float
-    coverage: float  # share of images that are answered
-    precision: float  # share of right answers among them
+    coverage: float  # share of images at or above the threshold
+    precision: float  # share of correct predictions among them
     precision_low: float
     precision_high: float
-    num_answered: int
+    num_answered: int  # images at or above the threshold
 
 
 def risk_coverage(confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of wrong answers among the most confident k of N, for k = 1..N: (coverage (N,), risk (N,)).
+    """Error rate among the k most confident of N images, for k = 1..N: (coverage (N,), risk (N,)).
 
-    Images of equal confidence cannot be told apart, so each counts as the mean of its group
-    (El-Yaniv & Wiener 2010).
+    Images of equal confidence have no order, so each counts as the mean of its group (El-Yaniv & Wiener 2010).
     """
     order = np.argsort(-confidences, kind="stable")
     _, group = np.unique(-confidences[order], return_inverse=True)
-    wrong = 1.0 - correct[order].astype(np.float64)
-    wrong = (np.bincount(group, wrong) / np.bincount(group))[group]
-    taken = np.arange(1, len(wrong) + 1)
-    return taken / len(wrong), np.cumsum(wrong) / taken
+    errors = 1.0 - correct[order].astype(np.float64)
+    errors = (np.bincount(group, errors) / np.bincount(group))[group]
+    counts = np.arange(1, len(errors) + 1)
+    return counts / len(errors), np.cumsum(errors) / counts
 
 
 def aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
@@ -133,27 +120,27 @@ def aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
 
 
 def best_aurc(correct: np.ndarray) -> float:
-    """The smallest area that these answers allow: every wrong one less confident than every right one."""
+    """The smallest possible area for this accuracy: every error less confident than every correct prediction."""
     return aurc(correct.astype(np.float64), correct)
 
 
 def fit_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -> Threshold | None:
-    """The lowest confidence from which on answers are right often enough; choose it on validation, not on test.
+    """The lowest confidence at which the precision reaches the target; choose it on validation, not on test.
 
-    None when no confidence reaches the target.
+    None if no confidence reaches the target.
     """
     order = np.argsort(-confidences, kind="stable")
     ranked = confidences[order]
     precision = np.cumsum(correct[order]) / np.arange(1, len(ranked) + 1)
-    last_of_its_value = np.append(ranked[1:] != ranked[:-1], True)
-    enough = np.flatnonzero(last_of_its_value & (precision >= target))
-    if not len(enough):
+    last_of_group = np.append(ranked[1:] != ranked[:-1], True)
+    reached = np.flatnonzero(last_of_group & (precision >= target))
+    if not len(reached):
         return None
-    return apply_threshold(confidences, correct, float(ranked[enough[-1]]), target)
+    return apply_threshold(confidences, correct, float(ranked[reached[-1]]), target)
 
 
 def choose_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -> float:
-    """The confidence to ask for, chosen on validation: 0 = any, for no target (0); 1 = none reaches the target."""
+    """The confidence threshold for a target precision: 0 (off) for target 0, 1 if no confidence reaches the target."""
     if target == 0:
         return 0.0
     threshold = fit_threshold(confidences, correct, target)
@@ -161,15 +148,15 @@ def choose_threshold(confidences: np.ndarray, correct: np.ndarray, target: float
 
 
 def apply_threshold(confidences: np.ndarray, correct: np.ndarray, confidence: float, target: float) -> Threshold:
-    """What a threshold that was chosen elsewhere gives on these images."""
+    """Result on these images of a threshold that was chosen on others."""
     answered = confidences >= confidence
-    count, right = int(answered.sum()), int(correct[answered].sum())
-    low, high = wilson_interval(right, count)
+    count, num_correct = int(answered.sum()), int(correct[answered].sum())
+    low, high = wilson_interval(num_correct, count)
     return Threshold(
         target=target,
         confidence=confidence,
         coverage=count / len(confidences),
-        precision=right / count if count else 0.0,
+        precision=num_correct / count if count else 0.0,
         precision_low=low,
         precision_high=high,
         num_answered=count,

@@ -1,8 +1,8 @@
-"""The 15 common corruptions at 5 severities, after Hendrycks & Dietterich (2019), with their numbers for CIFAR-10-C.
+"""15 corruptions at 5 severities in the style of Hendrycks & Dietterich (2019), with their levels for CIFAR-10-C.
 
-Written anew on numpy, scipy and Pillow. Lengths are told for 32-pixel images and grow with the shorter side (`unit`).
-Frost is drawn by a fractal instead of the authors' photographs. Pixels are float (H, W, 3) between 0 and 1.
-"""
+Differences: frost is a fractal instead of photographs, and lengths, given for 32 pixels, scale with the shorter side
+(`unit`). Accuracies are not comparable with published mean corruption errors (mCE).
+Pixels are float (H, W, 3) in [0, 1]."""
 
 import io
 import zlib
@@ -20,9 +20,9 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """One uint8 (H, W, 3) image, corrupted: same shape and type, the same for the same seed.
+    """Corrupt an image uint8 (H, W, 3); `name` is a key of CORRUPTIONS, `severity` 1 to 5.
 
-    `name` is one of CORRUPTIONS, `severity` 1 to 5.
+    The result has the same shape and type, and is the same for the same seed.
     """
     function, levels = CORRUPTIONS[name]
     assert image.dtype == np.uint8 and image.ndim == 3 and 1 <= severity <= len(levels), (image.dtype, severity)
@@ -37,7 +37,7 @@ def gaussian_noise(pixels: np.ndarray, scale: float, random: Random, unit: float
 
 
 def shot_noise(pixels: np.ndarray, photons: float, random: Random, unit: float) -> np.ndarray:
-    return random.poisson(pixels * photons) / photons
+    return np.asarray(random.poisson(pixels * photons) / photons)
 
 
 def impulse_noise(pixels: np.ndarray, share: float, random: Random, unit: float) -> np.ndarray:
@@ -59,9 +59,9 @@ def glass_blur(pixels: np.ndarray, level: tuple[float, int, int], random: Random
     height, width = pixels.shape[:2]
     rows, columns = np.indices((height, width))
     for _ in range(rounds):
-        away = random.integers(-reach, reach, size=(2, height, width), endpoint=True)
-        pixels = pixels[np.clip(rows + away[0], 0, height - 1), np.clip(columns + away[1], 0, width - 1)]
-    return gaussian_filter(pixels, (sigma, sigma, 0))
+        shift = random.integers(-reach, reach, size=(2, height, width), endpoint=True)
+        pixels = pixels[np.clip(rows + shift[0], 0, height - 1), np.clip(columns + shift[1], 0, width - 1)]
+    return np.asarray(gaussian_filter(pixels, (sigma, sigma, 0)))
 
 
 def motion_blur(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: float) -> np.ndarray:
@@ -74,24 +74,24 @@ def zoom_blur(pixels: np.ndarray, farthest: float, random: Random, unit: float) 
 
 
 def snow(pixels: np.ndarray, level: tuple[float, ...], random: Random, unit: float) -> np.ndarray:
-    mean, deviation, zoom, least, radius, sigma, kept = level
+    mean, deviation, zoom, threshold, radius, sigma, opacity = level
     height, width = pixels.shape[:2]
     flakes = random.normal(mean, deviation, size=(int(np.ceil(height / unit)), int(np.ceil(width / unit))))
     flakes = _zoom(_resize(flakes, height, width)[..., None], zoom)
-    flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
+    flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
     flakes = _smear(flakes, radius * unit, sigma * unit, random.uniform(-135, -45))
     whitened = np.maximum(pixels, (pixels @ LUMA)[..., None] * 1.5 + 0.5)
-    return kept * pixels + (1 - kept) * whitened + flakes + np.rot90(flakes, k=2)
+    return np.asarray(opacity * pixels + (1 - opacity) * whitened + flakes + np.rot90(flakes, k=2))
 
 
 def frost(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: float) -> np.ndarray:
-    kept, amount = level
+    opacity, amount = level
     height, width = pixels.shape[:2]
-    # Needles of ice: where a cloud crosses its middle, thin bright ridges; a second cloud says where ice is thick.
+    # Ice needles are thin ridges where a cloud crosses its middle; a second cloud sets the thickness of the ice.
     ridges = 1 - np.abs(2 * _cloud(height, width, 1.6, random) - 1)
     ice = 0.45 * ridges**4 + 0.75 * _cloud(height, width, 1.9, random)
     tint = np.array([0.86, 0.95, 1.0])
-    return kept * pixels + amount * np.clip(ice, 0, 1)[..., None] * tint
+    return np.asarray(opacity * pixels + amount * np.clip(ice, 0, 1)[..., None] * tint)
 
 
 def fog(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: float) -> np.ndarray:
@@ -102,14 +102,14 @@ def fog(pixels: np.ndarray, level: tuple[float, float], random: Random, unit: fl
 
 
 def brightness(pixels: np.ndarray, amount: float, random: Random, unit: float) -> np.ndarray:
-    value = pixels.max(axis=2, keepdims=True)  # V of HSV; hue and saturation stay
+    value = pixels.max(axis=2, keepdims=True)  # V of HSV; hue and saturation do not change
     raised = np.clip(value + amount, 0, 1)
-    return np.where(value > 0, pixels * raised / np.maximum(value, 1e-12), raised)
+    return np.asarray(np.where(value > 0, pixels * raised / np.maximum(value, 1e-12), raised))
 
 
-def contrast(pixels: np.ndarray, kept: float, random: Random, unit: float) -> np.ndarray:
+def contrast(pixels: np.ndarray, factor: float, random: Random, unit: float) -> np.ndarray:
     mean = pixels.mean(axis=(0, 1), keepdims=True)
-    return (pixels - mean) * kept + mean
+    return np.asarray((pixels - mean) * factor + mean)
 
 
 def elastic_transform(pixels: np.ndarray, level: tuple[float, ...], random: Random, unit: float) -> np.ndarray:
@@ -118,10 +118,10 @@ def elastic_transform(pixels: np.ndarray, level: tuple[float, ...], random: Rand
     third = max(min(height, width) // 3, 1)
     corners = np.array([[1, 1], [1, -1], [-1, -1]]) * third  # around the centre
     moved = corners + random.uniform(-shake, shake, size=(3, 2))
-    # The affine map that takes the moved corners back to where they were.
-    back = np.linalg.lstsq(np.c_[moved, np.ones(3)], corners, rcond=None)[0]
+    # The affine map from the moved corners to the original ones.
+    inverse = np.linalg.lstsq(np.c_[moved, np.ones(3)], corners, rcond=None)[0]
     grid = np.indices((height, width)).reshape(2, -1).T - [height // 2, width // 2]
-    source = (np.c_[grid, np.ones(len(grid))] @ back).T.reshape(2, height, width)
+    source = (np.c_[grid, np.ones(len(grid))] @ inverse).T.reshape(2, height, width)
     for axis in range(2):
         wobble = random.uniform(-1, 1, size=(int(np.ceil(height / unit)), int(np.ceil(width / unit))))
         wobble = gaussian_filter(wobble, sigma, mode="reflect", truncate=3)
@@ -131,7 +131,7 @@ def elastic_transform(pixels: np.ndarray, level: tuple[float, ...], random: Rand
 
 def pixelate(pixels: np.ndarray, share: float, random: Random, unit: float) -> np.ndarray:
     height, width = pixels.shape[:2]
-    # At 32 pixels this is the authors' resize; larger images get blocks of the same part of the image.
+    # At 32 pixels this is the authors' resize; in larger images a block covers the same fraction of the image.
     small = (max(1, int(height / unit * share)), max(1, int(width / unit * share)))
     image = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
     image = image.resize(small[::-1], Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
@@ -145,14 +145,14 @@ def jpeg_compression(pixels: np.ndarray, quality: int, random: Random, unit: flo
 
 
 def _convolve(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Each channel with a square kernel of odd side, edges repeated."""
+    """Convolve each channel with a square kernel of odd side; edges are replicated."""
     reach = len(kernel) // 2
     padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    return fftconvolve(padded, (kernel / kernel.sum())[..., None], mode="valid", axes=(0, 1))
+    return np.asarray(fftconvolve(padded, (kernel / kernel.sum())[..., None], mode="valid", axes=(0, 1)))
 
 
 def _smear(pixels: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:
-    """Motion in one direction (degrees): weights fall to one side as half a Gaussian."""
+    """Motion blur in one direction (degrees), with half a Gaussian as weights."""
     steps = np.arange(0, min(2 * radius, 4 * sigma) + 0.5, 0.5)
     reach = int(np.ceil(steps[-1])) + 1
     kernel = np.zeros((2 * reach + 1,) * 2)
@@ -172,7 +172,7 @@ def _smear(pixels: np.ndarray, radius: float, sigma: float, angle: float) -> np.
 
 
 def _zoom(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of a (H, W, C) image, enlarged to its own size."""
+    """Zoom into the centre of an image (H, W, C); the size does not change."""
     centre = (np.array(pixels.shape[:2]) - 1) / 2
     offset = centre - centre / factor
     channels = [
@@ -182,7 +182,7 @@ def _zoom(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _cloud(height: int, width: int, decay: float, random: Random) -> np.ndarray:
-    """Fractal noise (H, W) between 0 and 1: each octave twice as fine and `decay` times as weak."""
+    """Fractal noise (H, W) in [0, 1]: each octave has twice the frequency and 1 / `decay` of the amplitude."""
     total = np.zeros((height, width))
     for octave in range(1, 6):
         cells = random.uniform(-1, 1, size=(2**octave + 1, 2**octave + 1))
@@ -196,7 +196,7 @@ def _resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(image, np.float64)
 
 
-# Name -> how, and the five levels of make_cifar_c.py (github.com/hendrycks/robustness).
+# Name -> function and five levels, those of make_cifar_c.py (github.com/hendrycks/robustness).
 Corruption = tuple[Callable[[np.ndarray, Any, Random, float], np.ndarray], tuple[Any, ...]]
 CORRUPTIONS: MappingProxyType[str, Corruption] = MappingProxyType(
     {

@@ -1,7 +1,7 @@
-"""Scores any classifier from its logits: every number of a run, with how far each can be trusted.
+"""Classification metrics with confidence intervals, from the logits of any predictor.
 
-Shapes: N images, K classes. Logits are (N, K), labels (N,) whole numbers, the confusion matrix (K, K) with
-true classes as rows and answers as columns.
+Shapes: N images, K classes. Logits are (N, K), labels (N,) integers, the confusion matrix (K, K) with
+true classes as rows and predictions as columns.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from vitcifar.errors import TrainingError
 from vitcifar.evaluation import calibration
@@ -21,7 +21,7 @@ Predictor = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """One row of the per-class table; the interval is of the recall (Wilson, 95%)."""
+    """Metrics of one class; the interval is of the recall (Wilson, 95%)."""
 
     name: str
     support: int
@@ -34,7 +34,7 @@ class ClassScore:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfusedPair:
-    """How many images of the class `label` were answered `answer`, and what share of that class it is."""
+    """How many images of the class `label` were predicted as `prediction`, and their share of that class."""
 
     label: str
     prediction: str
@@ -44,10 +44,10 @@ class ConfusedPair:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """What a classifier scored on one set of images; made by `evaluate`."""
+    """The metrics of a classifier on one dataset, computed by `evaluate`."""
 
     class_names: tuple[str, ...]
-    fingerprint: str  # of the images; "" = not known
+    fingerprint: str  # of the images; "" = unknown
     temperature: float
     accuracy: float
     accuracy_low: float
@@ -68,7 +68,7 @@ class Evaluation:
     labels: np.ndarray  # (N,)
     predictions: np.ndarray  # (N,)
     confidences: np.ndarray  # (N,)
-    threshold: float = 0.0  # the confidence to ask for, chosen on validation like the temperature; 0 = none
+    threshold: float = 0.0  # of the confidence, chosen on validation like the temperature; 0 = off
 
     @property
     def num_images(self) -> int:
@@ -76,7 +76,7 @@ class Evaluation:
 
     @property
     def correct(self) -> np.ndarray:
-        return self.predictions == self.labels  # (N,)
+        return np.asarray(self.predictions == self.labels)  # (N,)
 
     def accuracy_text(self) -> str:
         """The accuracy with its interval, for example "0.9680 (95% interval 0.9381 to 0.9837, 250 images)"."""
@@ -84,14 +84,14 @@ class Evaluation:
         return f"{self.accuracy:.4f} ({interval}, {self.num_images:,} images)"
 
     def scalars(self) -> dict[str, float]:
-        """Every number by its flat name, the per-class ones as `recall/cat`."""
+        """Every metric by its flat name, those of a class as `recall/cat`."""
         flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type is float}
         for score, name in zip(self.classes, metric_names(self.class_names), strict=True):
             flat |= {f"precision/{name}": score.precision, f"recall/{name}": score.recall, f"f1/{name}": score.f1}
         return flat
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON's own types; `from_dict` reads it back."""
+        """The fields as JSON types; `from_dict` reads them back."""
         plain = dataclasses.asdict(self)
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
 
@@ -119,17 +119,17 @@ def evaluate(
     threshold: float = 0.0,
     fingerprint: str = "",
 ) -> Evaluation:
-    """Score logits (N, K), before division by the temperature, against labels (N,).
+    """Compute the metrics of logits (N, K), not yet divided by the temperature, and labels (N,).
 
-    Raises TrainingError when a logit is not a finite number.
+    Raises TrainingError if a logit is NaN or infinite.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     assert logits.shape == (len(labels), len(class_names)) and len(labels), (logits.shape, labels.shape)
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
         raise TrainingError(
-            f"{broken} of {len(labels)} images got answers that are not finite numbers: "
-            "these weights are broken. Train again with a lower --learning-rate."
+            f"The network produced NaN or infinite logits for {broken} of {len(labels)} images: "
+            "train again with a lower --learning-rate."
         )
     probabilities = calibration.softmax(logits, temperature)
     predictions = logits.argmax(axis=1)
@@ -167,15 +167,17 @@ def evaluate(
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of images whose label is among the k largest logits; of equal logits the first class counts more."""
-    own = logits[np.arange(len(labels)), labels][:, None]
-    before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
-    rank = (logits > own).sum(axis=1) + before.sum(axis=1)
-    return float((rank < k).mean())
+    """Share of images whose label is among the k >= 2 largest logits; of equal logits the first class ranks higher."""
+    num_classes = logits.shape[1]
+    if k >= num_classes:
+        return 1.0
+    # scikit-learn ranks the last of equal classes first: reversed classes agree with argmax, so top-k >= accuracy.
+    reverse = num_classes - 1 - labels
+    return float(top_k_accuracy_score(reverse, logits[:, ::-1], k=k, labels=np.arange(num_classes)))
 
 
 def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> tuple[ClassScore, ...]:
-    """Precision, recall and F1 of each class; what has no images or no answers counts as 0."""
+    """Precision, recall and F1 of each class; 0 for a class without images or without predictions."""
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(class_names)), zero_division=0
     )
@@ -198,22 +200,22 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Seque
 
 
 def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> tuple[ConfusedPair, ...]:
-    """Every pair of classes that was confused at least once, most frequent first."""
+    """Every confused pair of classes, most frequent first."""
     pairs = [
         ConfusedPair(
             label=class_names[label],
-            prediction=class_names[answer],
-            count=int(confusion[label, answer]),
-            share=float(confusion[label, answer] / confusion[label].sum()),
+            prediction=class_names[prediction],
+            count=int(confusion[label, prediction]),
+            share=float(confusion[label, prediction] / confusion[label].sum()),
         )
-        for label, answer in np.argwhere(confusion)
-        if label != answer
+        for label, prediction in np.argwhere(confusion)
+        if label != prediction
     ]
     return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.share)))
 
 
 def metric_names(class_names: Sequence[str]) -> list[str]:
-    """Class names as trackers take them in a metric's name, still different from each other."""
+    """Class names that MLflow and TensorBoard accept in a metric name, still distinct from each other."""
     names: list[str] = []
     for index, class_name in enumerate(class_names):
         name = re.sub(r"[^\w.\- ]", "_", class_name).strip(". ") or f"class {index}"

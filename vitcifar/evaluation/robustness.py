@@ -1,4 +1,4 @@
-"""How much accuracy a classifier keeps when images are noisy, blurred, in bad weather or badly compressed."""
+"""Accuracy of a classifier on corrupted images: noise, blur, weather and compression."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +16,13 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Robustness:
-    """Accuracy on clean images and on corrupted ones: (corruptions, severities), in the order of the names."""
+    """Accuracy on clean and on corrupted images."""
 
     names: tuple[str, ...]
     severities: tuple[int, ...]
     num_images: int
     clean_accuracy: float
-    accuracy: np.ndarray
+    accuracy: np.ndarray  # (corruptions, severities)
 
     @property
     def mean_accuracy(self) -> float:
@@ -30,23 +30,16 @@ class Robustness:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's, 95%, of the mean accuracy, as if all answers were on one set of `num_images` images."""
+        """Wilson's 95% interval of the mean accuracy, for `num_images` independent images."""
         return wilson_interval(round(self.mean_accuracy * self.num_images), self.num_images)
 
     def scalars(self) -> dict[str, float]:
-        """Mean accuracy over everything, and of each corruption over its severities."""
+        """Mean accuracy over everything and of each corruption over its severities."""
         means = {f"corruption/{name}": float(row.mean()) for name, row in zip(self.names, self.accuracy, strict=True)}
         return {"corruption_accuracy": self.mean_accuracy, "clean_accuracy": self.clean_accuracy} | means
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "accuracy": self.accuracy.tolist()}
-
-    def corruption_error(self, baseline: "Robustness") -> float:
-        """Mean corruption error relative to another classifier's, 1 = as bad as it (Hendrycks & Dietterich 2019)."""
-        assert (self.names, self.severities) == (baseline.names, baseline.severities)
-        errors, theirs = (1 - self.accuracy).sum(axis=1), (1 - baseline.accuracy).sum(axis=1)
-        # A baseline without any mistake counts as one with half of one.
-        return float((errors / np.maximum(theirs, 0.5 / baseline.num_images)).mean())
 
 
 def evaluate_robustness(
@@ -56,11 +49,11 @@ def evaluate_robustness(
     names: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Robustness:
-    """Ask the predictor for every image once per corruption and severity, and once clean.
+    """Evaluate the predictor on every image once per corruption and severity, and once clean.
 
-    `progress` is wrapped around the corruptions, for a progress bar.
+    Image i is corrupted with `seed` + i. `progress` wraps the corruptions, for a progress bar.
     """
     grid = []
     for name in progress(names):

@@ -1,4 +1,4 @@
-"""Where a classifier is weak: accuracy on dark and bright, flat and contrasty, small and large images."""
+"""Accuracy on slices of a dataset: dark to bright, low to high contrast, small to large images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The images whose property lies between low and high, both included; the interval is Wilson's, 95%."""
+    """The images whose property lies in [low, high]; the interval is Wilson's, 95%."""
 
     property: str
     name: str
@@ -25,11 +25,11 @@ class Slice:
     accuracy: float
     accuracy_low: float
     accuracy_high: float
-    p_value: float  # Fisher's exact test against the images outside the slice, Holm's correction over all slices
+    p_value: float  # Fisher's exact test against all other images, with Holm's correction over all slices
 
 
 def evaluate_slices(evaluation: Evaluation, dataset: ImageDataset) -> tuple[Slice, ...]:
-    """Thirds of the images by brightness, contrast and size; a property that all images share has no slices."""
+    """Thirds of the images by brightness, contrast and size; a property that is equal for all images has no slices."""
     properties = image_properties(dataset.images)
     names = {
         "brightness": ("dark", "medium", "bright"),
@@ -42,7 +42,7 @@ def evaluate_slices(evaluation: Evaluation, dataset: ImageDataset) -> tuple[Slic
 
 
 def image_properties(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Of each image: mean luma and its standard deviation, both 0 to 1, and the side of a square of equal area."""
+    """Mean luma and its standard deviation, both 0 to 1, and the square root of the area in pixels, of each image."""
     lumas = [image @ LUMA / 255 for image in images]  # (H, W) each
     return {
         "brightness": np.array([luma.mean() for luma in lumas]),
@@ -52,7 +52,7 @@ def image_properties(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.
 
 
 def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.ndarray) -> list[Slice]:
-    """Up to three slices; equal values are never parted, so there may be fewer."""
+    """Up to three slices; equal values are in one slice, so there may be fewer."""
     if values.min() == values.max():
         return []
     cuts = np.quantile(values, [1 / 3, 2 / 3])
@@ -60,12 +60,12 @@ def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.nd
     rows = []
     for third, name in enumerate(names):
         chosen = member == third
-        count, right = int(chosen.sum()), int(correct[chosen].sum())
+        count, num_correct = int(chosen.sum()), int(correct[chosen].sum())
         if not count:
             continue
-        low, high = wilson_interval(right, count)
-        others = ~chosen
-        table = [[right, count - right], [int(correct[others].sum()), int((~correct[others]).sum())]]
+        low, high = wilson_interval(num_correct, count)
+        others = correct[~chosen]
+        table = [[num_correct, count - num_correct], [int(others.sum()), int((~others).sum())]]
         rows.append(
             Slice(
                 property=key,
@@ -73,7 +73,7 @@ def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.nd
                 low=float(values[chosen].min()),
                 high=float(values[chosen].max()),
                 count=count,
-                accuracy=right / count,
+                accuracy=num_correct / count,
                 accuracy_low=low,
                 accuracy_high=high,
                 p_value=float(fisher_exact(table).pvalue),
@@ -83,7 +83,7 @@ def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.nd
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of several tests at once, so that one false alarm among them stays as rare as told (Holm 1979)."""
+    """P-values corrected for multiple tests, controlling the family-wise error rate (Holm 1979)."""
     order = np.argsort(p_values)
     corrected = np.empty(len(p_values))
     corrected[order] = np.maximum.accumulate(

@@ -1,31 +1,33 @@
-"""Opens the ONNX file of a release and answers images with it, on the CPU.
+"""One ONNX model on the CPU: images in, calibrated predictions and their timing out.
 
-Letters of shapes: N images, H and W their sides in pixels, K classes.
+Shapes: N images, H and W their height and width in pixels, K classes.
 """
 
 import dataclasses
 import json
-import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import onnxruntime
 
+from vitcifar.data.dataset import group_by_size
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError, ReleaseError
 
-# Images of one size go through the graph together, up to so many and so many pixels: memory stays bounded.
+# Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
+# Where external data would be read from. Nothing can exist below a device file, so onnxruntime rejects such models.
+NO_FOLDER = "/dev/null/none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where the time of one answer went, in milliseconds: decode the file, run the graph, everything together."""
+    """Duration of one prediction in milliseconds: decode the file, run the model, everything together."""
 
     decode_ms: float
     inference_ms: float
@@ -59,34 +61,34 @@ class Prediction:
 
 
 class OnnxClassifier:
-    """The ONNX file of a release, opened: graph `image` uint8 (N, H, W, 3) -> `logits` and `probabilities` (N, K).
+    """An open ONNX model of a release: `image` uint8 (N, H, W, 3) -> `logits` and `probabilities` float32 (N, K).
 
-    `num_threads` 0 takes as many as there are cores for this process. Any number of threads may ask it at once.
-    Raises ReleaseError for a file that is broken or was not made by an export of ours.
+    `num_threads` 0 uses every core available to this process. Several threads may call it at the same time.
+    Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to other files.
     """
 
     def __init__(self, model: Path | bytes, *, num_threads: int = 0) -> None:
         self.name = "The model" if isinstance(model, bytes) else str(model)
         self.num_threads = num_threads or available_cores()
         self._session = _open(model, self.name, self.num_threads)
-        said = self._session.get_modelmeta().custom_metadata_map
+        metadata = self._session.get_modelmeta().custom_metadata_map
         _check_graph(self._session, self.name)
-        self.class_names = _class_names(said, self.name)
-        self.release_id = said.get("release_id", "")
-        self.image_size = int(said.get("image_size", 0))
-        self.temperature = float(said.get("temperature", 1.0))
-        self.max_batch = min(MAX_BATCH, int(said.get("max_batch", MAX_BATCH)))
+        self.class_names = _class_names(metadata, self.name)
+        self.release_id = metadata.get("release_id", "")
+        self.image_size = int(metadata.get("image_size", 0))
+        self.temperature = float(metadata.get("temperature", 1.0))
+        self.max_batch = min(MAX_BATCH, int(metadata.get("max_batch", MAX_BATCH)))
 
     def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Images, each uint8 (H, W, 3) of any size -> logits float32 (N, K), in the order given."""
+        """Logits float32 (N, K) of images, each uint8 (H, W, 3) of any size, in the same order. Raises ImageError."""
         return self._run("logits", images)
 
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Images, each uint8 (H, W, 3) of any size -> calibrated probabilities float32 (N, K)."""
+        """Calibrated probabilities float32 (N, K) of images, as for `logits`."""
         return self._run("probabilities", images)
 
     def predict(self, data: bytes | Path, name: str = "") -> Prediction:
-        """Decode one image and classify it. Raises ImageError for what is not a usable image."""
+        """Decode and classify one image file, called `name` in errors. Raises ImageError if it cannot be used."""
         start = time.perf_counter()
         image = read_image(data, name)  # (H, W, 3)
         decoded = time.perf_counter()
@@ -113,61 +115,54 @@ class OnnxClassifier:
         return {self.class_names[index]: float(probabilities[index]) for index in order}
 
     def warm(self) -> None:
-        """Run one empty image, so that the first real one finds everything allocated."""
+        """Run one blank image, so that memory is allocated before the first request."""
         side = self.image_size or 32
         self.probabilities([np.zeros((side, side, 3), np.uint8)])
 
-    def _ask(self, output: str, batch: np.ndarray) -> np.ndarray:
+    def _infer(self, output: str, batch: np.ndarray) -> np.ndarray:
         try:
-            return self._session.run([output], {"image": batch})[0]
-        except Exception as error:  # onnxruntime's own errors share no class
-            raise ReleaseError(f"{self.name} cannot answer ({_reason(error)}): choose another version.") from None
+            return np.asarray(self._session.run([output], {"image": batch})[0])
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise ReleaseError(f"{self.name} failed to run ({_reason(error)}): choose another version.") from None
 
     def _run(self, output: str, images: Sequence[np.ndarray]) -> np.ndarray:
         result = np.empty((len(images), len(self.class_names)), np.float32)
         for indices in _batches(images, self.max_batch):
             batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
-            values = self._ask(output, batch)
+            values = self._infer(output, batch)
             if values.shape != result[indices].shape:
                 raise ReleaseError(
-                    f"{self.name} gives {values.shape[1:]} {output} for {len(self.class_names)} classes."
+                    f"{self.name} returns {output} of shape {values.shape}, expected {result[indices].shape}: "
+                    "choose another version."
                 )
             result[indices] = values
         return result
 
 
 def _batches(images: Sequence[np.ndarray], max_batch: int) -> list[list[int]]:
-    """The images' indices, grouped by size and cut into batches that fit the bounds above."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
+    """Indices of the images in batches of one size, within the limits above."""
     for index, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
-        by_size.setdefault(image.shape, []).append(index)
-    batches = []
-    for (height, width, _), indices in by_size.items():
-        length = max(1, min(max_batch, MAX_BATCH_PIXELS // (height * width)))
-        batches += [indices[start : start + length] for start in range(0, len(indices), length)]
-    return batches
+    return group_by_size(images, max_batch, max_pixels=MAX_BATCH_PIXELS)
 
 
 def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    # After an answer the threads would spin for 45 ms, on cores that whoever comes next needs. Answers take as long
-    # without (ViT-B/16 in int8, 2 cores, onnxruntime 1.32: 57.5 and 57.5 ms).
+    # Otherwise the threads spin for 45 ms after each run, on cores that other processes need. The latency is the same
+    # (ViT-B/16 int8, 2 cores, onnxruntime 1.32: 57.5 ms with and without).
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors alone; they reach the user as the sentence below
-    if isinstance(model, bytes):
-        # Weights kept in other files would be looked for where the program happens to run: name a place without any.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nowhere")
-    elif not model.is_file():
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_FOLDER)
+    options.log_severity_level = 3  # errors only; ReleaseError reports them
+    if isinstance(model, Path) and not model.is_file():
         raise ReleaseError(f"There is no file {model}: pull the version again.")
     try:
         return onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # onnxruntime's own errors share no class
+    except Exception as error:  # onnxruntime's errors have no common class
         raise ReleaseError(
             f"{name} is not an ONNX file that can be opened ({_reason(error)}): pull the version again."
         ) from None
@@ -187,42 +182,19 @@ def _check_graph(session: onnxruntime.InferenceSession, name: str) -> None:
         )
 
 
-def _class_names(said: dict[str, Any], name: str) -> tuple[str, ...]:
+def _class_names(metadata: dict[str, str], name: str) -> tuple[str, ...]:
     try:
-        names = json.loads(said["class_names"])
+        names = json.loads(metadata["class_names"])
         if isinstance(names, list) and {type(one) for one in names} == {str} and len(set(names)) == len(names):
             return tuple(names)
     except (KeyError, ValueError):
         pass
-    raise ReleaseError(f"{name} is not an export of vitcifar: it does not say its class names.")
-
-
-CPUS = Path("/sys/devices/system/cpu")
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
+    raise ReleaseError(f"{name} is not an export of vitcifar: it has no class names.")
 
 
 def available_cores() -> int:
-    """Physical cores among the CPUs that this process may run on, cut to the container's quota; at least 1."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:  # only Linux tells
-        return max(1, (os.cpu_count() or 2) // 2)
-    cores = len({_siblings(cpu) for cpu in cpus})
-    return max(1, min(cores, _quota()))
+    """Physical cores that this process may use, at least 1.
 
-
-def _siblings(cpu: int) -> str:
-    """The hyper-threads of the core that a CPU belongs to, as the kernel lists them: equal text, same core."""
-    try:
-        return (CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text()
-    except OSError:
-        return str(cpu)
-
-
-def _quota() -> int:
-    """The container's share in whole cores, rounded up; a large number without one."""
-    try:
-        quota, period = QUOTA.read_text().split()
-        return math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):
-        return 1 << 16
+    An affinity mask or a cgroup quota (v1 or v2) limits them; within an affinity mask hyper-threads count as cores.
+    """
+    return int(joblib.cpu_count(only_physical_cores=True))

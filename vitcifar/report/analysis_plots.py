@@ -93,7 +93,7 @@ def _distributions(axes: Axes, score: OODScore) -> None:
 
 def comparison_chart(comparison: Comparison) -> Figure:
     """The difference in accuracy with its interval, against zero and the margin."""
-    low, high = 100 * comparison.score_low, 100 * comparison.score_high
+    low, high = 100 * comparison.difference_low, 100 * comparison.difference_high
     figure = style.new_figure(7.4, 2.4)
     axes = figure.add_subplot()
     colour = {"better": style.GREEN, "worse": style.RED}.get(comparison.outcome, style.MUTED)

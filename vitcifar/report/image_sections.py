@@ -56,7 +56,7 @@ def attention_section(dataset: ImageDataset, probabilities: np.ndarray, maps: Ma
 def nearest_section(dataset: ImageDataset, probabilities: np.ndarray, nearest: NearestImages) -> Section:
     """Errors with the training images whose embeddings are nearest."""
     train, tiles = nearest.train, []
-    for query, indices, cosines in zip(nearest.places.tolist(), nearest.indices, nearest.cosines, strict=True):
+    for query, indices, cosines in zip(nearest.queries.tolist(), nearest.indices, nearest.cosines, strict=True):
         tiles.append(prediction_tile(dataset, probabilities, query))
         for index, cosine in zip(indices, cosines, strict=True):
             name, note = train.class_names[train.labels[index]], f"cosine {cosine:.3f}"

@@ -1,0 +1,112 @@
+"""Evaluation and comparison of registered versions."""
+
+import dataclasses
+import re
+
+import mlflow
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from vitcifar import cli, tracking
+from vitcifar.data.splits import read_splits
+from vitcifar.errors import DataError, ReleaseError
+from vitcifar.experiments.evaluate import compare_versions, evaluate_version, trained_on
+from vitcifar.model.predict import predict_logits
+from vitcifar.release.load import open_network
+
+EXPERIMENT = "evaluated"
+
+
+@pytest.fixture
+def here(registry, tmp_path, monkeypatch):
+    """The registry of two versions, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return registry
+
+
+def artifacts(run_id, folder=None):
+    return {item.path for item in mlflow.MlflowClient().list_artifacts(run_id, folder)}
+
+
+def test_the_network_of_a_version_has_the_logits_it_was_released_with(here, published):
+    network = open_network(here.pull(2, pytorch=True))
+    images = published.splits.test.images
+    np.testing.assert_allclose(
+        predict_logits(network, images), predict_logits(published.networks[2], images), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("level", ["none", "full"])
+def test_a_version_is_evaluated_to_the_selected_level(here, level):
+    run_id, evaluation = evaluate_version(
+        here, "2", experiment=EXPERIMENT, analysis=level, corruption_images=2, ood="none"
+    )
+    assert evaluation.num_images == 20
+    assert ("report.html" in artifacts(run_id)) == (level == "full")
+    figures = {path.rsplit("/", 1)[1] for path in artifacts(run_id, "figures/analysis")}
+    assert figures == ({"slices.png", "attention.png", "nearest.png", "robustness.png"} if level == "full" else set())
+    assert not tracking.compare_logs(run_id).differences
+
+
+def test_missing_ood_images_leave_no_run(here):
+    mlflow.MlflowClient().create_experiment("untouched")
+    with pytest.raises(DataError, match="no folder"):
+        evaluate_version(here, "1", experiment="untouched", ood="/nowhere")
+    experiment = mlflow.MlflowClient().get_experiment_by_name("untouched")
+    assert mlflow.MlflowClient().search_runs([experiment.experiment_id]) == []
+
+
+def test_two_versions_are_compared_on_the_same_images(here, published):
+    run_id, comparison = compare_versions(here, "2", "champion", experiment=EXPERIMENT, margin=0.1)
+    test = published.splits.test
+    right = [predict_logits(published.networks[number], test.images).argmax(axis=1) == test.labels for number in (2, 1)]
+    assert comparison.difference == pytest.approx(right[0].mean() - right[1].mean())
+    assert comparison.gained == tuple(np.flatnonzero(right[0] & ~right[1]).tolist())
+    run = mlflow.MlflowClient().get_run(run_id)
+    assert run.data.tags["compares"] == "models:/toy/2" and run.data.tags["against"] == "1"
+    assert run.data.metrics["compare/p_value"] == pytest.approx(comparison.p_value)
+    assert "report.html" in artifacts(run_id)
+
+
+def test_versions_tested_on_different_images_are_rejected(here, monkeypatch):
+    pull = here.pull
+
+    def of_another_test(spec, **more):
+        release = pull(spec, **more)
+        return release if release.version == 2 else dataclasses.replace(release, fingerprint="f" * 64)
+
+    monkeypatch.setattr(here, "pull", of_another_test)
+    with pytest.raises(DataError, match="toy 1 was tested on other images"):
+        compare_versions(here, "2", "1", experiment=EXPERIMENT)
+    # On images selected for both they can be compared.
+    _, comparison = compare_versions(here, "2", "1", experiment=EXPERIMENT, data_seed=5)
+    assert comparison.num_images == 20
+
+
+def test_duplicates_are_searched_in_the_training_images_of_the_version(here, published):
+    """Its own training images, not those of the split under evaluation."""
+    release = here.pull(1)
+    other = read_splits(dataclasses.replace(published.config, data_seed=9))
+    assert other.train.ids != published.splits.train.ids
+    assert trained_on(release, other)["train"].ids == published.splits.train.ids
+    assert trained_on(dataclasses.replace(release, fingerprint="f" * 64), other) == {}
+    gone = {**release.config, "data": "folder", "data_dir": "/nowhere"}
+    assert trained_on(dataclasses.replace(release, config=gone), other) == {}
+
+
+def test_weights_that_do_not_fit_the_network_are_rejected_in_one_sentence(here):
+    release = here.pull(1, pytorch=True)
+    another = dataclasses.replace(release, image_size=2 * release.image_size)
+    with pytest.raises(ReleaseError, match="do not fit vit_tiny of this vitcifar"):
+        open_network(another)
+
+
+def test_compare_prints_the_outcome_and_its_run(here, published):
+    done = CliRunner().invoke(
+        cli.main,
+        ["compare", "2", "1", "--margin", "0.1", "--model-name", "toy", "--tracking-uri", published.uri],
+    )
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^(better|worse|inconclusive): .* on the same 20 images", done.output)
+    assert "by more than 10 points" in done.output and re.search(r"run +\w{32}", done.output)
