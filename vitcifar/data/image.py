@@ -51,6 +51,11 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
         raise _too_many_bytes(name, len(content))
     image = _open(content, name)
     _check_header(image, content, name)
+    return convert_image(image, name)
+
+
+def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
+    """An opened PIL image -> uint8 (H, W, 3), by the rules of `read_image`; may modify the image. Raises ImageError."""
     try:
         upright = _decode(image, name)
     except ImageError:

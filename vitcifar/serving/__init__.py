@@ -1,1 +1,1 @@
-"""The page, REST and prediction of files on the command line. Never loads torch."""
+"""The page, REST and batch prediction. Nothing here loads torch."""

@@ -1,29 +1,38 @@
-"""Serves the page of a version: tries the port, opens the version, starts the server, follows the alias."""
+"""Starts the page of a version: checks the port, loads the version, starts the server and follows the alias."""
 
 import os
 import signal
 import socket
 import threading
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import ServingError
-from vitcifar.serving import html, layout
-from vitcifar.serving.middleware import EVERYWHERE, LOCAL, RequestGuard
+from vitcifar.serving import layout
+from vitcifar.serving.middleware import ALL_INTERFACES, LOOPBACK, HostCheck, RequestLimits, SecurityHeaders
 from vitcifar.serving.model_pool import ModelPool
 
 if TYPE_CHECKING:
+    import gradio
+
     from vitcifar.registry.registry import Registry
 
-POLL_SECONDS = 2.0  # between two looks at the registry, and at the server by an open page
-MAX_WAITING = 64  # questions in the queue; the next one is told to come back
+POLL_SECONDS = 2.0  # how often the pool polls the registry, and an open page the pool
+MAX_QUEUE_SIZE = 64  # predictions; the next request is rejected
+PAGE_CSS = Path(__file__).with_name("page.css")
 
 
 class Page:
-    """A page that is being served: `url`, `wait` until it is stopped, `close` it."""
+    """A running page: its `url`; `wait` serves until it is stopped, `close` stops it."""
 
-    def __init__(self, url: str, blocks: Any, pool: ModelPool) -> None:
+    def __init__(self, url: str, blocks: "gradio.Blocks", pool: ModelPool) -> None:
         self.url = url
         self.pool = pool
         self._blocks = blocks
@@ -56,75 +65,77 @@ def launch(
     allowed_hosts: tuple[str, ...] = (),
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
-    """Open a version, serve its page and follow its alias; returns once the page answers.
+    """Load a version, serve its page and follow its alias; returns when the page is up.
 
-    `port` 0 takes a free one. `allowed_hosts` are further names under which the page is reached.
-    Raises ServingError when the port cannot be had, RegistryError or ReleaseError when the version cannot.
+    `port` 0 takes a free one. `allowed_hosts` are more host names of the page. Raises ServingError when the address
+    is not available, RegistryError or ReleaseError when the version cannot be loaded.
     """
     port = free_port(host, port)
     pool = ModelPool(registry, version, num_threads=num_threads)
-    blocks = layout.build(pool, poll_seconds)
+    blocks = layout.build_page(pool, poll_seconds)
     try:
         start(blocks, pool, host, port, allowed_hosts)
-    except OSError as error:  # somebody took the port since it was tried
+    except OSError as error:  # another program took the port after `free_port`
         raise port_error(host, port, error) from error
     pool.follow(poll_seconds)
-    shown = "127.0.0.1" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
-    return Page(f"http://{shown}:{port}", blocks, pool)
+    netloc = "127.0.0.1" if host in ALL_INTERFACES else f"[{host}]" if ":" in host else host
+    return Page(f"http://{netloc}:{port}", blocks, pool)
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, tried out; 0 becomes one that is free. Raises ServingError when it cannot be had."""
+    """The port if it is available, or any free one for 0. Raises ServingError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((host, port))
+            probe.bind((host, port))
         except (OSError, OverflowError) as error:
             raise port_error(host, port, error) from error
-        return tried.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def port_error(host: str, port: int, error: Exception) -> ServingError:
     if isinstance(error, (socket.gaierror, OverflowError)) or getattr(error, "errno", 0) == 99:
-        return ServingError(f"{host}:{port} is no address of this machine: type --host 127.0.0.1 --port 7860.")
+        return ServingError(f"{host}:{port} is not an address of this machine: type --host 127.0.0.1 --port 7860.")
     if isinstance(error, PermissionError):
-        return ServingError(f"Port {port} needs more rights than you have: type --port 7860, or another above 1023.")
-    free = port + 1 if port < 65535 else 7860
-    return ServingError(f"Port {port} on {host} is in use: type --port {free}, or stop the program that uses it.")
+        return ServingError(f"Port {port} needs administrator rights: type --port 7860, or another above 1023.")
+    other = port + 1 if port < 65535 else 7860
+    return ServingError(f"Port {port} on {host} is in use: type --port {other}, or stop the program that uses it.")
 
 
-def start(blocks: Any, pool: ModelPool, host: str, port: int, allowed_hosts: tuple[str, ...]) -> None:
-    """Start the server in a thread of its own. Raises OSError when the port is taken."""
-    from starlette.middleware import Middleware
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
+def start(blocks: "gradio.Blocks", pool: ModelPool, host: str, port: int, allowed_hosts: tuple[str, ...]) -> None:
+    """Start the server in a thread. Raises OSError when the port is in use."""
 
-    def health(request: Any) -> JSONResponse:
+    def health(request: Request) -> JSONResponse:
         state = pool.state
-        answer = {
-            "status": "ok",
-            "model": state.current.model_name,
-            "version": state.current.version,
-            "asked_for": pool.spec,
-            "aliases": list(state.aliases(state.current.version)),
-            "release_id": state.current.release.release_id,
-            "problem": state.problem,
-        }
-        return JSONResponse(answer)
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": state.current.model_name,
+                "version": state.current.version,
+                "spec": pool.spec,
+                "aliases": list(state.aliases(state.current.version)),
+                "release_id": state.current.manifest.release_id,
+                "problem": state.problem,
+            }
+        )
 
-    # Gradio asks its own address whether the server is up: never through a proxy that is set for the outside.
-    around = [os.environ.get("no_proxy", ""), *LOCAL, host]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, around))
-    blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=2).launch(
+    # Gradio requests its own address to see whether the server is up: never through a proxy.
+    no_proxy = [os.environ.get("no_proxy", ""), *LOOPBACK, host]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, no_proxy))
+    blocks.queue(max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2).launch(
         server_name=host,
         server_port=port,
         app_kwargs={
             "routes": [Route("/health", health)],
-            "middleware": [Middleware(RequestGuard, host=host, allowed_hosts=allowed_hosts)],
+            "middleware": [
+                Middleware(SecurityHeaders),
+                Middleware(HostCheck, host=host, allowed_hosts=allowed_hosts),
+                Middleware(RequestLimits),
+            ],
         },
         theme=layout.theme(),
-        css=html.STYLE,
+        css_paths=PAGE_CSS,
         max_file_size=MAX_BYTES,
         prevent_thread_lock=True,
         quiet=True,

@@ -1,71 +1,44 @@
-"""Many files, one after the other: each gets an answer or the sentence that says why not, and the rest goes on."""
+"""Predictions for many files, one after the other; a file that cannot be classified does not stop the others."""
 
-import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitcifar.errors import ImageError
-from vitcifar.inference.session import Prediction
 from vitcifar.serving.loaded_model import LoadedModel
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FilePrediction:
-    """What came of one file: an answer, or an error in one sentence."""
+def predict_files(model: LoadedModel, paths: Iterable[Path | str]) -> Iterator[dict[str, Any]]:
+    """Classify files in order; each row is yielded as soon as it is ready.
 
-    path: str
-    model_name: str
-    version: int | None
-    answer: Prediction | None = None
-    error: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """The fields of this file's line of JSON."""
-        if self.answer is None:
-            return {"path": self.path, "error": self.error}
-        return {
-            "path": self.path,
-            "label": self.answer.label,
-            "probabilities": self.answer.probabilities,
-            "model": self.model_name,
-            "version": self.version,
-            "timing": dataclasses.asdict(self.answer.timing),
-        }
-
-    def to_json(self) -> str:
-        """This file's line of JSON."""
-        return json.dumps(self.row(), ensure_ascii=False)
-
-
-def predict_files(opened: LoadedModel, paths: Iterable[Path | str]) -> Iterator[FilePrediction]:
-    """Answer the files in order, each as soon as it is ready."""
+    A row has `path` and the keys of `Prediction.to_dict`, or `path` and `error`, one sentence that names the file.
+    """
     for path in paths:
-        shown = str(path) if str(path).isprintable() else repr(str(path))
-        who: dict[str, Any] = {"path": shown, "model_name": opened.model_name, "version": opened.version}
+        name = str(path) if str(path).isprintable() else repr(str(path))
         try:
-            yield FilePrediction(**who, answer=opened.classifier.predict(Path(path), shown))
+            prediction = model.classifier.predict(Path(path), name)
         except ImageError as error:
-            yield FilePrediction(**who, error=str(error))
+            yield {"path": name, "error": str(error)}
+        else:
+            yield {"path": name, **prediction.to_dict(model.model_name, model.version)}
 
 
-class Table:
-    """Lines of text under one heading, wide enough from the start, so that they can be printed one by one."""
+class PredictionTable:
+    """Rows as lines of text under one heading; the widths are known in advance, so lines can be streamed."""
 
-    def __init__(self, opened: LoadedModel, paths: Sequence[Path | str]) -> None:
-        self.path_width = max([len("file"), *(len(str(path)) for path in paths)])
-        self.label_width = max(len(name) for name in ("label", *opened.classifier.class_names))
+    def __init__(self, model: LoadedModel, paths: Sequence[Path | str]) -> None:
+        self.path_width = max(len(str(path)) for path in ("file", *paths))
+        self.label_width = max(len(name) for name in ("label", *model.class_names))
 
     def heading(self) -> str:
         return f"{'file':<{self.path_width}}  {'label':<{self.label_width}}  probability  version  milliseconds"
 
-    def line(self, prediction: FilePrediction) -> str:
-        """One file's line; that of an error names the file by itself."""
-        if prediction.answer is None:
-            return prediction.error
-        answer, version = prediction.answer, "-" if prediction.version is None else prediction.version
+    def line(self, row: dict[str, Any]) -> str:
+        """The line of one row, or its error."""
+        if "error" in row:
+            return str(row["error"])
+        version = "-" if row["version"] is None else row["version"]
         return (
-            f"{prediction.path:<{self.path_width}}  {answer.label:<{self.label_width}}  "
-            f"{answer.probability:>11.3f}  {version:>7}  {answer.timing.total_ms:>12.1f}"
+            f"{row['path']:<{self.path_width}}  {row['label']:<{self.label_width}}  "
+            f"{row['probabilities'][row['label']]:>11.3f}  {version:>7}  {row['timing']['total_ms']:>12.1f}"
         )

@@ -1,16 +1,15 @@
-"""The page: an image in; probabilities, timing and the version that answered out; and its one endpoint for programs.
+"""The page: an image in; probabilities, timing and the version out. Also its one API endpoint, `/predict`.
 
-Gradio is imported when the page is built, with its telemetry off; nothing the page does leaves this machine.
+Gradio is imported when the page is built, with its telemetry off; nothing on the page connects to another machine.
 """
 
 import atexit
-import dataclasses
 import functools
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitcifar.errors import ImageError, VitCifarError
 from vitcifar.inference.session import Prediction
@@ -19,32 +18,38 @@ from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.rest import decode_base64
 
-SWEEP_SECONDS, KEPT_SECONDS = 300, 3300  # uploaded images are gone from the disk within the hour
+if TYPE_CHECKING:
+    import gradio
+    from gradio.data_classes import ImageData
+
+CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 MAX_EXAMPLES = 12
 
 
 @functools.cache
 def private_folder() -> Path:
-    """A folder of this process for what is uploaded and shown; it goes when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="vitcifar-page-"))
+    """A folder of this process for uploads and examples, deleted when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="vitcifar-page-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 @functools.cache
 def load_gradio() -> Any:
-    """Gradio, imported with everything off that would talk to other machines."""
+    """Gradio, imported without anything that connects to other machines."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(private_folder() / "uploads")
     import gradio
     from gradio import processing_utils
 
-    async def refuse(*args: Any, **kwargs: Any) -> str:
-        raise gradio.Error("Send the image itself, not its address: this page fetches nothing.", print_exception=False)
+    async def reject_download(*args: Any, **kwargs: Any) -> str:
+        raise gradio.Error(
+            "Send the image itself, not its address: this page downloads nothing.", print_exception=False
+        )
 
-    # A request may name a web address in place of an uploaded file; Gradio would fetch it.
-    processing_utils.async_ssrf_protected_download = refuse
+    # A request may name a web address instead of an uploaded file, and Gradio would download it.
+    processing_utils.async_ssrf_protected_download = reject_download
     return gradio
 
 
@@ -59,126 +64,110 @@ def theme() -> Any:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Sent:
-    """An image as a browser or a client sent it: a file in our folder, or a data: URL."""
+def predict_upload(pool: ModelPool, upload: "ImageData | None", spec: str) -> tuple[Prediction | None, LoadedModel]:
+    """Classify an upload (a file or a base64 data: URL) with a version; no upload gives no prediction.
 
-    content: Path | bytes
-    name: str
-
-
-def receive(payload: Any) -> Sent | str | None:
-    """What Gradio's image component got, not yet decoded: the limits of `read_image` come first.
-
-    A sentence when it cannot even be received.
+    Raises VitCifarError with one sentence.
     """
-    if payload is None:
-        return None
-    name = payload.orig_name or "The image"
-    if payload.url and payload.url.startswith("data:"):
-        try:
-            return Sent(decode_base64(payload.url, name), name)
-        except ImageError as error:
-            return str(error)
-    return Sent(Path(payload.path), name) if payload.path else None
+    model = pool.get(spec or "")
+    if upload is None:
+        return None, model
+    name = upload.orig_name or "The image"
+    return model.classifier.predict(read_upload(upload, name), name), model
 
 
-def respond(pool: ModelPool, sent: Sent | str | None, choice: str) -> tuple[Prediction | None, LoadedModel]:
-    """The answer of the chosen version, none without an image. Raises VitCifarError with one sentence."""
-    if isinstance(sent, str):
-        raise ImageError(sent)
-    opened = pool.get(choice or "")
-    return (opened.classifier.predict(sent.content, sent.name) if sent else None), opened
+def read_upload(upload: "ImageData", name: str) -> bytes | Path:
+    """The bytes of an upload, or its file, which must lie in our folder: a forged request may name any other.
+
+    Raises ImageError.
+    """
+    if upload.url and upload.url.startswith("data:"):
+        return decode_base64(upload.url, name)
+    if upload.path and Path(upload.path).resolve().is_relative_to(private_folder()):
+        return Path(upload.path)
+    raise ImageError(f"{name} was not uploaded: send the image itself.")
 
 
-def card(pool: ModelPool, sent: Sent | str | None, choice: str) -> str:
-    """The card that answers an image, for the page."""
+def upload_card(pool: ModelPool, upload: "ImageData | None", spec: str) -> str:
+    """The card for an upload."""
     try:
-        answer, opened = respond(pool, sent, choice)
+        prediction, model = predict_upload(pool, upload, spec)
     except VitCifarError as error:
-        return html.failure(str(error))
-    return html.prediction(answer, opened, pool.state) if answer else html.waiting(opened, pool.state)
+        return html.error_card(str(error))
+    return html.prediction_card(prediction, model, pool.state) if prediction else html.empty_card(model, pool.state)
 
 
-def answer_client(pool: ModelPool, image: Sent | str | None, version: str) -> dict[str, Any]:
-    """The answer to an image, for programs. Raises gradio.Error with one sentence."""
+def predict_api(pool: ModelPool, image: "ImageData | None", version: str) -> dict[str, Any]:
+    """The response of `/predict`. Raises gradio.Error with one sentence."""
     try:
-        answer, opened = respond(pool, image, version)
-        if answer is None:
+        prediction, model = predict_upload(pool, image, version)
+        if prediction is None:
             raise ImageError("There is no image in the request.")
     except VitCifarError as error:
         raise load_gradio().Error(str(error), print_exception=False) from error
-    return {
-        "label": answer.label,
-        "probabilities": answer.probabilities,
-        "model": opened.model_name,
-        "version": opened.version,
-        "release_id": answer.release_id,
-        "timing": dataclasses.asdict(answer.timing),
-    }
+    return prediction.to_dict(model.model_name, model.version)
 
 
-def choices(pool: ModelPool) -> list[tuple[str, str]]:
-    """The version list: what is followed first, then every version, the newest first."""
+def version_choices(pool: ModelPool) -> list[tuple[str, str]]:
+    """The entries of the version list: the default first, then every version, the newest first."""
     state = pool.state
-    listed = []
-    for version in state.versions:
-        aliases = f" · {', '.join(version.aliases)}" if version.aliases else ""
-        listed.append((f"version {version.number}{aliases}", str(version.number)))
-    if pool.spec in [value for _, value in listed]:
-        return listed
-    return [(f"{pool.spec} (now version {state.current.version})", pool.spec), *listed]
+    choices = [(" · ".join([f"version {v.number}", *v.aliases]), str(v.number)) for v in state.versions]
+    if pool.spec in [value for _, value in choices]:
+        return choices
+    return [(f"{pool.spec} (now version {state.current.version})", pool.spec), *choices]
 
 
-def example_files(opened: LoadedModel) -> list[Path]:
-    """The example images that the release carries, if any, copied to where Gradio may show them from."""
-    files = sorted(opened.release.path("examples").glob("*.png"))[:MAX_EXAMPLES]
-    folder = private_folder() / "examples" / opened.release.release_id
+def example_files(model: LoadedModel) -> list[Path]:
+    """The example images in the release, copied to our folder, from which Gradio may serve them."""
+    files = sorted(model.manifest.path("examples").glob("*.png"))[:MAX_EXAMPLES]
+    folder = private_folder() / "examples" / model.manifest.release_id
     folder.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copyfile(file, folder / file.name)) for file in files]
 
 
-def build(pool: ModelPool, poll_seconds: float) -> Any:
-    """Everything on the page, and what happens when."""
+def build_page(pool: ModelPool, poll_seconds: float) -> Any:
+    """The components of the page and their events."""
     gradio = load_gradio()
-    opened = pool.state.current
-    title = f"{opened.model_name}: {len(opened.release.class_names)} classes"
-    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)) as blocks:
+    model = pool.state.current
+    title = f"{model.model_name}: {len(model.class_names)} classes"
+    cleanup = (CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS)
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=cleanup) as blocks:
         with gradio.Row(elem_id="top"):
-            gradio.HTML(html.heading(opened.model_name, opened.release.class_names), elem_id="head", scale=3)
-            choice = gradio.Dropdown(
-                choices(pool), value=pool.spec, label="Version", elem_id="choice", filterable=False
+            gradio.HTML(html.heading(model.model_name, model.class_names), elem_id="head", scale=3)
+            version = gradio.Dropdown(
+                version_choices(pool), value=pool.spec, label="Version", elem_id="version", filterable=False
             )
-        now = gradio.HTML(html.status(pool.state, 0), elem_id="now")
+        status = gradio.HTML(html.status(pool.state, 0), elem_id="status")
         with gradio.Row():
             with gradio.Column(min_width=320):
                 image = gradio.Image(
                     label="Image",
                     show_label=False,
-                    alt_text="The image that was sent",
+                    alt_text="The uploaded image",
                     placeholder="# Drop an image here\nor click to choose one",
                     sources=["upload", "clipboard", "webcam"],
-                    height=392,
+                    height=440,
                     elem_id="image",
                     buttons=[],
                     webcam_options=gradio.WebcamOptions(mirror=False),
                 )
             with gradio.Column(min_width=320):
-                shown = gradio.HTML(html.waiting(opened, pool.state), elem_id="answer")
-        show_examples(gradio, [str(file) for file in example_files(opened)], image)
-        gradio.HTML(html.FOOT, elem_id="foot")
-        # Gradio would decode the image itself, without our limits, and hold the choice against the list of its start.
-        setattr(image, "preprocess", receive)  # noqa: B010
-        setattr(choice, "preprocess", str)  # noqa: B010
-        answer_people(gradio, pool, image, choice, shown, now, poll_seconds)
-        answer_programs(gradio, pool, image)
+                card = gradio.HTML(html.empty_card(model, pool.state), elem_id="card")
+        add_examples([str(file) for file in example_files(model)], image)
+        gradio.HTML(html.FOOTER, elem_id="foot")
+        # Gradio would decode the image without our limits, and check the version against the list at its start.
+        setattr(image, "preprocess", lambda upload: upload)  # noqa: B010
+        setattr(version, "preprocess", str)  # noqa: B010
+        bind_page_events(pool, image, version, status, card, poll_seconds)
+        add_api(pool, image)
     return blocks
 
 
-def show_examples(gradio: Any, files: list[str], image: Any) -> None:
-    """A strip of example images; a click takes one as if it had been uploaded."""
+def add_examples(files: list[str], image: "gradio.Image") -> None:
+    """A row of example images; a click selects one as if it had been uploaded."""
     if not files:
         return
+    gradio = load_gradio()
     examples = gradio.Dataset(
         components=[gradio.Image(visible=False)],
         samples=[[file] for file in files],
@@ -192,55 +181,53 @@ def show_examples(gradio: Any, files: list[str], image: Any) -> None:
     )
 
 
-def answer_people(
-    gradio: Any, pool: ModelPool, image: Any, choice: Any, shown: Any, now: Any, poll_seconds: float
+def bind_page_events(
+    pool: ModelPool,
+    image: "gradio.Image",
+    version: "gradio.Dropdown",
+    status: "gradio.HTML",
+    card: "gradio.HTML",
+    poll_seconds: float,
 ) -> None:
-    """A new image, another choice or a version that moved: answer again. Look for news every few seconds."""
-    seen = gradio.State(0)
+    """Classify again after a new image, another selection or a move of the alias; poll the pool for changes."""
+    gradio = load_gradio()
+    seen_serial = gradio.State(0)
+    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-    def look_again(seen: int, choice: str) -> tuple[Any, ...]:
-        state = pool.state
-        if seen == state.serial:
-            return gradio.skip(), gradio.skip(), gradio.skip()
-        return state.serial, status(choice, seen), gradio.Dropdown(choices(pool), value=choice)
-
-    def status(choice: str, seen: int) -> str:
+    def show_status(spec: str, seen: int) -> str:
         try:
-            chosen = pool.get(choice)
-        except VitCifarError:  # the card says why
-            chosen = None
-        return html.status(pool.state, seen, chosen)
+            selected = pool.get(spec)
+        except VitCifarError:  # the card shows the error
+            selected = None
+        return html.status(pool.state, seen, selected)
 
-    choice.input(status, [choice, seen], now, queue=False, show_progress="hidden", api_visibility="private")
+    def poll(seen: int, spec: str) -> tuple[Any, ...]:
+        serial = pool.state.serial
+        if seen == serial:
+            return gradio.skip(), gradio.skip(), gradio.skip()
+        return serial, show_status(spec, seen), gradio.Dropdown(version_choices(pool), value=spec)
 
+    version.input(show_status, [version, seen_serial], status, **at_once)
     gradio.on(
-        [image.change, choice.input, now.change],
-        functools.partial(card, pool),
-        [image, choice],
-        shown,
+        [image.change, version.input, status.change],
+        functools.partial(upload_card, pool),
+        [image, version],
+        card,
         trigger_mode="always_last",
         api_visibility="private",
     )
     for trigger in (gradio.context.Context.root_block.load, gradio.Timer(poll_seconds).tick):
-        trigger(
-            look_again,
-            [seen, choice],
-            [seen, now, choice],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        trigger(poll, [seen_serial, version], [seen_serial, status, version], **at_once)
 
 
-def answer_programs(gradio: Any, pool: ModelPool, image: Any) -> None:
-    """The endpoint `/predict`: an image and, when not the one that is followed, a version."""
-    asked = gradio.Textbox(value=pool.spec, label="version", visible=False)
-    as_json = gradio.JSON(visible=False, label="answer")
+def add_api(pool: ModelPool, image: "gradio.Image") -> None:
+    """The endpoint `/predict`: an image and, instead of the default, a version."""
+    gradio = load_gradio()
     gradio.on(
         [],
-        functools.partial(answer_client, pool),
-        [image, asked],
-        as_json,
+        functools.partial(predict_api, pool),
+        [image, gradio.Textbox(value=pool.spec, label="version", visible=False)],
+        gradio.JSON(visible=False, label="prediction"),
         api_name="predict",
-        api_description="Answer one image: label, probabilities, the version that answered, timing in milliseconds.",
+        api_description="Classify one image: label, probabilities, model, version, release_id, timing in milliseconds.",
     )

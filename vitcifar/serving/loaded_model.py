@@ -1,60 +1,114 @@
-"""A version that can answer: its release verified first, its ONNX file opened after, and the two held to agree."""
+"""A registered version in memory: the release is verified first, then its ONNX file is opened."""
 
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, overload
 
+import numpy as np
 import yaml
+from PIL import Image
 
-from vitcifar.errors import RegistryError, ReleaseError, TrackingError
-from vitcifar.inference.session import OnnxClassifier
+from vitcifar.data.image import convert_image, read_image
+from vitcifar.errors import ImageError, RegistryError, ReleaseError, TrackingError
+from vitcifar.inference.session import MAX_BATCH, OnnxClassifier, Prediction
 from vitcifar.release.manifest import Manifest, verify
 
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
 
+ImageSource = Path | str | bytes | np.ndarray | Image.Image
+Source = TypeVar("Source", bound=ImageSource)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A verified release with its open session; `version` is None for a folder that came from no registry."""
+    """A verified release and its ONNX session; `version` is None for a folder that is not from a registry."""
 
     model_name: str
     version: int | None
-    release: Manifest
+    manifest: Manifest
     classifier: OnnxClassifier
 
     @property
     def name(self) -> str:
-        """Who answers, in words: `vitcifar version 3`."""
-        return f"{self.model_name} version {self.version if self.version is not None else self.release.release_id}"
+        """The model and its version, for people: `vitcifar version 3`."""
+        return f"{self.model_name} version {self.version if self.version is not None else self.manifest.release_id}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class names, in the order of the logits."""
+        return self.manifest.class_names
+
+    @overload
+    def predict(self, source: ImageSource) -> Prediction: ...
+
+    @overload
+    def predict(self, source: list[Source]) -> list[Prediction]: ...
+
+    def predict(self, source: ImageSource | list[Source]) -> Prediction | list[Prediction]:
+        """Classify one image, or a list of images in order.
+
+        An image is a path (`Path` or `str`), the bytes of an image file, an array uint8 (H, W, 3) or a PIL image, of
+        any size. A single path, or the bytes of one file, gives a prediction with `timing` in milliseconds.
+        Raises ImageError for an image that cannot be decoded, or an array of another type or shape.
+        """
+        if isinstance(source, list):
+            return self._predict_list(source)
+        if isinstance(source, str | Path | bytes):
+            return self.classifier.predict(Path(source) if isinstance(source, str) else source)
+        return self.classifier.predict_images([read_source(source)])[0]
+
+    def _predict_list(self, sources: list[Source]) -> list[Prediction]:
+        predictions: list[Prediction] = []
+        for start in range(0, len(sources), MAX_BATCH):  # only one batch of decoded images is in memory at a time
+            batch = enumerate(sources[start : start + MAX_BATCH], start + 1)
+            predictions += self.classifier.predict_images([read_source(item, f"Image {n}") for n, item in batch])
+        return predictions
+
+
+def read_source(source: ImageSource, name: str = "The image") -> np.ndarray:
+    """An image of any accepted type -> uint8 (H, W, 3). Raises ImageError; `name` names an image without a path."""
+    match source:
+        case str() | Path():
+            return read_image(Path(source))
+        case bytes():
+            return read_image(source, name)
+        case Image.Image():
+            return convert_image(source.copy(), name)
+        case np.ndarray(dtype=np.uint8, ndim=3, shape=(_, _, 3)) if source.size:
+            return source
+        case np.ndarray():
+            raise ImageError(f"{name} is {source.dtype} {source.shape}: expected uint8 (height, width, 3).")
+    raise ImageError(f"{name} is {type(source).__name__}: expected a path, bytes, an array or a PIL image.")
 
 
 def open_version(registry: "Registry", spec: str | int, *, num_threads: int = 0) -> LoadedModel:
     """Pull a version (a number, an alias or `latest`), verify it, open it and run it once.
 
-    Raises RegistryError when there is no such version, ReleaseError when it is not a whole release.
+    `num_threads` 0 uses every core of this process. Raises RegistryError when there is no such version, ReleaseError
+    when its release is incomplete or changed.
     """
-    release = registry.pull(spec)
-    return _open(release, registry.model_name, release.version, num_threads)
+    manifest = registry.pull(spec)
+    return _open(manifest, registry.model_name, manifest.version, num_threads)
 
 
 def open_folder(folder: Path, *, num_threads: int = 0) -> LoadedModel:
-    """Verify and open a release that MLflow brought into a folder; the version is what MLflow noted beside it.
+    """Verify and open a release that MLflow downloaded into a folder, as the version that MLflow recorded there.
 
-    Raises ReleaseError when it is not a whole release, or not the one that the registry knows by that version.
+    Raises ReleaseError when it is incomplete or changed, or is not the release that the registry has for this version.
     """
-    noted = folder / "registered_model_meta"
-    if not noted.is_file():
-        release = verify(folder)
-        return _open(release, release.model_name, None, num_threads)
-    meta = yaml.safe_load(noted.read_text(encoding="utf-8"))
+    record = folder / "registered_model_meta"
+    if not record.is_file():
+        manifest = verify(folder)
+        return _open(manifest, manifest.model_name, None, num_threads)
+    meta = yaml.safe_load(record.read_text(encoding="utf-8"))
     name, version = str(meta["model_name"]), int(meta["model_version"])
     return _open(verify(folder, digest=_registered_digest(name, version)), name, version, num_threads)
 
 
 def _registered_digest(model_name: str, number: int) -> str | None:
-    """The digest that the registry has of a version; None, with a warning, when there is no registry to ask."""
+    """The digest of a version in the registry; None, with a warning, when the registry does not have it."""
     from vitcifar.registry.registry import Registry
 
     registry = Registry(model_name)
@@ -62,20 +116,19 @@ def _registered_digest(model_name: str, number: int) -> str | None:
         version = registry.show(number)
     except (RegistryError, TrackingError) as error:
         warnings.warn(
-            f"The registry could not say what {model_name} {number} is ({error}) Its files were held against its own "
-            "list alone.",
+            f"{model_name} {number} was verified against its own release.json only, not against the registry: {error}",
             stacklevel=2,
         )
         return None
     return registry.digest_of(version)
 
 
-def _open(release: Manifest, model_name: str, version: int | None, num_threads: int) -> LoadedModel:
-    classifier = OnnxClassifier(release.onnx_path, num_threads=num_threads)
-    if classifier.class_names != release.class_names or classifier.release_id != release.release_id:
+def _open(manifest: Manifest, model_name: str, version: int | None, num_threads: int) -> LoadedModel:
+    classifier = OnnxClassifier(manifest.onnx_path, num_threads=num_threads)
+    if classifier.class_names != manifest.class_names or classifier.release_id != manifest.release_id:
         raise ReleaseError(
-            f"{release.onnx_path} is another release than its release.json says: expected {release.release_id}, "
+            f"{manifest.onnx_path} belongs to another release than its release.json: expected {manifest.release_id}, "
             f"got {classifier.release_id}. Pull the version again."
         )
     classifier.warm()
-    return LoadedModel(model_name=model_name, version=version, release=release, classifier=classifier)
+    return LoadedModel(model_name=model_name, version=version, manifest=manifest, classifier=classifier)

@@ -1,30 +1,29 @@
-"""What every request to the page passes first: the host it names, its size; and the headers that every answer gets."""
+"""ASGI middleware of the page: which hosts it serves, how large a request may be, and its security headers.
+
+Starlette's TrustedHostMiddleware cannot allow every IP address, and its response does not name --allowed-hosts.
+"""
 
 import ipaddress
-import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitcifar.data.image import MAX_BYTES
 
-# The longest request that can hold one image as base64, with something around it.
-MAX_REQUEST_BYTES = MAX_BYTES * 4 // 3 + 2**20
+MAX_REQUEST_BYTES = MAX_BYTES * 4 // 3 + 2**20  # the largest image as base64, and the JSON around it
+ALL_INTERFACES = ("0.0.0.0", "::", "")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-EVERYWHERE = ("0.0.0.0", "::", "")  # listening on all of the machine's addresses
-LOCAL = ("localhost", "127.0.0.1", "::1")
-
-# The page may load, and talk to, nothing but the server it came from, and no other page may frame it.
-POLICY = (
+# The page loads from, and connects to, its own server only, and no other page may frame it.
+CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 HEADERS = (
-    (b"content-security-policy", POLICY.encode()),
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -33,76 +32,68 @@ HEADERS = (
 )
 
 
-class TooLarge(Exception):
-    """A request that grew over the limit while it was read."""
+class SecurityHeaders:
+    """Adds the security headers to every response."""
 
-
-class RequestGuard:
-    """ASGI middleware: status 400 for a foreign Host header, 413 for a request that is too large."""
-
-    def __init__(self, app: Any, *, host: str, allowed_hosts: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.any_address = host in EVERYWHERE
-        self.names = {*LOCAL, host.lower(), *(name.lower() for name in allowed_hosts)}
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = dict(scope["headers"])
-        if not self.knows(headers.get(b"host", b"").decode("latin-1")):
-            return await refuse(send, 400, "This page does not answer under that name: start it with --allowed-hosts.")
-        too_large = f"The request is larger than {MAX_REQUEST_BYTES // 2**20} MiB."
-        if int(headers.get(b"content-length", b"0")) > MAX_REQUEST_BYTES:
-            return await refuse(send, 413, too_large)
-        started = False
-
-        async def send_on(message: Message) -> None:
-            nonlocal started
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                started = True
                 message["headers"] = [*message["headers"], *HEADERS]
             await send(message)
 
-        try:
-            await self.app(scope, counted(receive), send_on)
-        except TooLarge:
-            if not started:
-                await refuse(send, 413, too_large)
-
-    def knows(self, host: str) -> bool:
-        """Whether a Host header names this page. An address cannot be made to point elsewhere, a name can."""
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        name = name.strip("[]").lower()
-        return name in self.names or (self.any_address and is_address(name))
+        await self.app(scope, receive, send_with_headers)
 
 
-def counted(receive: Receive) -> Receive:
-    """The same messages, until they hold more than a request may. Raises TooLarge."""
-    read = 0
+class HostCheck:
+    """Responds with status 400 to a Host header that does not name this server (DNS rebinding)."""
 
-    async def receive_on() -> Message:
-        nonlocal read
-        message = await receive()
-        read += len(message.get("body", b""))
-        if read > MAX_REQUEST_BYTES:
-            raise TooLarge
-        return message
+    def __init__(self, app: ASGIApp, host: str, allowed_hosts: tuple[str, ...] = ()) -> None:
+        self.app = app
+        self.any_ip_address = host in ALL_INTERFACES
+        self.names = {name.lower() for name in (*LOOPBACK, host, *allowed_hosts)} - {""}
 
-    return receive_on
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self.allows(Headers(scope=scope).get("host", "")):
+            return await self.app(scope, receive, send)
+        detail = "This host name is not allowed: start the page with --allowed-hosts and the name."
+        await JSONResponse({"detail": detail}, 400)(scope, receive, send)
+
+    def allows(self, host: str) -> bool:
+        """Whether a Host header names this server. DNS can point a name elsewhere, but not an IP address."""
+        name = (host if host.endswith("]") else host.rsplit(":", 1)[0]).strip("[]").lower()
+        return name in self.names or (self.any_ip_address and is_ip_address(name))
 
 
-def is_address(name: str) -> bool:
+class RequestLimits:
+    """Responds with status 413 to a request that declares, or sends, more than `MAX_REQUEST_BYTES`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"The request is larger than {MAX_REQUEST_BYTES // 2**20} MiB: send a smaller image."
+        num_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > MAX_REQUEST_BYTES:
+                raise HTTPException(413, detail)
+            return message
+
+        if scope["type"] == "http" and int(Headers(scope=scope).get("content-length", 0)) > MAX_REQUEST_BYTES:
+            return await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+        await self.app(scope, receive_limited, send)
+
+
+def is_ip_address(name: str) -> bool:
     """Whether a host is an IP address rather than a name."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
-
-
-async def refuse(send: Send, status: int, sentence: str) -> None:
-    """Answer with one sentence, as JSON."""
-    body = json.dumps({"detail": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,13 +1,12 @@
-"""The versions that a page answers with: each opened once, the least used put away, an alias followed as it moves.
+"""The versions that the page serves: each is loaded once, and the version of an alias is replaced as the alias moves.
 
-A version is swapped in only when it is whole, open and warm: until then, and when it is broken, the former goes on.
+A version replaces the current one only when it is verified, loaded and warm; until then the current one serves.
 """
 
 import dataclasses
 import datetime
 import threading
 import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from vitcifar.errors import VitCifarError
@@ -17,130 +16,116 @@ from vitcifar.serving.loaded_model import LoadedModel, open_version
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry, Version
 
-MAX_OPEN = 3  # versions in memory: the one that is followed and the last that somebody chose
-RETRY_SECONDS = 30.0  # before a version that could not be opened is tried again
+MAX_RECENT = 2  # versions in memory besides the current one
+RETRY_SECONDS = 30.0  # before a version that could not be loaded is tried again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class State:
-    """What a page shows of its versions; `serial` grows with every change."""
+class PoolState:
+    """What the page shows of its versions; `serial` grows with every change."""
 
     serial: int
     current: LoadedModel
     versions: tuple["Version", ...]
-    moved: str = ""  # what changed last, for those who were watching
-    problem: str = ""  # what is wrong now, for everybody
+    moved: str = ""  # the last move of the alias
+    problem: str = ""  # why `current` is not the version that it should be
 
     def aliases(self, number: int | None) -> tuple[str, ...]:
-        """The aliases that a version holds now."""
+        """The aliases that point to a version now."""
         return next((version.aliases for version in self.versions if version.number == number), ())
 
 
 class ModelPool:
-    """Opens versions of one model on demand and follows one alias; any number of threads may ask at once.
+    """Loads versions of one model on demand and follows an alias. Thread-safe.
 
-    `spec` is what answers when nobody chose: an alias or `latest`, which are followed, or a number, which is not.
-    Raises RegistryError or ReleaseError when that one cannot be opened at the start.
+    `spec` selects the version that serves by default: an alias or `latest`, which are followed, or a number.
+    Raises RegistryError or ReleaseError when this version cannot be loaded.
     """
 
     def __init__(self, registry: "Registry", spec: str, *, num_threads: int = 0) -> None:
         self.registry = registry
         self.spec = spec
         self.num_threads = num_threads
-        self._open: OrderedDict[int, LoadedModel] = OrderedDict()
-        self._lock = threading.Lock()  # over _open; held for an instant
-        self._opening = threading.Lock()  # one version is opened at a time
+        self._recent: dict[int, LoadedModel] = {}  # by number; replaced, never modified, so reading needs no lock
+        self._loading = threading.Lock()
         self._stop = threading.Event()
-        self._refused: tuple[int, float, str] = (0, 0.0, "")  # number, when, why
-        current = self._bring(registry.resolve(spec))
-        self.state = State(serial=1, current=current, versions=tuple(registry.list()))
+        self._failed: tuple[int, float, str] = (0, 0.0, "")  # number, time, reason of the last failure
+        current = self._load(registry.resolve(spec))
+        self.state = PoolState(serial=1, current=current, versions=tuple(registry.list()))
 
-    def get(self, choice: str = "") -> LoadedModel:
-        """The version that somebody chose (a number, an alias, `latest`), opened; nothing chosen: the current one.
+    def get(self, spec: str = "") -> LoadedModel:
+        """The version of a number, an alias or `latest`, loaded; the current one by default.
 
-        Raises RegistryError when there is none, ReleaseError when it is broken.
+        Raises RegistryError when there is no such version, ReleaseError when it cannot be loaded.
         """
         state = self.state
-        if choice in ("", self.spec):
+        if spec in ("", self.spec):
             return state.current
-        for version in state.versions:
-            if choice == str(version.number) or choice in version.aliases:
-                return self._bring(version.number)
-        return self._bring(self.registry.resolve(choice))
+        number = resolve_spec(state.versions, spec) or self.registry.resolve(spec)
+        return state.current if number == state.current.version else self._load(number)
 
-    def follow(self, every: float = 2.0) -> None:
-        """Look at the registry every so many seconds, in a thread of its own, until `close`."""
-        threading.Thread(target=self._follow, args=(every,), daemon=True, name="follow").start()
+    def follow(self, poll_seconds: float = 2.0) -> None:
+        """Refresh every `poll_seconds`, in a thread, until `close`."""
+
+        def poll() -> None:
+            while not self._stop.wait(poll_seconds):
+                self.refresh()
+
+        threading.Thread(target=poll, daemon=True, name="follow").start()
 
     def close(self) -> None:
         """Stop following."""
         self._stop.set()
 
-    def look(self) -> State:
-        """Look at the registry once: take up the version that is meant now, and say so."""
+    def refresh(self) -> PoolState:
+        """List the registry once and serve the version that `spec` selects now."""
         before = self.state
         try:
             versions = tuple(self.registry.list())
-            number = holder(versions, self.spec)
-            current, problem = self._take_up(number)
+            current, problem = self._select(resolve_spec(versions, self.spec))
         except VitCifarError as error:
-            versions, current, problem = before.versions, before.current, f"{error} {self._goes_on()}"
+            versions, current, problem = before.versions, before.current, f"{error} {self._still_serving()}"
         moved = before.moved
         if current is not before.current:
             now = datetime.datetime.now().strftime("%H:%M:%S")
             moved = f"{self.spec} moved from version {before.current.version} to version {current.version} at {now}."
-        after = State(serial=before.serial, current=current, versions=versions, moved=moved, problem=problem)
+        after = PoolState(serial=before.serial, current=current, versions=versions, moved=moved, problem=problem)
         if after != before:
             self.state = dataclasses.replace(after, serial=before.serial + 1)
         return self.state
 
-    def _follow(self, every: float) -> None:
-        while not self._stop.wait(every):
-            self.look()
-
-    def _take_up(self, number: int | None) -> tuple[LoadedModel, str]:
-        """The version that should answer now, or the former one and why."""
+    def _select(self, number: int | None) -> tuple[LoadedModel, str]:
+        """The version to serve, and the problem if it is not the version `number`."""
         current = self.state.current
         if number is None:
-            return current, f"No version is {self.spec} any more. {self._goes_on()}"
+            return current, f"The registry has no version {self.spec} any more. {self._still_serving()}"
         if number == current.version:
             return current, ""
-        refused, when, why = self._refused
-        if number == refused and time.monotonic() - when < RETRY_SECONDS:
-            return current, why
+        failed, when, reason = self._failed
+        if number == failed and time.monotonic() - when < RETRY_SECONDS:
+            return current, reason
         try:
-            return self._bring(number), ""
+            return self._load(number), ""
         except VitCifarError as error:
-            why = f"{self.spec} is version {number} now, which cannot be opened: {error} {self._goes_on()}"
-            self._refused = (number, time.monotonic(), why)
-            return current, why
+            reason = f"{self.spec} points to version {number}, which cannot be loaded: {error} {self._still_serving()}"
+            self._failed = (number, time.monotonic(), reason)
+            return current, reason
 
-    def _goes_on(self) -> str:
-        return f"Version {self.state.current.version} goes on answering."
+    def _still_serving(self) -> str:
+        return f"Version {self.state.current.version} is still serving."
 
-    def _bring(self, number: int) -> LoadedModel:
-        if (found := self._find(number)) is not None:
-            return found
-        with self._opening:
-            if (found := self._find(number)) is not None:
-                return found
-            opened = open_version(self.registry, number, num_threads=self.num_threads)
-            with self._lock:
-                self._open[number] = opened
-                if len(self._open) > MAX_OPEN:
-                    kept = self.state.current.version
-                    del self._open[next(key for key in self._open if key not in (kept, number))]
-            return opened
-
-    def _find(self, number: int) -> LoadedModel | None:
-        with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-            return self._open.get(number)
+    def _load(self, number: int) -> LoadedModel:
+        if (model := self._recent.get(number)) is not None:
+            return model
+        with self._loading:  # one version at a time; another thread may just have loaded this one
+            if (model := self._recent.get(number)) is None:
+                model = open_version(self.registry, number, num_threads=self.num_threads)
+                self._recent = dict([*self._recent.items(), (number, model)][-MAX_RECENT:])
+            return model
 
 
-def holder(versions: tuple["Version", ...], spec: str) -> int | None:
-    """The number that an alias, `latest` or a number means among these versions; None when there is none."""
+def resolve_spec(versions: tuple["Version", ...], spec: str) -> int | None:
+    """The number that an alias, `latest` or a number selects among these versions; None when there is none."""
     if spec == "latest":
         return latest_number(versions)
     return next((v.number for v in versions if spec in v.aliases or spec.lstrip("vV") == str(v.number)), None)

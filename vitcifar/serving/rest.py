@@ -1,6 +1,6 @@
 """REST through MLflow's own server: `mlflow models serve -m models:/vitcifar@champion --env-manager local`.
 
-MLflow calls `_load_pyfunc` with the folder of the version; what comes back answers images sent as base64:
+MLflow calls `_load_pyfunc` with the folder of the version; the model it returns classifies images sent as base64:
 {"inputs": ["iVBORw0…"]} or {"dataframe_records": [{"image": "iVBORw0…"}]}.
 """
 
@@ -20,78 +20,70 @@ from vitcifar.serving.loaded_model import LoadedModel, open_folder
 
 COLUMN = "image"
 MAX_IMAGES = 100  # in one request
-HOW = 'send {"inputs": ["…"]} with one base64 image each'
+USAGE = 'send {"inputs": ["…"]} with one base64 image each'
 
 
 class BadRequest(MlflowException):
-    """What MLflow's server answers with status 400 and our sentence alone, without an echo of the whole request."""
+    """An error that MLflow's server sends with status 400 and one sentence, without the request it would echo."""
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
         return json.dumps({"error_code": self.error_code, "message": str(self)})
 
 
 class ImageModel:
-    """What `mlflow.pyfunc.load_model` holds of a release."""
+    """The model that `mlflow.pyfunc.load_model` returns for a release."""
 
-    def __init__(self, opened: LoadedModel) -> None:
-        self.opened = opened
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Images -> for each, in order: label, probabilities (largest first), model, version, release_id.
+        """Classify images; each prediction has label, probabilities (largest first), model, version, release_id.
 
-        A DataFrame or dict with the column `image`, or a list: base64 text (a data: URL too) or the bytes of a file.
-        Or an array uint8 (N, H, W, 3). Raises BadRequest (status 400) with one sentence.
+        `model_input` is a DataFrame or dict with the column `image`, or a list, of base64 text (a data: URL too) or
+        the bytes of image files; or an array uint8 (N, H, W, 3). Raises BadRequest (status 400) with one sentence.
         """
         try:
-            images = read_images(model_input)
-            probabilities = self.opened.classifier.probabilities(images)  # (N, K)
+            predictions = self.model.classifier.predict_images(read_images(model_input))
         except ImageError as error:
             raise BadRequest(str(error)) from error
-        return [self._row(one) for one in probabilities]
-
-    def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
-        ranked = self.opened.classifier.rank_classes(probabilities)
-        return {
-            "label": next(iter(ranked)),
-            "probabilities": ranked,
-            "model": self.opened.model_name,
-            "version": self.opened.version,
-            "release_id": self.opened.release.release_id,
-        }
+        return [prediction.to_dict(self.model.model_name, self.model.version) for prediction in predictions]
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ImageModel:
-    """MLflow's door: verify the release in this folder, open it. Raises ReleaseError."""
+    """Verify and open the release in a folder. Raises ReleaseError.
+
+    Every published version names this function as `loader_module: vitcifar.serving.rest`: it must stay here.
+    """
     return ImageModel(open_folder(Path(path)))
 
 
 def read_images(model_input: Any) -> list[np.ndarray]:
-    """Whatever MLflow hands over -> images, each uint8 (H, W, 3). Raises ImageError with one sentence."""
+    """The input of a pyfunc model -> images, each uint8 (H, W, 3). Raises ImageError with one sentence."""
     values = _column(model_input)
     if isinstance(values, np.ndarray) and values.ndim == 4:
         return list(_pixels(values))
     items = np.asarray(values, dtype=object).ravel().tolist()
     if not items:
-        raise ImageError(f"There is no image in the request: {HOW}.")
+        raise ImageError(f"There is no image in the request: {USAGE}.")
     if len(items) > MAX_IMAGES:
         raise ImageError(f"There are {len(items)} images in the request, the limit is {MAX_IMAGES}: send fewer.")
     several = len(items) > 1
-    return [_read(item, f"Image {index}" if several else "The image") for index, item in enumerate(items, 1)]
+    return [_read(item, f"Image {number}" if several else "The image") for number, item in enumerate(items, 1)]
 
 
 def _column(model_input: Any) -> Any:
-    """The images of a table; anything that is no table as it is."""
+    """The column of images of a table; an input that is not a table is returned unchanged."""
     columns = list(getattr(model_input, "columns", model_input if isinstance(model_input, dict) else ()))
     if not columns:
         return model_input
     if COLUMN not in columns and len(columns) > 1:
         got = ", ".join(str(column) for column in columns[:5])
-        raise ImageError(f"There is no column {COLUMN!r} among {got}: {HOW}.")
+        raise ImageError(f"There is no column {COLUMN!r} among {got}: {USAGE}.")
     values = model_input[COLUMN if COLUMN in columns else columns[0]]
-    return values if isinstance(values, (str, bytes)) else list(values)
+    return values if isinstance(values, str | bytes) else list(values)
 
 
 def _pixels(array: np.ndarray) -> np.ndarray:
@@ -100,7 +92,7 @@ def _pixels(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.integer) or (array.size and not 0 <= array.min() <= array.max() <= 255):
-        raise ImageError(f"The array holds {array.dtype} outside 0 to 255: expected whole numbers from 0 to 255.")
+        raise ImageError(f"The array has {array.dtype} values outside 0 to 255: expected integers from 0 to 255.")
     return array.astype(np.uint8)
 
 
@@ -109,13 +101,13 @@ def _read(item: Any, name: str) -> np.ndarray:
         item = item[COLUMN]
     if isinstance(item, str):
         item = decode_base64(item, name)
-    if not isinstance(item, (bytes, bytearray)):
-        raise ImageError(f"{name} is {type(item).__name__}, not base64 text: {HOW}.")
+    if not isinstance(item, bytes | bytearray):
+        raise ImageError(f"{name} is {type(item).__name__}, not base64 text: {USAGE}.")
     return read_image(bytes(item), name)
 
 
 def decode_base64(text: str, name: str) -> bytes:
-    """The bytes that base64 text stands for. Raises ImageError with one sentence that starts with `name`."""
+    """Decode base64 text or a base64 data: URL. Raises ImageError with a sentence that starts with `name`."""
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):

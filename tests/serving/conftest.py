@@ -1,0 +1,64 @@
+"""Models and pages that the tests of serving share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+from support.serving import CHROMIUM, FLAGS, FakeRegistry, make_model
+from support.toys import Published, settle
+
+from vitcifar.serving.app import Page, launch
+from vitcifar.serving.loaded_model import LoadedModel
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> FakeRegistry:
+    return FakeRegistry(tmp_path)
+
+
+@pytest.fixture
+def model(toy_onnx: Path) -> LoadedModel:
+    return make_model(toy_onnx)
+
+
+@pytest.fixture
+def digit(published: Published, tmp_path: Path) -> Path:
+    """A real digit as a file."""
+    Image.fromarray(published.splits.test.images[0]).save(tmp_path / "digit.png")
+    return tmp_path / "digit.png"
+
+
+@pytest.fixture(scope="module")
+def page(published: Published) -> Iterator[Page]:
+    """The page of the published toy on a free port; it polls its registry five times a second."""
+    from vitcifar.registry.registry import Registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        settle(published.folder, patch)
+        running = launch(Registry(published.model_name), port=0, poll_seconds=0.2)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def tab(page: Page) -> Iterator[Any]:
+    """A tab of Chromium on the page; afterwards, it requested nothing from other hosts and logged no error."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        requested: list[str] = []
+        errors: list[str] = []
+        tab.on("request", lambda request: requested.append(request.url))
+        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(page.url)
+        tab.wait_for_selector(".card.empty")
+        yield tab
+        browser.close()
+    assert {urlsplit(url).netloc for url in requested if url.startswith("http")} == {urlsplit(page.url).netloc}
+    assert errors == []
