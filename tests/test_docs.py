@@ -22,7 +22,7 @@ HELP = {"-h", "--help", "--version"}
 OTHER_PROGRAMS = {"--env-manager", "--backend-store-uri", "--logdir", "--porcelain"}
 NO_COMMANDS = ("vitcifar pictures 1", "vitcifar version 3")  # the salt of the fingerprint, the name of a version
 # What stands before a command: an unknown word after it is a mistake, elsewhere it is prose about vitcifar.
-BEFORE_A_COMMAND = re.compile(r"(^|[`$(:,]\s*|\b(type|run|or) )$", flags=re.MULTILINE)
+BEFORE_A_COMMAND = re.compile(r"(^|[`$(:,]\s*|\b(type|run|or) )\Z", flags=re.MULTILINE)
 
 
 def strings_of(path: Path) -> Iterator[str]:

@@ -26,7 +26,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["".join(column) for column in zip(*rows, strict=True)]
-    right = [not text.strip("-.0123456789") and any(map(str.isdigit, text)) for text in texts]
+    right = [not text.strip("-.%0123456789") and any(map(str.isdigit, text)) for text in texts]
     for line in lines:
         cells = [f"{cell:{'>' if r else '<'}{width}}" for cell, width, r in zip(line, widths, right, strict=True)]
         click.echo("  ".join(cells).rstrip())

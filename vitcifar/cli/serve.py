@@ -1,5 +1,6 @@
 """Commands that serve predictions; neither imports torch."""
 
+import json
 from typing import TYPE_CHECKING
 
 import click
@@ -46,18 +47,19 @@ def predict(registry: "Registry", files: tuple[str, ...], version: str, output_f
     vitcifar predict cat.jpg dog.png
     vitcifar predict --version 3 --format json photos/*.jpg
     """
-    from vitcifar.serving.batch import Table, predict_files
+    from vitcifar.serving.batch import PredictionTable, predict_files
     from vitcifar.serving.loaded_model import open_version
 
     model = open_version(registry, version)
-    table, num_failed = Table(model, files), 0
+    table, num_failed = PredictionTable(model, files), 0
     if output_format == "text":
         click.echo(table.heading())
-    for prediction in predict_files(model, files):
-        num_failed += prediction.answer is None
+    for row in predict_files(model, files):
+        failed = "error" in row
+        num_failed += failed
         if output_format == "json":
-            click.echo(prediction.to_json())
+            click.echo(json.dumps(row, ensure_ascii=False))
         else:
-            click.echo(table.line(prediction), err=prediction.answer is None)
+            click.echo(table.line(row), err=failed)
     if num_failed:
         raise click.ClickException(f"{num_failed} of {len(files)} files could not be classified.")
