@@ -80,15 +80,15 @@ def test_every_picture_is_taken_once_an_epoch_however_it_is_split():
     for num_processes in (1, 2, 3):
         taken = []
         for rank in range(num_processes):
-            plan = plan_epoch(23, batch_size=8, num_parts=2, key=(0, 1), rank=rank, num_processes=num_processes)
+            plan = plan_epoch(23, batch_size=8, num_micro_batches=2, key=(0, 1), rank=rank, num_processes=num_processes)
             assert [batch.size for batch in plan] == [8, 8, 7]
-            taken += [place for batch in plan for part in batch.parts for place in part]
+            taken += [index for batch in plan for indices, _ in batch.micro_batches for index in indices]
         assert sorted(taken) == list(range(23))
 
 
 def test_the_order_differs_between_epochs_and_seeds():
     orders = [
-        tuple(plan_epoch(50, batch_size=50, num_parts=1, key=key, rank=0, num_processes=1)[0].parts[0])
+        tuple(plan_epoch(50, batch_size=50, num_micro_batches=1, key=key, rank=0, num_processes=1)[0].micro_batches[0][0])
         for key in ((0, 1), (0, 2), (1, 1), (1, 2))
     ]
     assert len(set(orders)) == 4
@@ -138,8 +138,8 @@ def test_mixup_blends_and_cutmix_pastes_by_the_share_it_says():
     torch.testing.assert_close(Mix(0.3, None)(ones, zeros), torch.full((2, 3, 8, 8), 0.3))
     for step in range(30):
         mix = sample_mix(settings(cutmix=1.0), (0, 1, step, 1), image_size=8)
-        assert mix and mix.box and 0 <= mix.share <= 1
-        assert mix(ones, zeros).mean().item() == pytest.approx(mix.share)
+        assert mix and mix.box and 0 <= mix.weight <= 1
+        assert mix(ones, zeros).mean().item() == pytest.approx(mix.weight)
     assert sample_mix(settings(), (0, 1, 1, 1), image_size=8) is None
 
 
@@ -167,7 +167,7 @@ def test_the_average_follows_the_weights():
     average.update(weights)
     first = 2 / 11  # a young average forgets faster
     torch.testing.assert_close(average.weights["a"], torch.full((3,), 1 - first))
-    with average.in_place_of(weights):
+    with average.swapped_into(weights):
         assert torch.equal(weights["a"], average.weights["a"])
     assert torch.equal(weights["a"], torch.ones(3))
 
@@ -178,7 +178,7 @@ def test_the_average_is_kept_when_it_is_better_on_validation(tmp_path):
     candidates = [
         (log[f"validation/{kind}accuracy", step], -log[f"validation/{kind}loss", step])
         for step in (3, 6, 9)
-        for kind in ("", "average_")
+        for kind in ("", "ema_")
     ]
     best = (outcome.best_metrics["validation/accuracy"], -outcome.best_metrics["validation/loss"])
     assert best == max(candidates)

@@ -1,1 +1,1 @@
-"""The network: preprocessing, a vision transformer and a head; its weights, from anywhere."""
+"""The network: preprocessing, vision transformer and head; initial weights, LoRA, prediction."""

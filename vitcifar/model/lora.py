@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) on the attention projections: a low-rank change beside weights that stay as they are."""
+"""LoRA (Hu et al. 2021) on the attention projections: a low-rank update to frozen weights."""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 
 class LowRank(nn.Module):
-    """weight -> weight + up @ down. It starts as no change at all, since `up` is zero."""
+    """weight -> weight + up @ down; `up` starts at zero, so that training starts from the unchanged weight."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class LowRank(nn.Module):
 
 def projections(block: nn.Module) -> list[tuple[nn.Module, str]]:
     """The query-key-value and the output projection of a block's attention."""
-    attention = block.self_attention
-    return [(attention, "in_proj_weight"), (attention.out_proj, "weight")]  # type: ignore[list-item, union-attr]
+    attention = block.get_submodule("self_attention")
+    return [(attention, "in_proj_weight"), (attention.get_submodule("out_proj"), "weight")]
 
 
 def add_lora(blocks: Iterable[nn.Module], rank: int, seed: int) -> None:
-    """Put a low-rank change on the attention of these blocks."""
+    """Add a low-rank update to the attention projections of these blocks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for block in blocks:
@@ -38,7 +38,7 @@ def add_lora(blocks: Iterable[nn.Module], rank: int, seed: int) -> None:
 
 
 def train_lora(blocks: Iterable[nn.Module]) -> None:
-    """Of these blocks let only the low-rank changes train."""
+    """Freeze these blocks except for their low-rank updates."""
     for block in blocks:
         block.requires_grad_(False)
         for module in block.modules():
@@ -47,7 +47,7 @@ def train_lora(blocks: Iterable[nn.Module]) -> None:
 
 
 def merge_lora(network: nn.Module) -> None:
-    """Add the changes to the weights, which leaves a network of the plain shape: it exports as any other."""
+    """Add the updates to the weights and remove the parametrizations: the network exports like any other."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             lists = module.parametrizations

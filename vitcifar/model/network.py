@@ -1,8 +1,8 @@
 """The network: preprocessing, a vision transformer and a head, from uint8 images of any size to logits.
 
-Letters in the shapes: B images, H and W their sides, S the network's own side, T tokens (1 class token + patches),
-D hidden size, K classes.
-"""
+It is defined twice: here, traced by torch.export, and by hand in release/onnx_graph.py. A new layer is written in both.
+Letters in the shapes: B images, H and W their sides, S the network's input size, T tokens (1 class token + patches),
+D hidden size, K classes."""
 
 import contextlib
 import dataclasses
@@ -15,15 +15,17 @@ from torch.nn import functional
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError
-from vitcifar.model.vit import VisionTransformer, build_backbone, own_image_size
-from vitcifar.model.weights import check_weights, place_weights, read_weights
+from vitcifar.model.vit import VisionTransformer, build_backbone, default_image_size
+from vitcifar.model.weights import check_weights, load_weights, read_weights
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as the trained backbones were given them
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's: the pretrained backbones expect them
 STD = (0.229, 0.224, 0.225)
+
+Images = Tensor | Sequence[Tensor]  # uint8 (B, H, W, 3), or a list of (H, W, 3) when sizes are mixed
 
 
 class Preprocess(nn.Module):
-    """Resize (bilinear, antialiased) to the network's side and normalise: the one preprocessing of every door."""
+    """Resize (bilinear, antialiased) to the network's input size and normalise, in training, ONNX and serving alike."""
 
     mean: Tensor
     std: Tensor
@@ -34,8 +36,8 @@ class Preprocess(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 (B, H, W, 3), or a list of (H, W, 3) of mixed sizes -> float (B, 3, S, S)."""
+    def forward(self, images: Images) -> Tensor:
+        """uint8 images -> float (B, 3, S, S)."""
         if not isinstance(images, Tensor):
             return torch.cat([self(image[None]) for image in images])
         pixels = images.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
@@ -45,7 +47,8 @@ class Preprocess(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Preprocessing + vision transformer + head. It can be cut after any block, so that frozen parts run once."""
+    """Preprocessing + vision transformer + head. The forward pass can be split after any block, so that frozen
+    features are computed once."""
 
     temperature: Tensor
 
@@ -55,9 +58,9 @@ class Classifier(nn.Module):
         self.image_size = backbone.image_size
         self.preprocess = Preprocess(backbone.image_size)
         self.backbone = backbone
-        self.backbone.heads = nn.Sequential()  # ImageNet's head goes, ours stands beside the backbone
+        self.backbone.heads = nn.Sequential()  # the pretrained head is dropped; ours is a module beside the backbone
         self.head = nn.Linear(backbone.hidden_dim, len(self.class_names))
-        nn.init.zeros_(self.head.weight)  # as torchvision starts its heads
+        nn.init.zeros_(self.head.weight)  # torchvision's initialisation of ViT heads
         nn.init.zeros_(self.head.bias)
         self.register_buffer("temperature", torch.ones(()))  # calibration: probabilities = softmax(logits / T)
 
@@ -65,40 +68,44 @@ class Classifier(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return [*self.backbone.encoder.layers.children()]
 
-    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 (B, H, W, 3), or a list of (H, W, 3) -> logits (B, K)."""
+    def forward(self, images: Images) -> Tensor:
+        """uint8 images -> logits (B, K)."""
         return self.from_pixels(self.preprocess(images))
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Preprocessed (B, 3, S, S) -> logits (B, K)."""
         return self.forward_head(self.forward_features(pixels, 0), 0)
 
-    def embed(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 (B, H, W, 3), or a list of (H, W, 3) -> what the head sees (B, D)."""
+    def embed(self, images: Images) -> Tensor:
+        """uint8 images -> the input of the head (B, D)."""
         return self.forward_features(self.preprocess(images), len(self.blocks) + 1)
 
     def forward_features(self, pixels: Tensor, depth: int) -> Tensor:
-        """Pixels (B, 3, S, S) -> tokens (B, T, D) after `depth` blocks; one more than there are: (B, D), ready for
-        the head."""
+        """Pixels (B, 3, S, S) -> tokens (B, T, D) after `depth` blocks, or with one more the embedding (B, D)."""
         backbone = self.backbone
-        tokens = backbone._process_input(pixels)  # (B, T - 1, D)
+        tokens: Tensor = backbone._process_input(pixels)  # (B, T - 1, D)
         tokens = torch.cat([backbone.class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, T, D)
         tokens = backbone.encoder.dropout(tokens + backbone.encoder.pos_embedding)
         for block in self.blocks[:depth]:
             tokens = block(tokens)
-        return backbone.encoder.ln(tokens)[:, 0] if depth > len(self.blocks) else tokens
+        return self._embedding(tokens) if depth > len(self.blocks) else tokens
 
     def forward_head(self, tokens: Tensor, depth: int) -> Tensor:
-        """What `forward_features` gave for the same depth -> logits (B, K)."""
+        """The output of `forward_features` for the same depth -> logits (B, K)."""
         if depth <= len(self.blocks):
             for block in self.blocks[depth:]:
                 tokens = block(tokens)
-            tokens = self.backbone.encoder.ln(tokens)[:, 0]  # (B, D)
-        return self.head(tokens)
+            tokens = self._embedding(tokens)
+        logits: Tensor = self.head(tokens)
+        return logits
+
+    def _embedding(self, tokens: Tensor) -> Tensor:
+        normed: Tensor = self.backbone.encoder.ln(tokens)
+        return normed[:, 0]  # (B, D), the class token
 
 
 class Released(nn.Module):
-    """A classifier as it is exported: image uint8 (B, H, W, 3) -> (logits, probabilities), both (B, K)."""
+    """The exported form of a classifier: image uint8 (B, H, W, 3) -> (logits, probabilities), both (B, K)."""
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()
@@ -114,26 +121,26 @@ def build_network(
     class_names: Sequence[str],
     *,
     load_release: Callable[[str], Mapping[str, Tensor]] | None = None,
-    notify: Callable[[str], None] = lambda sentence: None,
+    notify: Callable[[str], object] = lambda message: None,
 ) -> Classifier:
-    """The network that the config asks for, with its weights, and only what trains asking for gradients.
+    """Build the network that the config describes, load its weights, and freeze what `train_layers` leaves out.
 
-    `load_release` turns "models:/NAME/VERSION" into a state dict; `say` hears what the user should know (a head that
-    was replaced). Raises ConfigError for a name that is not there and TrainingError for weights that cannot be had.
+    `load_release` turns "models:/NAME/VERSION" into a state dict; `notify` receives messages such as that a head was
+    replaced. Raises ConfigError for an unknown name and TrainingError for weights that cannot be read or downloaded.
     """
-    image_size = config.image_size or own_image_size(config.arch, config.weights)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+    image_size = config.image_size or default_image_size(config.arch, config.weights)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state does not change
         torch.manual_seed(config.seed)
         network = Classifier(build_backbone(config.arch, image_size), class_names)
     if config.weights != "none":
         weights = read_weights(config.arch, config.weights, load_release=load_release)
-        place_weights(network, weights, name=config.weights, notify=notify)
+        load_weights(network, weights, name=config.weights, notify=notify)
     set_trainable(network, config.train_layers)
     return network
 
 
 def set_trainable(network: Classifier, train_layers: str) -> None:
-    """Let gradients into the head, the last n blocks with the norm above them, or everything."""
+    """Enable gradients for the head, for the last n blocks with the norm above them, or for all layers."""
     num_blocks = len(network.blocks)
     if train_layers.isdecimal() and int(train_layers) > num_blocks:
         raise ConfigError(f"train_layers is {train_layers}, but there are {num_blocks} blocks: type 1 to {num_blocks}.")
@@ -146,7 +153,7 @@ def set_trainable(network: Classifier, train_layers: str) -> None:
 
 
 def frozen_depth(network: Classifier, train_layers: str) -> int | None:
-    """How many blocks nothing trains in, for `forward_features`; None when everything trains."""
+    """Depth, for `forward_features`, up to which all layers are frozen; None when every layer trains."""
     if train_layers == "all":
         return None
     num_blocks = len(network.blocks)
@@ -167,12 +174,12 @@ def evaluation_mode(network: Classifier, device: torch.device | str | None = Non
 
 
 def count_parameters(network: nn.Module, *, trained: bool = False) -> int:
-    """Numbers in the network's weights; with `trained` only those that training changes."""
+    """Number of parameters; with `trained` only those that are not frozen."""
     return sum(weight.numel() for weight in network.parameters() if weight.requires_grad or not trained)
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """One fingerprint of every weight and buffer: names, shapes, types and bytes."""
+    """sha256 over every weight and buffer: names, shapes, types and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()

@@ -1,6 +1,6 @@
-"""Images in; logits, embeddings or attention weights out, with PyTorch: what ONNX is compared with.
+"""Logits, embeddings and attention weights of images in PyTorch: the reference that ONNX outputs are compared with.
 
-Letters in the shapes: B images, L blocks, h heads, T tokens (1 class token + patches)."""
+Letters in the shapes: N images, B of a batch, L blocks, h heads, T tokens (1 class token + patches)."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcifar.model.network import Classifier
+from vitcifar.data.dataset import stack
+from vitcifar.model.network import Classifier, Images, evaluation_mode
+
+CPU = torch.device("cpu")
 
 
 def predict_logits(network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
     """Logits (N, K), float32, of uint8 images (N, H, W, 3) or of a list of (H, W, 3) of mixed sizes."""
-    return _in_batches(network, network, images, batch_size, len(network.class_names))
+    return _predict(network, network, images, batch_size, len(network.class_names))
 
 
 def predict_embeddings(
@@ -25,82 +28,81 @@ def predict_embeddings(
     *,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
-    """What the head sees of each image (N, D), float32; images as for `predict_logits`.
+    """Embeddings (N, D), float32: the input of the head; images as for `predict_logits`.
 
-    `progress` is wrapped around the batches, for a progress bar.
+    `progress` wraps the iteration over batches, for a progress bar.
     """
-    return _in_batches(network, network.embed, images, batch_size, network.head.in_features, progress)
+    return _predict(network, network.embed, images, batch_size, network.head.in_features, progress)
 
 
-def _in_batches(
+def _predict(
     network: Classifier,
-    ask: Callable[[Tensor | list[Tensor]], Tensor],
+    forward: Callable[[Images], Tensor],
     images: np.ndarray | Sequence[np.ndarray],
     batch_size: int,
     width: int,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
-    """What the network, set to answer and not to train, gives for all images: (N, width)."""
-    device = network.head.weight.device
-    was_training = network.training
-    network.eval()
-    rows = [np.zeros((0, width), np.float32)]
-    with torch.no_grad():
+    """`forward` over all images in batches, in evaluation mode: (N, width)."""
+    outputs = [np.zeros((0, width), np.float32)]
+    with evaluation_mode(network), torch.no_grad():
         for start in progress(range(0, len(images), batch_size)):
-            batch = take(images, range(start, min(start + batch_size, len(images))), device)
-            rows.append(ask(batch).float().cpu().numpy())
-    network.train(was_training)
-    return np.concatenate(rows)
+            indices = range(start, min(start + batch_size, len(images)))
+            outputs.append(forward(to_batch(images, indices, network.head.weight.device)).float().cpu().numpy())
+    return np.concatenate(outputs)
 
 
-def take(
-    images: np.ndarray | Sequence[np.ndarray], indices: Sequence[int] | np.ndarray, device: torch.device
-) -> Tensor | list[Tensor]:
-    """A batch on the device, still uint8: one tensor (B, H, W, 3), or a list of (H, W, 3) when sizes are mixed."""
+def to_batch(
+    images: np.ndarray | Sequence[np.ndarray], indices: Sequence[int] | np.ndarray, device: torch.device = CPU
+) -> Images:
+    """The images at these indices, uint8: a tensor (B, H, W, 3), or a list of (H, W, 3) when sizes are mixed."""
     if isinstance(images, np.ndarray):
-        return torch.from_numpy(images[np.asarray(indices)]).to(device, non_blocking=True)
-    batch = [images[index] for index in indices]
-    if len({image.shape for image in batch}) == 1:
-        return torch.from_numpy(np.stack(batch)).to(device, non_blocking=True)
-    return [torch.from_numpy(np.ascontiguousarray(image)).to(device, non_blocking=True) for image in batch]
+        return to_device(torch.from_numpy(images[np.asarray(indices)]), device)
+    batch = stack([np.ascontiguousarray(images[index]) for index in indices])
+    if isinstance(batch, np.ndarray):
+        return to_device(torch.from_numpy(batch), device)
+    return to_device([torch.from_numpy(image) for image in batch], device)
+
+
+def to_device(images: Images, device: torch.device) -> Images:
+    if isinstance(images, Tensor):
+        return images.to(device, non_blocking=True)
+    return [image.to(device, non_blocking=True) for image in images]
 
 
 def attention_weights(
     network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 8
 ) -> Iterator[np.ndarray]:
-    """For each image, uint8 (H, W, 3), the weights of every block and head: float32 (L, h, T, T), rows sum to 1.
+    """For each image, uint8 (H, W, 3), the attention weights of every block and head: float32 (L, h, T, T), rows sum
+    to 1.
 
-    A ViT-B/16 at 224 pixels has 22 MB of them an image: take what is needed of one before asking for the next.
+    ViT-B/16 at 224 pixels has 22 MB of them per image: reduce those of one image before requesting the next.
     """
-    was_training = network.training
-    network.eval()
-    try:
+    with evaluation_mode(network):
         for start in range(0, len(images), batch_size):
             indices = range(start, min(start + batch_size, len(images)))
             with torch.no_grad(), capture_attention(network) as weights:
-                network(take(images, indices, network.head.weight.device))
+                network(to_batch(images, indices, network.head.weight.device))
             yield from torch.stack(weights, dim=1).float().cpu().numpy()  # (B, L, h, T, T)
-    finally:
-        network.train(was_training)
 
 
 @contextlib.contextmanager
 def capture_attention(network: Classifier) -> Iterator[list[Tensor]]:
-    """A list that each block's attention weights (B, h, T, T) are added to while images go through the network.
+    """A list to which every block's attention weights (B, h, T, T) are appended during a forward pass.
 
-    torchvision's blocks ask their attention not to tell its weights; here the question is changed on its way.
+    torchvision calls attention with need_weights=False; a pre-hook overrides it.
     """
     weights: list[Tensor] = []
 
-    def ask(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def request(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return inputs, {**named, "need_weights": True, "average_attn_weights": False}
 
-    def keep(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def append(module: nn.Module, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         weights.append(output[1])
 
     with contextlib.ExitStack() as hooks:
         for block in network.blocks:
             attention = block.get_submodule("self_attention")
-            hooks.callback(attention.register_forward_pre_hook(ask, with_kwargs=True).remove)
-            hooks.callback(attention.register_forward_hook(keep).remove)
+            hooks.callback(attention.register_forward_pre_hook(request, with_kwargs=True).remove)
+            hooks.callback(attention.register_forward_hook(append).remove)
         yield weights

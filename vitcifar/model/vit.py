@@ -1,4 +1,4 @@
-"""The vision transformers by name: torchvision's, and a small one of our own settings for 32-pixel images."""
+"""Vision transformers by name: torchvision's, and a small one for 32-pixel images."""
 
 import vitcifar.data.torchvision_compat  # noqa: F401  first: lets torchvision be imported beside a CPU-only torch
 
@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import VisionTransformer, WeightsEnum
 from torchvision.models.vision_transformer import ConvStemConfig, interpolate_embeddings
-from torchvision.transforms import v2 as transforms
+from torchvision.transforms import v2
 
 from vitcifar.errors import ConfigError
 
@@ -17,10 +17,10 @@ __all__ = [
     "VisionTransformer",
     "WeightsEnum",
     "build_backbone",
+    "default_image_size",
     "find_weights",
     "interpolate_embeddings",
-    "own_image_size",
-    "transforms",
+    "v2",
 ]
 
 TINY_IMAGE_SIZE = 32
@@ -28,10 +28,10 @@ TINY_PATCH_SIZE = 8
 
 
 def vit_tiny(image_size: int = TINY_IMAGE_SIZE) -> VisionTransformer:
-    """A small ViT of torchvision's parts: four convolutions make 8-pixel patches, then 3 blocks, 96 wide.
+    """A small ViT from torchvision's modules: a stem of four convolutions (patches of 8 pixels), 3 blocks, width 96.
 
-    Convolutions in place of the one patch projection: Xiao et al. 2021, "Early convolutions help transformers see
-    better". Their norm is GroupNorm: unlike BatchNorm it gives the same in training, in parts of a batch, and served.
+    Convolutional stem: Xiao et al. 2021, "Early convolutions help transformers see better". GroupNorm, because its
+    output does not depend on the batch: it is the same in training, in micro-batches and in serving.
     """
     norm = partial(nn.GroupNorm, 1)
     layers = ((24, 2), (48, 2), (96, 2), (96, 1))
@@ -49,7 +49,7 @@ def vit_tiny(image_size: int = TINY_IMAGE_SIZE) -> VisionTransformer:
 
 
 def build_backbone(arch: str, image_size: int) -> VisionTransformer:
-    """A vision transformer with new weights; raises ConfigError when patches do not fit into `image_size` pixels."""
+    """A vision transformer with new weights; raises ConfigError when `image_size` is no multiple of the patch size."""
     patch_size = TINY_PATCH_SIZE if arch == "vit_tiny" else int(arch.rsplit("_", 1)[1])
     if image_size < patch_size or image_size % patch_size:
         near = max(patch_size, round(image_size / patch_size) * patch_size)
@@ -60,11 +60,11 @@ def build_backbone(arch: str, image_size: int) -> VisionTransformer:
 
 
 def find_weights(arch: str, name: str) -> WeightsEnum:
-    """torchvision's trained weights of an architecture by name; raises ConfigError with the names there are."""
+    """torchvision's pretrained weights of an architecture by name; raises ConfigError with the valid names."""
     names = [] if arch == "vit_tiny" else [weights.name for weights in models.get_model_weights(arch)]
     if not names:
         raise ConfigError(
-            f"There are no trained weights {name!r} for {arch}: type --weights none, a file with a state dict, "
+            f"There are no pretrained weights {name!r} for {arch}: type --weights none, a file with a state dict, "
             "or models:/NAME/VERSION."
         )
     if name not in names:
@@ -75,9 +75,9 @@ def find_weights(arch: str, name: str) -> WeightsEnum:
     return models.get_model_weights(arch)[name]
 
 
-def own_image_size(arch: str, weights: str) -> int:
-    """The side in pixels that an architecture, or its trained weights, were made for."""
+def default_image_size(arch: str, weights: str) -> int:
+    """The input size in pixels that an architecture, or its pretrained weights, were made for."""
     if arch == "vit_tiny":
         return TINY_IMAGE_SIZE
-    trained = models.get_model_weights(arch)
-    return trained[weights].meta["min_size"][0] if weights in trained.__members__ else 224
+    pretrained = models.get_model_weights(arch)
+    return pretrained[weights].meta["min_size"][0] if weights in pretrained.__members__ else 224

@@ -1,9 +1,11 @@
-"""Training images augmented by name, mixup and CutMix; each a function of its key alone.
+"""Augmentation, mixup and CutMix; each is a function of its key alone.
 
-The key is (seed, epoch, index): an image is augmented alike whichever process prepares it, and after a resume."""
+The key of an image is (seed, epoch, index): its augmentation does not depend on the worker that computes it, nor on a
+resume."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,86 +15,83 @@ from torch import Tensor
 from vitcifar.config import TrainConfig
 from vitcifar.data.contact_sheet import contact_sheet
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.model.vit import transforms
+from vitcifar.model.vit import v2
 
-PADDING = 8  # an image is moved by up to 1/8 of its side: 4 pixels of CIFAR's 32, as is usual there
+PADDING = 8  # crops are shifted by up to 1/8 of the side: the usual 4 pixels at CIFAR's 32
 
 
 def augment(image: np.ndarray, name: str, key: Sequence[int]) -> np.ndarray:
-    """One image, uint8 (H, W, 3), varied in the way `name` says; the same size comes out.
+    """Augment one image, uint8 (H, W, 3), with the policy `name`; the size does not change.
 
-    trivial: Müller & Hutter 2021; rand: Cubuk et al. 2020, both with torchvision's settings.
+    trivial: Müller & Hutter 2021; rand: Cubuk et al. 2020, both with torchvision's defaults.
     """
     if name == "none":
         return image
-    if name in ("trivial", "rand"):
-        return from_torchvision(image, name, key)
-    random = np.random.default_rng(key)
-    if name in ("flip", "crop-flip") and random.random() < 0.5:
-        image = image[:, ::-1]
-    return moved(image, random) if name in ("crop", "crop-flip") else np.ascontiguousarray(image)
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator of the CPU
+        torch.default_generator.manual_seed(int(np.random.default_rng(key).integers(2**63)))
+        return np.array(transform(name, *image.shape[:2])(Image.fromarray(image)))
 
 
-def moved(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The image cut out anew from itself with a mirrored border."""
-    height, width = image.shape[:2]
-    down, right = (max(1, height // PADDING), max(1, width // PADDING))
-    border = ((down, down), (right, right), (0, 0))
-    padded = np.pad(image, border, mode="symmetric")
-    top, left = random.integers(0, 2 * down + 1), random.integers(0, 2 * right + 1)
-    return np.ascontiguousarray(padded[top : top + height, left : left + width])
-
-
-def from_torchvision(image: np.ndarray, name: str, key: Sequence[int]) -> np.ndarray:
-    """torchvision draws from torch's global numbers: they are seeded with the key, and put back after."""
-    transform = transforms.TrivialAugmentWide() if name == "trivial" else transforms.RandAugment()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.default_rng(key).integers(2**63)))
-        varied = transform(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))  # (3, H, W)
-    return varied.permute(1, 2, 0).contiguous().numpy()
+@functools.lru_cache(maxsize=64)
+def transform(name: str, height: int, width: int) -> Callable[[Image.Image], Image.Image]:
+    """The policy `name` for images of this size; on PIL images, since torch's threads cost more than small images."""
+    padding = [max(1, width // PADDING), max(1, height // PADDING)]  # left and right, top and bottom
+    crop = v2.RandomCrop((height, width), padding=padding, padding_mode="symmetric")
+    flip = v2.RandomHorizontalFlip()
+    transforms: dict[str, Callable[[Image.Image], Image.Image]] = {
+        "crop": crop,
+        "flip": flip,
+        "crop-flip": v2.Compose([flip, crop]),
+        "trivial": v2.TrivialAugmentWide(),
+        "rand": v2.RandAugment(),
+    }
+    return transforms[name]
 
 
 def augmentation_sheet(dataset: ImageDataset, name: str, *, seed: int, num_images: int = 8) -> Image.Image:
-    """A sheet with a row for each of a few images: as it is, then as training sees it in the first epochs."""
-    rows = range(min(num_images, len(dataset)))
-    images, labels, ids = [], [], []
-    for row in rows:
-        for epoch in range(8):
-            image = dataset.images[row]
-            images.append(image if epoch == 0 else augment(image, name, (seed, epoch, row)))
-            labels.append(row)
-            ids.append(f"{dataset.ids[row]} {epoch}")
-    names = tuple(f"{dataset.class_names[dataset.labels[row]]}" for row in rows)
-    shown = ImageDataset(images=images, labels=np.array(labels, np.int64), class_names=names, ids=tuple(ids))
+    """A contact sheet with one row per image: the original, then its augmentations in the first seven epochs."""
+    indices = range(min(num_images, len(dataset)))
+    images = [
+        augment(dataset.images[index], name, (seed, epoch, index)) if epoch else dataset.images[index]
+        for index in indices
+        for epoch in range(8)
+    ]
+    shown = ImageDataset(
+        images=images,
+        labels=np.repeat(np.arange(len(indices)), 8),  # a row of the sheet for each image
+        class_names=tuple(dataset.class_names[dataset.labels[index]] for index in indices),
+        ids=tuple(f"{dataset.ids[index]} {epoch}" for index in indices for epoch in range(8)),
+    )
     return contact_sheet(shown)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """How the images of one batch are mixed: the first one's share, and the box that CutMix puts in, or None."""
+    """How one batch is mixed: the weight of the image itself (lambda), and the box that CutMix pastes, or None."""
 
-    share: float
+    weight: float
     box: tuple[slice, slice] | None
 
     def __call__(self, pixels: Tensor, partners: Tensor) -> Tensor:
         """Both (B, 3, S, S) -> (B, 3, S, S)."""
         if self.box is None:
-            return torch.lerp(partners, pixels, self.share)
+            return torch.lerp(partners, pixels, self.weight)
         mixed = pixels.clone()
         mixed[:, :, self.box[0], self.box[1]] = partners[:, :, self.box[0], self.box[1]]
         return mixed
 
 
 def sample_mix(config: TrainConfig, key: Sequence[int], image_size: int) -> Mix | None:
-    """One mix for a batch, or None; with both alphas above 0 each batch takes one of the two, by even chance."""
+    """Sample mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) for a batch, with equal chance when both are on;
+    None when both are off."""
     if not config.mixup and not config.cutmix:
         return None
     random = np.random.default_rng(key)
     if not config.cutmix or (config.mixup and random.random() < 0.5):
         return Mix(float(random.beta(config.mixup, config.mixup)), None)
-    share = random.beta(config.cutmix, config.cutmix)
-    side = round(image_size * float(np.sqrt(1 - share)))
-    top, left = random.integers(-(side // 2), image_size - side // 2, size=2)  # the box may stick out
-    rows, columns = (slice(max(0, at), min(image_size, at + side)) for at in (int(top), int(left)))
+    weight = random.beta(config.cutmix, config.cutmix)
+    side = round(image_size * float(np.sqrt(1 - weight)))
+    top, left = random.integers(-(side // 2), image_size - side // 2, size=2)  # the box is clipped at the border
+    rows, columns = (slice(max(0, start), min(image_size, start + side)) for start in (int(top), int(left)))
     area = max(0, rows.stop - rows.start) * max(0, columns.stop - columns.start)
     return Mix(1 - area / image_size**2, (rows, columns))

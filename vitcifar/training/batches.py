@@ -1,52 +1,51 @@
-"""Which images every step takes, and who prepares them: this process, or workers beside it."""
+"""Which images every step trains on, and their loading, in this process or in DataLoader workers."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
+from vitcifar.model.network import Images
+from vitcifar.model.predict import to_batch, to_device
 from vitcifar.training.augmentation import augment
 
-WORKER_SECONDS = 120  # without a limit a worker that hangs would block for ever
+TIMEOUT = 120  # seconds; without a limit a hanging worker blocks training forever
 
-Images = Tensor | list[Tensor]  # uint8 (B, H, W, 3), or (H, W, 3) each when sizes are mixed
-Request = tuple[int, np.ndarray]  # an epoch, and places in the data
+Request = tuple[int, np.ndarray]  # an epoch, and indices into the dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The images of one optimizer step: those of all processes, and this one's, in parts that fit into memory.
+    """One optimizer step: its number of images over all processes, and this process's share in micro-batches.
 
-    `partners` are what mixup and CutMix blend each image with: the batch from its other end.
+    A micro-batch is a pair: the indices of its images, and of the partners that mixup and CutMix mix them with.
     """
 
     size: int
-    parts: tuple[np.ndarray, ...]
-    partners: tuple[np.ndarray, ...]
+    micro_batches: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 def plan_epoch(
-    num_images: int, *, batch_size: int, num_parts: int, key: Sequence[int], rank: int, num_processes: int
+    num_images: int, *, batch_size: int, num_micro_batches: int, key: Sequence[int], rank: int, num_processes: int
 ) -> list[Batch]:
-    """The batches of an epoch in an order drawn from `key`: the same however they are split up."""
+    """The batches of an epoch, in an order drawn from `key`: the same for any number of micro-batches and processes."""
     order = np.random.default_rng(key).permutation(num_images)
     batches = []
     for start in range(0, num_images, batch_size):
-        whole = order[start : start + batch_size]
-        indices = np.arange(len(whole))[rank::num_processes]
-        parts = [part for part in np.array_split(indices, num_parts) if len(part)]
-        partners = tuple(whole[::-1][part] for part in parts)
-        batches.append(Batch(len(whole), tuple(whole[part] for part in parts), partners))
+        indices = order[start : start + batch_size]
+        partners = indices[::-1]
+        rows = np.arange(len(indices))[rank::num_processes]
+        parts = [part for part in np.array_split(rows, num_micro_batches) if len(part)]
+        batches.append(Batch(len(indices), tuple((indices[part], partners[part]) for part in parts)))
     return batches
 
 
-class AugmentedImages(Dataset):
-    """The images of a request, stacked when they have one size."""
+class AugmentedImages(Dataset[Images]):
+    """The images of a request, augmented."""
 
     def __init__(self, dataset: ImageDataset, augmentation: str, seed: int) -> None:
         self.dataset = dataset
@@ -56,63 +55,40 @@ class AugmentedImages(Dataset):
     def __getitem__(self, request: Request) -> Images:
         epoch, indices = request
         images = self.dataset.images
-        if self.augmentation == "none" and isinstance(images, np.ndarray):
-            return torch.from_numpy(images[indices])
-        varied = [augment(images[index], self.augmentation, (self.seed, epoch, int(index))) for index in indices]
-        if len({image.shape for image in varied}) == 1:
-            return torch.from_numpy(np.stack(varied))
-        return [torch.from_numpy(np.ascontiguousarray(image)) for image in varied]
-
-
-class Requests(Sampler):
-    """What the workers are asked for next; filled before every epoch, so that the workers live on between them."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
-
-    def __len__(self) -> int:
-        return len(self.requests)
+        if self.augmentation == "none":
+            return to_batch(images, indices)
+        augmented = [augment(images[index], self.augmentation, (self.seed, epoch, int(index))) for index in indices]
+        return to_batch(augmented, range(len(augmented)))
 
 
 class Loader:
-    """Answers requests in their order, on the device."""
+    """Loads requests in order and moves them to the device."""
 
-    def __init__(self, source: Dataset, num_workers: int, device: torch.device) -> None:
+    def __init__(self, source: Dataset[Images], num_workers: int, device: torch.device) -> None:
         self.source = source
         self.device = device
-        self.requests = Requests()
-        self.workers = (
-            DataLoader(
+        self.requests: list[Request] = []  # the workers' sampler; refilled for every epoch, so that they outlive one
+        self.workers: DataLoader[Images] | None = None
+        if num_workers:
+            self.workers = DataLoader(
                 source,
                 batch_size=None,  # a request is a batch already
                 sampler=self.requests,
                 num_workers=num_workers,
                 persistent_workers=True,
-                timeout=WORKER_SECONDS,
+                timeout=TIMEOUT,
                 pin_memory=device.type == "cuda",
             )
-            if num_workers
-            else None
-        )
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[Images]:
-        self.requests.requests = list(requests)
-        answers = (self.source[request] for request in requests) if self.workers is None else iter(self.workers)
+        self.requests[:] = requests
+        loaded = (self.source[request] for request in requests) if self.workers is None else iter(self.workers)
         try:
-            for images in answers:
+            for images in loaded:
                 yield to_device(images, self.device)
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
             raise TrainingError(
-                f"A worker that prepares batches died or was silent for {WORKER_SECONDS} s: type --num-workers 0."
+                f"A DataLoader worker died or did not answer within {TIMEOUT} s: type --num-workers 0."
             ) from error
-
-
-def to_device(images: Images, device: torch.device) -> Images:
-    if isinstance(images, Tensor):
-        return images.to(device, non_blocking=True)
-    return [image.to(device, non_blocking=True) for image in images]

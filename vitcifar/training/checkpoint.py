@@ -1,38 +1,41 @@
-"""Checkpoints: written atomically, and resumed only with the settings, images and weights they were made with."""
+"""Checkpoints: written atomically, resumed only with the settings, images and initial weights of their run."""
 
+import dataclasses
 import hashlib
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
+from torch import Tensor
 
-from vitcifar.config import TrainConfig
+from vitcifar.config import TrainConfig, deciding_settings
 from vitcifar.data.dataset import ImageDataset, fingerprint
 from vitcifar.errors import TrainingError
 from vitcifar.model.network import Classifier
-from vitcifar.training import checkpoint
+from vitcifar.model.weights import UNREADABLE
+from vitcifar.training.distributed import rank
 
-LAST = "last.pt"  # the state after the last whole epoch
+LAST = "last.pt"  # the state after the last complete epoch
 BEST = "best.pt"  # the weights of the best epoch
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; killed at any moment, `path` holds the whole old one or the whole new one."""
+def save(state: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint, in rank 0 alone; killed at any moment, `path` holds the complete old or new one."""
+    if rank() > 0:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     try:
-        with beside.open("wb") as file:
+        with partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # a full disk reaches torch.save as a RuntimeError
-        beside.unlink(missing_ok=True)
-        raise TrainingError(f"The checkpoint {path} could not be written ({error}): make room on the disk.") from error
-    os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise TrainingError(f"The checkpoint {path} could not be written ({error}): free some disk space.") from error
+    os.replace(partial, path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -40,25 +43,16 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TrainingError(f"There is no checkpoint {path}: train without --resume.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, OSError) as error:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except UNREADABLE as error:
         raise TrainingError(f"The checkpoint {path} cannot be read: train without --resume.") from error
-
-
-# The settings that decide which weights come out. The others (folders, names, workers, the release) may differ.
-DECISIVE = (
-    *("seed", "arch", "weights", "image_size", "train_layers", "epochs", "batch_size", "learning_rate", "schedule"),
-    *("warmup_epochs", "optimizer", "weight_decay", "layer_decay", "clip_norm", "label_smoothing", "augmentation"),
-    *("mixup", "cutmix", "ema_decay", "patience", "head_epochs", "lora_rank", "precision", "compile"),
-    *("accumulation_steps", "num_views", "cache_memory", "device"),
-)
 
 
 def identity_of(
     network: Classifier, trained: Iterable[str], train: ImageDataset, config: TrainConfig
 ) -> dict[str, Any]:
-    """The settings, the classes, the images and the weights that no stage trains, the last two as hashes."""
-    settings = {name: getattr(config, name) for name in DECISIVE}
+    """What a resumed run must share: settings, classes, training images and the weights outside `trained`, the last
+    two as hashes."""
     trained = set(trained)
     frozen = hashlib.sha256()
     for name, weight in sorted(network.state_dict().items()):
@@ -66,22 +60,38 @@ def identity_of(
             frozen.update(name.encode())
             frozen.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
-        "settings": settings,
+        "settings": {name: getattr(config, name) for name in deciding_settings()},
         "classes": list(network.class_names),
         "images": fingerprint(train),
         "frozen weights": frozen.hexdigest(),
     }
 
 
-def load_compatible(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint that belongs to this identity; raises TrainingError with what differs."""
-    state = checkpoint.load(path)
-    was = state.get("identity", {})
-    for name, value in identity["settings"].items():
-        got = was.get("settings", {}).get(name)
-        if got != value:
-            raise TrainingError(f"The checkpoint {path} was made with {name} {got!r}, not {value!r}: type that value.")
-    for name in ("classes", "images", "frozen weights"):
-        if was.get(name) != identity[name]:
-            raise TrainingError(f"The checkpoint {path} was made with other {name}: train without --resume.")
-    return state
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """The checkpoints of a run. They hold only the weights that training changes: the frozen ones are in its start."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+
+    def save(self, name: str, **state: Any) -> None:
+        """Write identity, weights and `state`; `weights` in `state` replaces the run's."""
+        weights = {key: weight.detach() for key, weight in self.weights.items()}
+        save({"identity": self.identity, "weights": weights, **state}, self.folder / name)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Read a checkpoint of the same identity; raises TrainingError with the first difference."""
+        state = load(path)
+        saved = state.get("identity", {})
+        for name, value in self.identity["settings"].items():
+            was = saved.get("settings", {}).get(name)
+            if was != value:
+                option = name.replace("_", "-")
+                raise TrainingError(
+                    f"The checkpoint {path} was made with {name} {was!r}, not {value!r}: type --{option} {was}."
+                )
+        for name in ("classes", "images", "frozen weights"):
+            if saved.get(name) != self.identity[name]:
+                raise TrainingError(f"The checkpoint {path} was made with other {name}: train without --resume.")
+        return state

@@ -1,15 +1,14 @@
 """The training loop, top to bottom: epoch, batch, forward, loss, backward, step, log, validate, keep the best.
 
-Every random number is a function of the seed, the epoch and the image, never of what was drawn before. So a run
-that was killed and resumed goes through the same numbers as one that was not, with any number of workers.
-"""
+Every random number is a function of the seed, the epoch and the image, never of earlier draws. So a run that was
+killed and resumed equals an uninterrupted one bit for bit, with any number of DataLoader workers.
+Letters in the shapes: B images of a micro-batch, S the network's input size, K classes."""
 
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +19,33 @@ from tqdm import tqdm
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
-from vitcifar.model.lora import add_lora, merge_lora
-from vitcifar.model.network import Classifier, frozen_depth
-from vitcifar.training import checkpoint
+from vitcifar.model.lora import merge_lora
+from vitcifar.model.network import Classifier, Images
 from vitcifar.training.augmentation import sample_mix
-from vitcifar.training.batches import Loader, plan_epoch
-from vitcifar.training.checkpoint import identity_of, load_compatible
+from vitcifar.training.batches import Batch, plan_epoch
+from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import barrier, num_processes, rank, sum_gradients, sum_over_processes
-from vitcifar.training.feature_cache import Inputs, prepare_inputs
-from vitcifar.training.optimizer import EMA, build_optimizer, learning_rate, set_learning_rate
-from vitcifar.training.precision import autocast, choose_device, choose_precision
-from vitcifar.training.stages import TrainState, enter_stage, plan_stages
+from vitcifar.training.feature_cache import Inputs
+from vitcifar.training.optimizer import learning_rate, set_learning_rate
+from vitcifar.training.precision import autocast
+from vitcifar.training.stages import (
+    ActiveStage,
+    Log,
+    Notify,
+    Setup,
+    Stage,
+    TrainState,
+    begin_stage,
+    plan_stages,
+    prepare,
+)
 
-Log = Callable[[int, Mapping[str, float]], Any]
+__all__ = ["Log", "TrainResult", "fit", "notify_on_stderr"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What came out of training: the epoch (from 1) whose weights the network now has, and how it did."""
+    """The best epoch (from 1), whose weights the network has after training, with its metrics, and counts."""
 
     best_epoch: int
     best_metrics: Mapping[str, float]
@@ -46,8 +54,8 @@ class TrainResult:
     num_trained_parameters: int
 
 
-def notify_on_stderr(sentence: str) -> None:
-    tqdm.write(sentence, file=sys.stderr)
+def notify_on_stderr(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
 
 
 def fit(
@@ -59,215 +67,186 @@ def fit(
     log: Log,
     folder: Path,
     resume: Path | None = None,
-    notify: Callable[[str], Any] = notify_on_stderr,
+    notify: Notify = notify_on_stderr,
 ) -> TrainResult:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
-    Every epoch leaves a checkpoint in `folder`, after all its values were logged; `resume` is such a checkpoint to go
-    on from. `say` hears, in a sentence, what is done in another way than one may think. Started by torchrun, inside
-    `processes.together()`, the processes share every batch, and the first one logs and writes. Raises TrainingError
-    at the first loss that is not finite, and for a checkpoint of other settings, weights or images.
+    Every epoch writes a checkpoint to `folder` after its metrics were logged; `resume` is a checkpoint to continue
+    from. `notify` receives messages about behaviour that may surprise. Inside `distributed.process_group()` the
+    processes share every batch, and rank 0 logs and writes. Raises TrainingError at the first loss that is not finite,
+    and for a checkpoint of other settings, weights or images.
     """
-    is_first = rank() == 0
-    notify = notify if is_first else lambda sentence: None
-    device = choose_device(config.device)
-    precision = choose_precision(config, device, network.backbone.hidden_dim)
-    network.to(device)
-    stages = plan_stages(config)
-    if config.lora_rank:
-        add_lora(network.blocks[frozen_depth(network, config.train_layers) or 0 :], config.lora_rank, config.seed)
-    changed = enter_stage(network, stages[-1], config.lora_rank)  # the last stage trains what any stage trains
-    identity = identity_of(network, changed, train, config)
-    position = TrainState(num_trained_parameters=sum(weight.numel() for weight in changed.values()))
-    resumed: dict[str, Any] = {}
-    if resume is not None:
-        resumed = load_compatible(resume, identity)
-        position = TrainState(**resumed["position"])
-        network.load_state_dict(resumed["weights"], strict=False)
-    elif is_first:
-        checkpoint.save(
-            {"identity": identity, "position": position.state_dict(), "weights": {}}, folder / checkpoint.LAST
-        )
-
-    mixing = bool(config.mixup or config.cutmix)
-    num_batches = math.ceil(len(train) / config.batch_size)
-    labels_on_device = torch.from_numpy(train.labels).to(device)
-    bar = tqdm(
-        total=num_batches * sum(stage.num_epochs for stage in stages),
-        initial=position.step,
-        desc="training",
-        unit="step",
-        disable=None if is_first else True,
-    )
-    while position.stage < len(stages):
-        stage = stages[position.stage]
-        if position.finished(stage, config.patience):
-            position.next_stage()
-            continue
-        weights = enter_stage(network, stage, config.lora_rank)
-        optimizer = build_optimizer(weights, config, len(network.blocks))
-        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        average = EMA(weights, config.ema_decay) if config.ema_decay else None
-        if position.stage_epoch:
-            optimizer.load_state_dict(resumed["optimizer"])
-            scaler.load_state_dict(resumed["scaler"])
-            if average:
-                average.load_state_dict(resumed["average"])
-        feed = prepare_inputs(
-            network, train, validation, config, stage.train_layers, precision=precision, notify=notify
-        )
-
-        while not position.finished(stage, config.patience):
-            epoch = position.epoch + 1
-            batches = plan_epoch(
-                len(train),
-                batch_size=config.batch_size,
-                num_parts=config.accumulation_steps,
-                key=(config.seed, epoch),
-                rank=rank(),
-                num_processes=num_processes(),
-            )
-            parts = [pair for batch in batches for pair in zip(batch.parts, batch.partners, strict=True)]
-            loaded = feed.train([(epoch, np.concatenate(pair) if mixing else pair[0]) for pair in parts])
-            loss_sum = right_sum = 0.0
-            network.train()
-            for batch in batches:
-                rate = learning_rate(
-                    position.stage_step,
-                    num_steps=stage.num_epochs * num_batches,
-                    warmup_steps=round(config.warmup_epochs * num_batches),
-                    peak=config.learning_rate,
-                    schedule=config.schedule,
-                )
-                set_learning_rate(optimizer, rate)
-                optimizer.zero_grad(set_to_none=True)
-                sums = torch.zeros(2, device=device)  # loss, right answers
-                key = (config.seed, epoch, position.step, 1)
-                mix = sample_mix(config, key, network.image_size)
-                for part, partners in zip(batch.parts, batch.partners, strict=True):
-                    labels = labels_on_device[part]  # (B,)
-                    inputs = feed.prepare(next(loaded))  # pixels (B, 3, S, S), or features
-                    if mix:
-                        inputs = mix(*inputs.chunk(2))
-                    with autocast(device, precision):
-                        logits = feed.classify(inputs).float()  # (B, K)
-                    loss = sum_of_losses(logits, labels, config.label_smoothing)
-                    if mix:
-                        others = sum_of_losses(logits, labels_on_device[partners], config.label_smoothing)
-                        loss = mix.share * loss + (1 - mix.share) * others
-                    scaler.scale(loss / batch.size).backward()
-                    sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
-                sum_gradients(weights.values())
-                batch_loss, batch_right = sum_over_processes(sums).tolist()
-                must_be_finite("step/loss", batch_loss / batch.size, position.step + 1)
-                if config.clip_norm:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(weights.values(), config.clip_norm)
-                scaler.step(optimizer)
-                scaler.update()
-                if average:
-                    average.update(weights)
-                position.step += 1
-                position.stage_step += 1
-                loss_sum += batch_loss
-                right_sum += batch_right
-                if is_first:
-                    log(position.step, {"step/loss": batch_loss / batch.size, "step/learning_rate": rate})
-                bar.update()
-
-            position.epoch, position.stage_epoch = epoch, position.stage_epoch + 1
-            validation_loss, accuracy = validate(network, feed, validation.labels, config.batch_size, precision)
-            must_be_finite("validation/loss", validation_loss, position.step)
-            metrics = {
-                "train/loss": loss_sum / len(train),
-                "train/accuracy": right_sum / len(train),
-                "validation/loss": validation_loss,
-                "validation/accuracy": accuracy,
-                "learning_rate": rate,
-            }
-            keep_best(position, network, changed, metrics, identity, folder)
-            if average:
-                with average.in_place_of(weights):
-                    average_loss, accuracy = validate(network, feed, validation.labels, config.batch_size, precision)
-                    averaged = {**metrics, "validation/loss": average_loss, "validation/accuracy": accuracy}
-                    keep_best(position, network, changed, averaged, identity, folder)
-                metrics |= {"validation/average_loss": average_loss, "validation/average_accuracy": accuracy}
-            bar.set_postfix(epoch=epoch, loss=f"{validation_loss:.3f}", accuracy=f"{accuracy:.3f}")
-            if bar.disable and is_first:  # nobody watches a bar: a line in the log
-                notify_on_stderr(f"Epoch {epoch}: validation loss {validation_loss:.3f}, accuracy {accuracy:.3f}.")
-            if is_first:
-                log(position.step, metrics)
-                state = {"identity": identity, "position": position.state_dict(), "weights": detached(changed)}
-                state |= {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-                state |= {"average": average.state_dict() if average else {}}
-                checkpoint.save(state, folder / checkpoint.LAST)
-        position.next_stage()
-    bar.close()
-
-    barrier()  # until the first process has written the best weights
-    best = load_compatible(folder / checkpoint.BEST, identity)
-    network.load_state_dict(best["weights"], strict=False)
+    setup, saved = prepare(network, train, validation, config, log, notify, folder, resume)
+    state, stages = TrainState(**saved.get("state", {})), plan_stages(config)
+    with progress_bar(setup, state, stages) as bar:
+        while state.stage < len(stages):
+            stage = stages[state.stage]
+            if not state.finished(stage, config.patience):
+                active = begin_stage(setup, stage, state, saved)
+                while not state.finished(stage, config.patience):
+                    metrics = train_epoch(setup, active, state, bar)
+                    end_epoch(setup, active, state, metrics, bar)
+            state.next_stage()
+    barrier()  # rank 0 has written the best weights
+    network.load_state_dict(setup.checkpoints.load(folder / BEST)["weights"], strict=False)
     merge_lora(network)
     network.eval()
     return TrainResult(
-        best_epoch=position.best_epoch,
-        best_metrics=position.best_metrics,
-        num_epochs=position.epoch,
-        num_steps=position.step,
-        num_trained_parameters=position.num_trained_parameters,
+        best_epoch=state.best_epoch,
+        best_metrics=state.best_metrics,
+        num_epochs=state.epoch,
+        num_steps=state.step,
+        num_trained_parameters=sum(weight.numel() for weight in setup.checkpoints.weights.values()),
     )
+
+
+def progress_bar(setup: Setup, state: TrainState, stages: Sequence[Stage]) -> "tqdm[None]":
+    total = setup.num_batches * sum(stage.num_epochs for stage in stages)
+    disable = None if rank() == 0 else True  # None: disabled where stderr is not a terminal
+    return tqdm(total=total, initial=state.step, desc="training", unit="step", disable=disable)
+
+
+def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: "tqdm[None]") -> dict[str, float]:
+    """Train on every image once, one step for each batch; returns the epoch's training metrics."""
+    config, epoch = setup.config, state.epoch + 1
+    batches = plan_epoch(
+        len(setup.train),
+        batch_size=config.batch_size,
+        num_micro_batches=config.accumulation_steps,
+        key=(config.seed, epoch),
+        rank=rank(),
+        num_processes=num_processes(),
+    )
+    mixes = bool(config.mixup or config.cutmix)  # then a request is the images followed by their partners
+    requests = [
+        (epoch, np.concatenate(micro_batch) if mixes else micro_batch[0])
+        for batch in batches
+        for micro_batch in batch.micro_batches
+    ]
+    loaded = stage.inputs.train(requests)
+    loss_sum, num_correct, rate = 0.0, 0.0, 0.0
+    setup.network.train()
+    for batch in batches:
+        rate = learning_rate(
+            state.stage_step,
+            num_steps=stage.num_steps,
+            warmup_steps=round(config.warmup_epochs * len(batches)),
+            peak=config.learning_rate,
+            schedule=config.schedule,
+        )
+        set_learning_rate(stage.optimizer, rate)
+        batch_loss, batch_correct = train_step(setup, stage, state, batch, loaded)
+        loss_sum += batch_loss
+        num_correct += batch_correct
+        setup.log(state.step, {"step/loss": batch_loss / batch.size, "step/learning_rate": rate})
+        bar.update()
+    # Sums over images, not means over batches: the last batch may be smaller.
+    num_images = len(setup.train)
+    return {"train/loss": loss_sum / num_images, "train/accuracy": num_correct / num_images, "learning_rate": rate}
+
+
+def train_step(
+    setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch, loaded: Iterator[Images]
+) -> tuple[float, float]:
+    """One optimizer step; returns the sum of losses and the number of correct predictions over the whole batch."""
+    config = setup.config
+    sums = torch.zeros(2, device=setup.device)  # losses, correct predictions
+    stage.optimizer.zero_grad(set_to_none=True)
+    # One mix for the batch, not for each micro-batch or process: the result does not depend on how it is split.
+    mix = sample_mix(config, (config.seed, state.epoch + 1, state.step, 1), setup.network.image_size)
+    for indices, partners in batch.micro_batches:
+        labels = setup.labels[indices]  # (B,)
+        inputs = stage.inputs.preprocess(next(loaded))  # (B, 3, S, S), or cached features; with a mix 2 B
+        if mix:
+            inputs = mix(*inputs.chunk(2))
+        with autocast(setup.device, setup.precision):
+            logits = stage.inputs.classify(inputs).float()  # (B, K)
+        loss = sum_of_losses(logits, labels, config.label_smoothing)
+        if mix:
+            partner_loss = sum_of_losses(logits, setup.labels[partners], config.label_smoothing)
+            loss = mix.weight * loss + (1 - mix.weight) * partner_loss
+        torch.autograd.backward(stage.scaler.scale(loss / batch.size))
+        sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
+    sum_gradients(stage.weights.values())
+    loss_sum, num_correct = sum_over_processes(sums).tolist()
+    require_finite("step/loss", loss_sum / batch.size, state.step + 1)  # before the weights take in a NaN
+    update_weights(stage, config.clip_norm)
+    state.step += 1
+    state.stage_step += 1
+    return loss_sum, num_correct
+
+
+def update_weights(stage: ActiveStage, clip_norm: float) -> None:
+    """Clip the gradients, step the optimizer, and update the EMA."""
+    if clip_norm:
+        stage.scaler.unscale_(stage.optimizer)
+        torch.nn.utils.clip_grad_norm_(stage.weights.values(), clip_norm)
+    stage.scaler.step(stage.optimizer)
+    stage.scaler.update()
+    if stage.ema:
+        stage.ema.update(stage.weights)
+
+
+def end_epoch(
+    setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict[str, float], bar: "tqdm[None]"
+) -> None:
+    """Validate, keep the best weights, log, and write a checkpoint."""
+    state.epoch += 1
+    state.stage_epoch += 1
+    validation = validate(setup, stage.inputs)
+    require_finite("validation/loss", validation["validation/loss"], state.step)
+    metrics = {**metrics, **validation}
+    keep_best(setup, state, metrics)
+    if stage.ema:
+        with stage.ema.swapped_into(stage.weights):
+            validation = validate(setup, stage.inputs)
+            keep_best(setup, state, {**metrics, **validation})
+        metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
+    loss, accuracy = metrics["validation/loss"], validation["validation/accuracy"]
+    bar.set_postfix(epoch=state.epoch, loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
+    if bar.disable and rank() == 0:  # no progress bar: a line for the log file
+        notify_on_stderr(f"Epoch {state.epoch}: validation loss {loss:.3f}, accuracy {accuracy:.3f}.")
+    setup.log(state.step, metrics)
+    setup.checkpoints.save(
+        LAST,
+        state=state.state_dict(),
+        optimizer=stage.optimizer.state_dict(),
+        scaler=stage.scaler.state_dict(),
+        ema=stage.ema.state_dict() if stage.ema else {},
+    )
+
+
+@torch.no_grad()
+def validate(setup: Setup, inputs: Inputs) -> dict[str, float]:
+    """Validation loss and accuracy, means over images; the processes share the work."""
+    labels, batch_size = setup.validation.labels, setup.config.batch_size
+    own = np.arange(len(labels))[rank() :: num_processes()]
+    requests = [(1, own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
+    sums = torch.zeros(2, dtype=torch.float64, device=setup.device)  # losses, correct predictions
+    setup.network.eval()
+    for (_, indices), images in zip(requests, inputs.validation(requests), strict=True):
+        expected = torch.from_numpy(labels[indices]).to(setup.device)  # (B,)
+        with autocast(setup.device, setup.precision):
+            logits = inputs.classify(inputs.preprocess(images)).float()  # (B, K)
+        sums += torch.stack([sum_of_losses(logits, expected, 0.0), (logits.argmax(dim=1) == expected).sum()])
+    loss, num_correct = sum_over_processes(sums).tolist()
+    return {"validation/loss": loss / len(labels), "validation/accuracy": num_correct / len(labels)}
+
+
+def keep_best(setup: Setup, state: TrainState, metrics: Mapping[str, float]) -> None:
+    """Save the weights if no earlier epoch was as good on validation."""
+    if state.is_better(metrics):
+        state.best_epoch, state.best_metrics = state.epoch, dict(metrics)
+        setup.checkpoints.save(BEST, epoch=state.epoch)
 
 
 def sum_of_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
 
 
-@torch.no_grad()
-def validate(
-    network: Classifier, feed: Inputs, labels: np.ndarray, batch_size: int, precision: str
-) -> tuple[float, float]:
-    """Loss and accuracy on validation, counted over images; several processes share the work."""
-    loader: Loader = feed.validation
-    mine = np.arange(len(labels))[rank() :: num_processes()]
-    requests = [(1, mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-    sums = torch.zeros(2, dtype=torch.float64, device=loader.device)
-    network.eval()
-    for (_, indices), images in zip(requests, loader(requests), strict=True):
-        expected = torch.from_numpy(labels[indices]).to(loader.device)
-        with autocast(loader.device, precision):
-            logits = feed.classify(feed.prepare(images)).float()
-        sums += torch.stack([sum_of_losses(logits, expected, 0.0), (logits.argmax(dim=1) == expected).sum()])
-    loss, num_right = sum_over_processes(sums).tolist()
-    return loss / len(labels), num_right / len(labels)
-
-
-def must_be_finite(metric: str, value: float, step: int) -> None:
+def require_finite(metric: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise TrainingError(
             f"{metric} became {value} at step {step}, and training stopped there: type a lower --learning-rate, "
             "a longer --warmup-epochs, or --clip-norm 1."
         )
-
-
-def keep_best(
-    position: TrainState,
-    network: Classifier,
-    changed: Mapping[str, Tensor],
-    metrics: Mapping[str, float],
-    identity: Mapping[str, Any],
-    folder: Path,
-) -> None:
-    """Write the weights down when no epoch before was as good on validation."""
-    if not position.better(metrics["validation/accuracy"], metrics["validation/loss"]):
-        return
-    position.best_epoch = position.epoch
-    position.best_accuracy, position.best_loss = metrics["validation/accuracy"], metrics["validation/loss"]
-    position.best_metrics = dict(metrics)
-    if rank() == 0:
-        state = {"identity": identity, "epoch": position.epoch, "weights": detached(changed)}
-        checkpoint.save(state, folder / checkpoint.BEST)
-
-
-def detached(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Only what training changes is saved: frozen weights come from where training started."""
-    return {name: weight.detach() for name, weight in weights.items()}

@@ -1,4 +1,4 @@
-"""Optimizers by name, the learning rate of every step, and the moving average of the weights (EMA)."""
+"""Optimizers by name, the learning-rate schedule, and the exponential moving average (EMA) of the weights."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,14 @@ BLOCK = "backbone.encoder.layers.encoder_layer_"
 
 
 def build_optimizer(weights: Mapping[str, Tensor], config: TrainConfig, num_blocks: int) -> torch.optim.Optimizer:
-    """The optimizer over these weights, in groups that carry their `scale` of the learning rate.
+    """The optimizer over these weights, in parameter groups that carry the `scale` of their learning rate.
 
-    Norms, biases, the class token and positions never decay. Layer decay: Bao et al. 2022, "BEiT".
+    Weight decay applies to matrices only: not to norms, biases, class token and position embedding. Layer-wise
+    learning-rate decay: Bao et al. 2022, "BEiT".
     """
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, weight in weights.items():
-        scale = config.layer_decay ** (num_blocks + 1 - height(name, num_blocks))
+        scale = config.layer_decay ** (num_blocks + 1 - layer_of(name, num_blocks))
         groups.setdefault((scale, weight.ndim in (2, 4)), []).append(weight)
     settings: list[dict[str, Any]] = [
         {"params": members, "weight_decay": config.weight_decay if is_matrix else 0.0, "scale": scale}
@@ -28,12 +29,12 @@ def build_optimizer(weights: Mapping[str, Tensor], config: TrainConfig, num_bloc
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(settings, lr=config.learning_rate, fused=True)
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return adam(settings, lr=config.learning_rate, fused=True)
 
 
-def height(name: str, num_blocks: int) -> int:
-    """0 for the patches and positions, 1 ... for the blocks, one more for what is above them."""
+def layer_of(name: str, num_blocks: int) -> int:
+    """0 for patch and position embedding, 1 ... for the blocks, num_blocks + 1 for the final norm and the head."""
     if name.startswith(BLOCK):
         return 1 + int(name.removeprefix(BLOCK).split(".")[0])
     return num_blocks + 1 if name.startswith(("head.", "backbone.encoder.ln.")) else 0
@@ -45,7 +46,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(step: int, *, num_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:
-    """The learning rate of step 0, 1, ...: it rises to `peak` in `warmup_steps`, then falls towards 0 at `num_steps`.
+    """The learning rate of step 0, 1, ...: linear warm-up to `peak`, then decay towards 0 at `num_steps`.
 
     Cosine: Loshchilov & Hutter 2017.
     """
@@ -53,12 +54,12 @@ def learning_rate(step: int, *, num_steps: int, warmup_steps: int, peak: float, 
         return peak * (step + 1) / warmup_steps
     if schedule == "constant":
         return peak
-    done = (step - warmup_steps) / max(1, num_steps - warmup_steps)  # 0 ... 1
-    return peak * (1 - done) if schedule == "linear" else peak * (1 + math.cos(math.pi * done)) / 2
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)  # 0 ... 1
+    return peak * (1 - progress) if schedule == "linear" else peak * (1 + math.cos(math.pi * progress)) / 2
 
 
 class EMA:
-    """The average of some weights over the steps; young averages forget faster, so that a short run has one too."""
+    """Exponential moving average of weights; the decay is warmed up, so that short runs benefit too."""
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
@@ -66,27 +67,27 @@ class EMA:
         self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Take in the weights after a step."""
+        """Average in the weights after an optimizer step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         latest = [weights[name].detach() for name in self.weights]
         torch._foreach_lerp_(list(self.weights.values()), latest, 1 - decay)
 
     @contextmanager
-    def in_place_of(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the network's weights are the averaged ones."""
+    def swapped_into(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside the block, `weights` hold the averages."""
         with torch.no_grad():
-            kept = {name: weights[name].clone() for name in self.weights}
+            backup = {name: weights[name].clone() for name in self.weights}
             for name, weight in self.weights.items():
                 weights[name].copy_(weight)
             yield
-            for name, weight in kept.items():
+            for name, weight in backup.items():
                 weights[name].copy_(weight)
 
     def state_dict(self) -> dict[str, object]:
         return {"num_updates": self.num_updates, "weights": self.weights}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.num_updates = state["num_updates"]
         for name, weight in state["weights"].items():
             self.weights[name].copy_(weight)
