@@ -19,7 +19,7 @@ from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.gates import promote
 from vitcifar.registry.registry import Registry, register
 from vitcifar.release.build import build_release, git_state
-from vitcifar.release.load import load_weights
+from vitcifar.release.load import release_weights
 from vitcifar.report.log import analyze_trained, log_evaluation, log_inputs, score
 from vitcifar.training.checkpoint import LAST, resumed_config
 from vitcifar.training.distributed import broadcast, process_group, spawn_workers
@@ -151,7 +151,7 @@ def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifie
 
     def load_release(uri: str) -> dict[str, Any]:
         name, version = parse_uri(uri)
-        return load_weights(Registry(name).pull(version, pytorch=True))
+        return release_weights(Registry(name).pull(version, pytorch=True))
 
     return build_network(config, class_names, load_release=load_release, notify=notify_on_stderr)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vitcifar.errors import ReleaseError
-from vitcifar.release.load import load_weights, open_network
+from vitcifar.release.load import open_network, release_weights
 
 
 def test_training_can_start_from_the_weights_of_a_version(registry: Any, published: Any) -> None:
@@ -23,7 +23,7 @@ def test_a_pt2_that_contains_a_pickle_is_not_loaded(registry: Any) -> None:
     try:
         torch.save({"network": torch.nn.Linear(1, 1)}, path)
         with pytest.raises(ReleaseError, match="are not plain tensors"):
-            load_weights(release)
+            release_weights(release)
     finally:
         path.write_bytes(content)
 

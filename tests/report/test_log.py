@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.planted import CONFIG, planted_splits, random_network, scored
-
 from vitcifar.report.galleries import overlay_weights
+
 from vitcifar.report.log import analyze_trained
 
 

@@ -88,7 +88,9 @@ def test_every_picture_is_taken_once_an_epoch_however_it_is_split():
 
 def test_the_order_differs_between_epochs_and_seeds():
     orders = [
-        tuple(plan_epoch(50, batch_size=50, num_micro_batches=1, key=key, rank=0, num_processes=1)[0].micro_batches[0][0])
+        tuple(
+            plan_epoch(50, batch_size=50, num_micro_batches=1, key=key, rank=0, num_processes=1)[0].micro_batches[0][0]
+        )
         for key in ((0, 1), (0, 2), (1, 1), (1, 2))
     ]
     assert len(set(orders)) == 4

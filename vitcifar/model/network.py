@@ -191,6 +191,6 @@ def weights_sha256(network: nn.Module) -> str:
 def check_network(config: TrainConfig, class_names: Sequence[str]) -> None:
     """Raise ConfigError or TrainingError for settings that cannot be built, without allocating or loading weights."""
     check_weights(config.arch, config.weights)
-    image_size = config.image_size or own_image_size(config.arch, config.weights)
+    image_size = config.image_size or default_image_size(config.arch, config.weights)
     with torch.device("meta"):
         build_network(dataclasses.replace(config, weights="none", image_size=image_size), class_names)

@@ -133,9 +133,9 @@ class Registry:
     @staticmethod
     def state_dict(uri: str) -> dict[str, Any]:
         """Return the network's weights in a release, to start training from; loaded without pickle."""
-        from vitcifar.release.load import load_weights  # imports torch
+        from vitcifar.release.load import release_weights  # imports torch
 
-        return load_weights(Registry.pull_uri(uri, pytorch=True))
+        return release_weights(Registry.pull_uri(uri, pytorch=True))
 
     def read(self) -> tuple[Sequence[Version], Mapping[str, str]]:
         """The versions, the newest first, and the tags of the registered model, in two reads of the store."""

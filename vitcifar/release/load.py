@@ -17,7 +17,7 @@ PREFIX = "network."  # of the classifier inside the exported module
 NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
-def load_weights(release: Manifest) -> "dict[str, Tensor]":
+def release_weights(release: Manifest) -> "dict[str, Tensor]":
     """The state dict of the network of a verified release. Raises ReleaseError."""
     module = load_module(release)
     return {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
@@ -48,7 +48,7 @@ def open_network(release: Manifest) -> "Classifier":
         arch=release.config["arch"], image_size=release.image_size, weights="none", train_layers="head"
     )
     network = build_network(config, release.class_names)
-    weights = load_weights(release)
+    weights = release_weights(release)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcifar.config import TrainConfig, deciding_settings
+from vitcifar.config import TrainConfig, deciding_settings, upgrade_settings
 from vitcifar.data.dataset import ImageDataset, fingerprint
-from vitcifar.errors import TrainingError
+from vitcifar.errors import ConfigError, TrainingError
 from vitcifar.model.network import Classifier
 from vitcifar.model.weights import UNREADABLE
 from vitcifar.training.distributed import rank
@@ -95,3 +96,29 @@ class Checkpoints:
             if saved.get(name) != self.identity[name]:
                 raise TrainingError(f"The checkpoint {path} was made with other {name}: train without --resume.")
         return state
+
+
+def resumed_config(options: Mapping[str, Any]) -> TrainConfig:
+    """The config of the run to resume. Raises ConfigError when a given option differs from it."""
+    folder = find_run(Path(options.get("output_dir", "runs")), options["resume"])
+    recorded = upgrade_settings(json.loads((folder / "config.json").read_text()))
+    for name, value in options.items():
+        if name not in ("resume", "output_dir") and value != recorded[name]:
+            raise ConfigError(
+                f"Run {folder.name} was started with {name} {recorded[name]}, not {value}: "
+                f"omit {name} to resume the run, or omit resume to start another."
+            )
+    return TrainConfig(**{**recorded, "resume": folder.name, "output_dir": str(folder.parent)})
+
+
+def find_run(output_dir: Path, resume: str) -> Path:
+    """The folder of the run to resume: that with the newest checkpoint for `last`. Raises TrainingError."""
+    checkpoints = sorted(output_dir.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in checkpoints]
+    if not names:
+        raise TrainingError(f"There is no checkpoint under {output_dir}: start a run without --resume.")
+    if resume == "last":
+        return checkpoints[-1].parent
+    if resume not in names:
+        raise TrainingError(f"There is no checkpoint of run {resume!r}; there are: {', '.join(names[-5:])}.")
+    return output_dir / resume
