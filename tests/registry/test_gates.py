@@ -122,7 +122,7 @@ def served(right: int, agreement: float = 0.995) -> dict[str, Any]:
 def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
     """The network is right in 392 of 400, its int8 file in 300: it is the int8 file that would answer."""
     number = add_int8_version(tmp_path, "int8-worse", served=served(300))
-    with pytest.raises(GateError, match=r"worse: 75\.0% against 90\.0%") as error:
+    with pytest.raises(GateError, match=r"worse: accuracy 75\.0% against 90\.0%") as error:
         promote(toy, number)
     assert "champion" in failed(error)
     parity = next(gate for gate in error.value.gates if gate.name == "parity")
