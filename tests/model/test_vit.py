@@ -14,7 +14,7 @@ def test_an_image_size_that_is_no_multiple_of_the_patch_size_names_the_nearest_o
 
 
 def test_unknown_weights_list_the_valid_names_of_the_architecture():
-    with pytest.raises(ConfigError, match="IMAGENET1K_V1, IMAGENET1K_SWAG_E2E_V1, IMAGENET1K_SWAG_LINEAR_V1, none"):
+    with pytest.raises(ConfigError, match=r"type --weights IMAGENET1K_V1, IMAGENET1K_SWAG_E2E_V1, .*, none, the path"):
         build_network(resolve("cifar10", weights="IMAGENET21K"), CLASSES)
     with pytest.raises(ConfigError, match="no pretrained weights 'IMAGENET1K_V1' for vit_tiny"):
         tiny(weights="IMAGENET1K_V1")

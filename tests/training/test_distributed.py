@@ -52,7 +52,7 @@ def run_two(folder: Path, given: dict) -> list[dict]:
 @pytest.mark.parametrize(
     "given",
     [
-        {"batch_size": 5, "learning_rate": 1e-2, "mixup": 0.2, "augmentation": "crop-flip", "ema_decay": 0.9},
+        {"batch_size": 5, "learning_rate": 1e-3, "mixup": 0.2, "augmentation": "crop-flip", "ema_decay": 0.9},
         {"batch_size": 8, "learning_rate": 1e-2, "train_layers": "head"},
     ],
 )
