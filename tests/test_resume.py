@@ -1,4 +1,4 @@
-"""A run again, through the real `vitcifar` command: the same seed, killed and resumed, on several processes."""
+"""Reproducible runs through the real `vitcifar` command: one seed twice, killed and resumed, on two processes."""
 
 import os
 import re
@@ -18,15 +18,15 @@ def losses_of(workspace: Path, run_id: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.step)]
 
 
-ONCE = options({**PLAIN, "epochs": "1"})
+SHORT = options({**PLAIN, "epochs": "1"})
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory, new_store):
-    """A folder in which one short run was made, and what it printed."""
-    workspace = tmp_path_factory.mktemp("once")
+def short_run(tmp_path_factory, new_store):
+    """A workspace with one short run, and the output of its command."""
+    workspace = tmp_path_factory.mktemp("short")
     shutil.copy(new_store, workspace)
-    done = vitcifar(workspace, "train", *ONCE, OMP_NUM_THREADS="1")
+    done = vitcifar(workspace, "train", *SHORT, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return workspace, done.stdout
 
@@ -35,47 +35,47 @@ def printed_run(stdout: str) -> str:
     return re.search(r"^run +(\w{32})", stdout, flags=re.MULTILINE)[1]
 
 
-def test_two_runs_with_one_seed_have_the_same_weights(once):
-    workspace, first = once
-    again = vitcifar(workspace, "train", *ONCE, OMP_NUM_THREADS="1")
+def test_two_runs_with_one_seed_have_the_same_weights(short_run):
+    workspace, first = short_run
+    again = vitcifar(workspace, "train", *SHORT, OMP_NUM_THREADS="1")
     assert again.returncode == 0, again.stderr
     assert printed_run(again.stdout) != printed_run(first)
     digests = [re.search(r"sha256 (\w{64})", text)[1] for text in (first, again.stdout)]
     assert digests[0] == digests[1]
 
 
-def test_a_run_killed_and_resumed_ends_as_one_that_was_not(folder):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder):
     settings = options({**PLAIN, "epochs": "6"})
-    whole = vitcifar(folder, "train", *settings)
-    assert whole.returncode == 0, whole.stderr
-    there = set(os.listdir(folder / "runs"))
+    uninterrupted = vitcifar(folder, "train", *settings)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    earlier = set(os.listdir(folder / "runs"))
     command = [sys.executable, "-m", "mlproject", "train", *settings]
     started = subprocess.Popen(command, cwd=folder, env=environment(folder, PYTHONPATH=str(ROOT)))
     while not list(folder.glob("runs/*/last.pt")) or len(list(folder.glob("runs/*/last.pt"))) < 2:
-        assert started.poll() is None, "it ended before it could be killed"
+        assert started.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     started.send_signal(signal.SIGKILL)
     started.wait()
-    (run_id,) = set(os.listdir(folder / "runs")) - there
+    (run_id,) = set(os.listdir(folder / "runs")) - earlier
 
-    refused = vitcifar(folder, "train", "--resume", run_id, "--learning-rate", "0.5")
-    assert refused.returncode == 1 and "learning_rate" in refused.stderr
+    rejected = vitcifar(folder, "train", "--resume", run_id, "--learning-rate", "0.5")
+    assert rejected.returncode == 1 and "learning_rate" in rejected.stderr
     resumed = vitcifar(folder, "train", "--resume", "last")
     assert resumed.returncode == 0, resumed.stderr
-    assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", whole.stdout)[0]
-    assert run_id in resumed.stdout  # it is the same run
+    assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", uninterrupted.stdout)[0]
+    assert run_id in resumed.stdout  # the same run continues
     agreement = vitcifar(folder, "compare-logs", run_id)
     assert agreement.returncode == 0, agreement.stdout
-    losses = [losses_of(folder, run) for run in (run_id, *there)]
+    losses = [losses_of(folder, run) for run in (run_id, *earlier)]
     assert losses[0] == losses[1]
     assert len(losses[0]) > 30
 
 
-def test_two_processes_make_one_run_alike_to_that_of_one(once):
-    """Within 1e-5 in its losses: the sums are taken in another order."""
-    workspace, first = once
+def test_two_processes_make_one_run_with_the_losses_of_one_process(short_run):
+    """Within 1e-5: the order of the sums differs."""
+    workspace, first = short_run
     before = len(client_of(workspace).search_runs(["1"]))
-    done = vitcifar(workspace, "train", *ONCE, "--num-processes", "2", OMP_NUM_THREADS="1")
+    done = vitcifar(workspace, "train", *SHORT, "--num-processes", "2", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     losses = [[loss for _, loss in losses_of(workspace, printed_run(text))] for text in (first, done.stdout)]
     assert len(losses[0]) == len(losses[1]) > 3

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from vitcifar.config import resolve
@@ -32,11 +33,11 @@ CLASSES = ("dark", "middle", "bright")
 
 
 def shades(per_class: int, seed: int = 0, size: int = 8) -> ImageDataset:
-    """Images that can be told apart: noise around three shades of grey."""
+    """Images of three separable classes: noise around three shades of grey."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), per_class)
     images = random.integers(0, 80, (len(labels), size, size, 3)) + labels[:, None, None, None] * 80
-    ids = tuple(f"{seed}-{place}" for place in range(len(labels)))
+    ids = tuple(f"{seed}-{index}" for index in range(len(labels)))
     return ImageDataset(images=images.astype(np.uint8), labels=labels.astype(np.int64), class_names=CLASSES, ids=ids)
 
 
@@ -61,6 +62,18 @@ def train(folder: Path, config=None, *, resume=None, log=None, dataset=None):
         network, data, shades(4, seed=1), config, log=Logged() if log is None else log, folder=folder, resume=resume
     )
     return network, outcome
+
+
+def losses(tmp_path, **given) -> dict[tuple[str, int], float]:
+    log = Logged()
+    train(tmp_path, settings(**given), log=log)
+    return {key: value for key, value in log.items() if key[0] in ("step/loss", "validation/loss")}
+
+
+def assert_same_losses(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert value == pytest.approx(second[key], abs=1e-5), key
 
 
 def kill_at(step: int, folder: Path, **given) -> None:

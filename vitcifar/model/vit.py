@@ -62,15 +62,10 @@ def build_backbone(arch: str, image_size: int) -> VisionTransformer:
 def find_weights(arch: str, name: str) -> WeightsEnum:
     """torchvision's pretrained weights of an architecture by name; raises ConfigError with the valid names."""
     names = [] if arch == "vit_tiny" else [weights.name for weights in models.get_model_weights(arch)]
-    if not names:
-        raise ConfigError(
-            f"There are no pretrained weights {name!r} for {arch}: type --weights none, a file with a state dict, "
-            "or models:/NAME/VERSION."
-        )
     if name not in names:
         raise ConfigError(
-            f"There are no weights {name!r} for {arch}: type one of {', '.join(names)}, none, the path of a file, "
-            "or models:/NAME/VERSION."
+            f"There are no pretrained weights {name!r} for {arch}: type --weights {', '.join([*names, 'none'])}, the "
+            "path of a state dict, or models:/NAME/VERSION."
         )
     return models.get_model_weights(arch)[name]
 

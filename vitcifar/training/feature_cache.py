@@ -36,7 +36,6 @@ def prepare_inputs(
     validation: ImageDataset,
     config: TrainConfig,
     train_layers: str,
-    *,
     precision: str,
     notify: Callable[[str], object],
 ) -> Inputs:

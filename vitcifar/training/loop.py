@@ -7,7 +7,7 @@ Letters in the shapes: B images of a micro-batch, S the network's input size, K 
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +28,7 @@ from vitcifar.training.distributed import barrier, num_processes, rank, sum_grad
 from vitcifar.training.feature_cache import Inputs
 from vitcifar.training.optimizer import learning_rate, set_learning_rate
 from vitcifar.training.precision import autocast
-from vitcifar.training.stages import (
-    ActiveStage,
-    Log,
-    Notify,
-    Setup,
-    Stage,
-    TrainState,
-    begin_stage,
-    plan_stages,
-    prepare,
-)
+from vitcifar.training.stages import ActiveStage, Log, Setup, TrainState, begin_stage, plan_stages, prepare
 
 __all__ = ["Log", "TrainResult", "fit", "notify_on_stderr"]
 
@@ -67,7 +57,7 @@ def fit(
     log: Log,
     folder: Path,
     resume: Path | None = None,
-    notify: Notify = notify_on_stderr,
+    notify: Callable[[str], object] = notify_on_stderr,
 ) -> TrainResult:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
@@ -78,7 +68,9 @@ def fit(
     """
     setup, saved = prepare(network, train, validation, config, log, notify, folder, resume)
     state, stages = TrainState(**saved.get("state", {})), plan_stages(config)
-    with progress_bar(setup, state, stages) as bar:
+    num_steps = setup.num_batches * sum(stage.num_epochs for stage in stages)
+    disable = None if rank() == 0 else True  # None: no bar where stderr is not a terminal
+    with tqdm(total=num_steps, initial=state.step, desc="training", unit="step", disable=disable) as bar:
         while state.stage < len(stages):
             stage = stages[state.stage]
             if not state.finished(stage, config.patience):
@@ -98,12 +90,6 @@ def fit(
         num_steps=state.step,
         num_trained_parameters=sum(weight.numel() for weight in setup.checkpoints.weights.values()),
     )
-
-
-def progress_bar(setup: Setup, state: TrainState, stages: Sequence[Stage]) -> "tqdm[None]":
-    total = setup.num_batches * sum(stage.num_epochs for stage in stages)
-    disable = None if rank() == 0 else True  # None: disabled where stderr is not a terminal
-    return tqdm(total=total, initial=state.step, desc="training", unit="step", disable=disable)
 
 
 def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: "tqdm[None]") -> dict[str, float]:
@@ -148,7 +134,7 @@ def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: "tqdm[
 def train_step(
     setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch, loaded: Iterator[Images]
 ) -> tuple[float, float]:
-    """One optimizer step; returns the sum of losses and the number of correct predictions over the whole batch."""
+    """One optimizer step; returns the sum of losses and the number of correct predictions over the batch."""
     config = setup.config
     sums = torch.zeros(2, device=setup.device)  # losses, correct predictions
     stage.optimizer.zero_grad(set_to_none=True)
@@ -202,7 +188,7 @@ def end_epoch(
             validation = validate(setup, stage.inputs)
             keep_best(setup, state, {**metrics, **validation})
         metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
-    loss, accuracy = metrics["validation/loss"], validation["validation/accuracy"]
+    loss, accuracy = metrics["validation/loss"], metrics["validation/accuracy"]
     bar.set_postfix(epoch=state.epoch, loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
     if bar.disable and rank() == 0:  # no progress bar: a line for the log file
         notify_on_stderr(f"Epoch {state.epoch}: validation loss {loss:.3f}, accuracy {accuracy:.3f}.")

@@ -22,7 +22,6 @@ from vitcifar.training.optimizer import EMA, build_optimizer
 from vitcifar.training.precision import choose_device, choose_precision
 
 Log = Callable[[int, Mapping[str, float]], object]
-Notify = Callable[[str], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Setup:
     labels: Tensor  # of the training images, on the device
     checkpoints: Checkpoints
     log: Log
-    notify: Notify
+    notify: Callable[[str], object]
 
     @property
     def num_batches(self) -> int:
@@ -96,7 +95,7 @@ def prepare(
     validation: ImageDataset,
     config: TrainConfig,
     log: Log,
-    notify: Notify,
+    notify: Callable[[str], object],
     folder: Path,
     resume: Path | None,
 ) -> tuple[Setup, dict[str, Any]]:
@@ -162,19 +161,8 @@ def begin_stage(setup: Setup, stage: Stage, state: TrainState, saved: Mapping[st
         scaler.load_state_dict(saved["scaler"])
         if ema:
             ema.load_state_dict(saved["ema"])
-    return ActiveStage(
-        num_steps=stage.num_epochs * setup.num_batches,
-        weights=weights,
-        optimizer=optimizer,
-        scaler=scaler,
-        ema=ema,
-        inputs=prepare_inputs(
-            setup.network,
-            setup.train,
-            setup.validation,
-            config,
-            stage.train_layers,
-            precision=setup.precision,
-            notify=setup.notify,
-        ),
+    inputs = prepare_inputs(
+        setup.network, setup.train, setup.validation, config, stage.train_layers, setup.precision, setup.notify
     )
+    num_steps = stage.num_epochs * setup.num_batches
+    return ActiveStage(num_steps=num_steps, weights=weights, optimizer=optimizer, scaler=scaler, ema=ema, inputs=inputs)
