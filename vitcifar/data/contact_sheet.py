@@ -61,8 +61,9 @@ def tile_sheet(
     """
     lines = max((2 if tile.note else 1 if tile.title else 0 for tile in tiles if tile), default=0)
     left, top = MARGIN, MARGIN + (24 if title else 0) + (20 if note else 0) + (GAP if title or note else 0)
+    rows = [(_cut(name, _font(15), 240), _cut(below, _font(12), 240)) for name, below in rows]
     if rows:
-        left += 3 * GAP + round(max(_font(15).getlength(_cut(name, _font(15), 240)) for name, _ in rows))
+        left += 2 * GAP + round(max(max(_font(15).getlength(a), _font(12).getlength(b)) for a, b in rows))
     step_x, step_y = side + GAP, side + GAP + 17 * lines
     height = top + -(-len(tiles) // columns) * step_y + MARGIN - GAP
     sheet = Image.new("RGB", (left + columns * step_x - GAP + MARGIN, height), PAPER)
@@ -73,7 +74,7 @@ def tile_sheet(
         draw.text((MARGIN, MARGIN + (24 if title else 0)), note, fill=MUTED, font=_font(13))
     for row, (name, below) in enumerate(rows):
         y = top + row * step_y + side // 2
-        draw.text((MARGIN, y), _cut(name, _font(15), 240), fill=INK, font=_font(15), anchor="ls")
+        draw.text((MARGIN, y), name, fill=INK, font=_font(15), anchor="ls")
         draw.text((MARGIN, y + 6), below, fill=MUTED, font=_font(12), anchor="lt")
     for position, tile in enumerate(tiles):
         x, y = left + position % columns * step_x, top + position // columns * step_y

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
@@ -107,28 +106,20 @@ def log_analysis(
     """Log metrics, JSON and figures of an analysis; probabilities (N, K)."""
     run.log(0, {f"analysis/{name}": value for name, value in analysis.scalars().items()})
     run.log_json("evaluation/analysis.json", analysis.to_dict(dataset))
-    for name, figure in analysis_figures(analysis, evaluation).items():
-        run.log_figure(f"analysis/{name}", figure)
+    if analysis.threshold:
+        run.log_figure("analysis/threshold", risk_coverage_curve(evaluation, analysis.threshold))
+    if analysis.slices:
+        run.log_figure("analysis/slices", analysis_plots.slice_chart(analysis.slices, evaluation.accuracy))
+    if analysis.robustness:
+        run.log_figure("analysis/robustness", analysis_plots.robustness_heatmap(analysis.robustness))
+    if analysis.ood:
+        run.log_figure("analysis/ood", analysis_plots.ood_chart(analysis.ood))
     if analysis.attention:
         section = image_sections.attention_section(dataset, probabilities, analysis.attention)
         run.log_image("analysis/attention", image_sections.sheet(section))
     if analysis.nearest:
         section = image_sections.nearest_section(dataset, probabilities, analysis.nearest)
         run.log_image("analysis/nearest", image_sections.sheet(section))
-
-
-def analysis_figures(analysis: Analysis, evaluation: Evaluation) -> dict[str, Figure]:
-    """A plot of each part of the analysis that exists, by its name."""
-    plots = {}
-    if analysis.threshold:
-        plots["threshold"] = risk_coverage_curve(evaluation, analysis.threshold)
-    if analysis.slices:
-        plots["slices"] = analysis_plots.slice_chart(analysis.slices, evaluation.accuracy)
-    if analysis.robustness:
-        plots["robustness"] = analysis_plots.robustness_heatmap(analysis.robustness)
-    if analysis.ood:
-        plots["ood"] = analysis_plots.ood_chart(analysis.ood)
-    return plots
 
 
 def report_sections(

@@ -32,7 +32,7 @@ def summary(evaluation: Evaluation, analysis: Analysis) -> Section:
             Number(name="Calibration error", value=f"{evaluation.ece:.3f}", note="ECE, 15 bins"),
             Number(name="Brier score", value=f"{evaluation.brier:.3f}", note="0 best, 2 worst"),
             Number(name="Temperature", value=f"{evaluation.temperature:.2f}", note=fitted),
-            Number(name="AURC", value=f"{evaluation.aurc:.4f}", note=f"area under risk-coverage; {optimal}"),
+            Number(name="AURC", value=f"{evaluation.aurc:.4f}", note=optimal),
             *analysis_numbers(analysis),
         ],
     )

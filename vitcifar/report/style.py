@@ -65,16 +65,9 @@ def dress(axes: Axes, title: str = "", *, note: str = "", grid: str = "y") -> No
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:
     """The legend of the axes, below the figure."""
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=MUTED,
-        handletextpad=0.5,
-        columnspacing=1.6,
-    )
+    text = {"fontsize": 8.5, "labelcolor": MUTED}
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, **text)
 
 
 def cell(axes: Axes, x: float, y: float, colour: ColorType, text: str = "", *, size: float = 8.5, bold: bool) -> None:
