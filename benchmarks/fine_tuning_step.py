@@ -23,8 +23,8 @@ from torch.nn import functional
 from vitcifar import tracking
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import build_network
-from vitcifar.release.latency import this_machine
 from vitcifar.training.loop import fit
 from vitcifar.training.precision import autocast, choose_precision
 

@@ -23,8 +23,8 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits
 from vitcifar.data.torchvision_compat import torchvision
+from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import MEAN, STD, Classifier, build_network
-from vitcifar.release.latency import this_machine
 from vitcifar.training.loop import fit
 
 EPOCHS = 10

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from vitcifar.config import resolve
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import Classifier, build_network
-from vitcifar.release.latency import this_machine
 from vitcifar.training.loop import fit
 
 NAMES = tuple("abcdefghij")

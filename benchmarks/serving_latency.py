@@ -19,10 +19,11 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from vitcifar.config import TrainConfig
+from vitcifar.inference.machine import this_machine
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.release.export import export_onnx
-from vitcifar.release.latency import sample, this_machine, time_in_turns
+from vitcifar.release.latency import sample, time_in_turns
 from vitcifar.release.onnx_graph import build_graph, to_proto
 
 CLASS_NAMES = tuple("abcdefghij")

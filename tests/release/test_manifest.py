@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from support.old_release import write_old_release
 from support.releases import MLMODEL, make_release
 from support.toys import make_onnx
@@ -165,17 +165,6 @@ def external(name: str) -> onnx.TensorProto:
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="/etc/passwd")
     return tensor
-
-
-def in_an_attribute() -> onnx.ModelProto:
-    node = helper.make_node("Constant", [], ["c"], value=external("c"))
-    return helper.make_model(helper.make_graph([node], "g", [], []))
-
-
-def in_a_branch() -> onnx.ModelProto:
-    branch = helper.make_graph([], "branch", [], [], [external("w")])
-    node = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
-    return helper.make_model(helper.make_graph([node], "g", [], []))
 
 
 def test_a_release_with_external_data_is_rejected_when_it_is_opened(folder: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vitcifar.data.edge_cases import edge_case_files
 from vitcifar.errors import ReleaseError
-from vitcifar.release.parity import check_parity, edge_case_files, measure_parity, require_match
+from vitcifar.release.parity import check_parity, measure_parity, require_match
 
 
 def test_parity_is_measured_on_every_image_and_edge_case(published: Any, exported: Path) -> None:

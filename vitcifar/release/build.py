@@ -79,7 +79,7 @@ def build_release(
 
 @contextlib.contextmanager
 def temporaries_in(folder: Path) -> Iterator[None]:
-    """Make libraries create temporary files in a folder, so that a killed process leaves them in one place."""
+    """Make libraries create their temporary files in a folder: those of a killed process are found there."""
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield

@@ -40,15 +40,8 @@ def save_model(
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    signature = ModelSignature(  # -1: mlflow.pytorch exports that axis as dynamic
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "image")]),
-        outputs=Schema(
-            [
-                TensorSpec(np.dtype(np.float32), (-1, len(release.class_names)), "logits"),
-                TensorSpec(np.dtype(np.float32), (-1, len(release.class_names)), "probabilities"),
-            ]
-        ),
-    )
+    shape = (-1, -1, -1, 3)  # -1: mlflow.pytorch exports that axis as dynamic
+    signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.uint8), shape, "image")]))
     mlflow.pytorch.save_model(
         program.module(),
         path,

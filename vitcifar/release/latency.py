@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +13,8 @@ import numpy as np
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.metrics import evaluate
-from vitcifar.inference.session import OnnxClassifier, available_cores
+from vitcifar.inference.machine import Machine, this_machine
+from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, PT2_FILE, Manifest
 
 if TYPE_CHECKING:
@@ -24,30 +22,13 @@ if TYPE_CHECKING:
 
     from vitcifar.model.network import Classifier
 
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-PACKAGES = ("numpy", "onnxruntime", "torch")
 NUM_RUNS = 30
 TURN_RUNS = 5
 # onnxruntime's threads spin for 45 ms after a run, torch's for 9 ms (onnxruntime 1.32, torch 2.13, 2 cores).
 REST_SECONDS = 0.1
 HEADER = ("format", "threads", "size MB", "accuracy", "cold ms", "p50 ms", "p95 ms", "p99 ms")
 Logits = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What determines the latency besides the load: latencies are comparable between equal machines only."""
-
-    processor: str
-    num_cores: int
-    flags: tuple[str, ...]
-    system: str
-    versions: dict[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+Format = tuple[Callable[[int], Logits], Path | None]  # opens it with a number of threads; its file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,29 +98,6 @@ def _upgrade_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"format": name, **{key: value for key, value in row.items() if key != "form"}}
 
 
-def this_machine() -> Machine:
-    """Describe the machine this runs on."""
-    processor, flags = platform.processor() or platform.machine(), ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # only Linux has it
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            processor = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags = value
-    present = set(flags.split())
-    return Machine(
-        processor=processor,
-        num_cores=available_cores(),
-        flags=tuple(flag for flag in FLAGS if flag in present),
-        system=f"{platform.system()} {platform.machine()}",
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
-    )
-
-
 def time_in_turns(calls: Mapping[str, Callable[[], Any]], *, num_runs: int = NUM_RUNS) -> dict[str, np.ndarray]:
     """Milliseconds (num_runs,) of each call; the calls take turns, so that other load on the machine affects all alike.
 
@@ -188,7 +146,11 @@ def latency_table(
     """
     machine = this_machine()
     counts = sorted({*threads} or {1, machine.num_cores})
-    with _on_cpu(network):
+    with contextlib.ExitStack() as stack:
+        if network is not None:
+            from vitcifar.model.network import evaluation_mode
+
+            stack.enter_context(evaluation_mode(network, "cpu"))
         formats = _formats(release, network)
         rows = [row for count in counts for row in _rows(release, formats, count, num_runs)]
         table = LatencyTable(machine=machine, image_size=release.image_size, num_runs=num_runs, rows=tuple(rows))
@@ -199,67 +161,43 @@ def latency_table(
     return table.with_accuracies({format: evaluate(z, dataset.labels, names).accuracy for format, z in logits.items()})
 
 
-def _on_cpu(network: "Classifier | None") -> contextlib.AbstractContextManager[Any]:
-    if network is None:
-        return contextlib.nullcontext()
-    from vitcifar.model.network import evaluation_mode
-
-    return evaluation_mode(network, "cpu")
-
-
-def _rows(
-    release: Manifest,
-    formats: "Mapping[str, tuple[Callable[[int], Logits], Path | None]]",
-    num_threads: int,
-    num_runs: int,
-) -> list[Row]:
+def _rows(release: Manifest, formats: "Mapping[str, Format]", num_threads: int, num_runs: int) -> list[Row]:
     image, calls, cold = sample(release.image_size), {}, {}
-    for format, (open_format, _) in formats.items():
+    for name, (open_format, _) in formats.items():
         start = time.perf_counter()
-        calls[format] = functools.partial(open_format(num_threads), [image])
-        calls[format]()
-        cold[format] = 1e3 * (time.perf_counter() - start)
+        calls[name] = functools.partial(open_format(num_threads), [image])
+        calls[name]()
+        cold[name] = 1e3 * (time.perf_counter() - start)
     rows = []
-    for format, times in time_in_turns(calls, num_runs=num_runs).items():
-        p50, p95, p99 = (round(float(value), 3) for value in np.percentile(times, [50, 95, 99]))
-        path = formats[format][1]
+    for name, times in time_in_turns(calls, num_runs=num_runs).items():
+        path = formats[name][1]
         rows.append(
             Row(
-                format=format,
+                format=name,
                 num_threads=num_threads,
                 file_bytes=path.stat().st_size if path else 0,
                 accuracy=None,
-                cold_ms=round(cold[format], 3),
-                p50_ms=p50,
-                p95_ms=p95,
-                p99_ms=p99,
+                cold_ms=round(cold[name], 3),
+                **{f"p{p}_ms": round(float(np.percentile(times, p)), 3) for p in (50, 95, 99)},
             )
         )
     return rows
 
 
-def _formats(release: Manifest, network: "Classifier | None") -> dict[str, tuple[Callable[[int], Logits], Path | None]]:
-    """The formats of a release: name -> (function that opens it with a number of threads, its file)."""
-    found: dict[str, tuple[Callable[[int], Logits], Path | None]] = {}
+def _formats(release: Manifest, network: "Classifier | None") -> dict[str, Format]:
+    found: dict[str, Format] = {}
     if network is not None:
         found["torch"] = (functools.partial(_torch_logits, network), None)
-    if release.path(PT2_FILE).is_file():
-        found["pt2"] = (functools.partial(_pt2_logits, release), release.path(PT2_FILE))
-    for format, name in (("onnx-fp32", ONNX_FILE), ("onnx-int8", INT8_FILE)):
-        if name in release.files:
-            found[format] = (functools.partial(_onnx_logits, release.path(name)), release.path(name))
+    if (pt2 := release.path(PT2_FILE)).is_file():
+        found["pt2"] = (lambda threads: _torch_logits(_pt2_network(release), threads), pt2)
+    for name, file in (("onnx-fp32", ONNX_FILE), ("onnx-int8", INT8_FILE)):
+        if file in release.files:
+            found[name] = (functools.partial(_onnx_logits, release.path(file)), release.path(file))
     return found
 
 
 def _onnx_logits(path: Path, num_threads: int) -> Logits:
     return OnnxClassifier(path, num_threads=num_threads).logits
-
-
-def _pt2_logits(release: Manifest, num_threads: int) -> Logits:
-    from vitcifar.release.load import load_module
-
-    module = load_module(release)
-    return _torch_logits(lambda images: module(images)[0], num_threads)
 
 
 def _torch_logits(network: "Callable[[Tensor], Tensor]", num_threads: int) -> Logits:
@@ -271,3 +209,10 @@ def _torch_logits(network: "Callable[[Tensor], Tensor]", num_threads: int) -> Lo
             return np.concatenate([network(torch.from_numpy(image[None])).numpy() for image in images])
 
     return logits
+
+
+def _pt2_network(release: Manifest) -> "Callable[[Tensor], Tensor]":
+    from vitcifar.release.load import load_module
+
+    module = load_module(release)
+    return lambda images: module(images)[0]

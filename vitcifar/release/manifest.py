@@ -1,6 +1,6 @@
 """The manifest of a release (release.json), and the checks that run before any file of the release is opened.
 
-release.json is written last and holds the sha256 of every other file; its own sha256, the digest, is a tag of the
+release.json is written last and lists the sha256 of every other file; its own sha256, the digest, is a tag of the
 registered version. Needs neither torch nor mlflow.
 """
 

@@ -1,6 +1,6 @@
 """The vision transformer built node by node as the ONNX graph that onnxruntime runs fastest on a CPU, float or int8.
 
-The network is thus defined twice: traced from model/network.py, and here. A new layer must be added in both places.
+The network is thus defined twice: traced from model/network.py, and here. A new layer must be added to both.
 Letters in the shapes: N images, T tokens, D hidden size, K classes.
 """
 
@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vitcifar.errors import ReleaseError
 from vitcifar.release.export import OPSET, set_metadata
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from vitcifar.model.network import Classifier
 
 # Measured on ViT-B/16 at 224, batch 1, 2 cores, onnxruntime 1.32 (benchmarks/serving_latency.py): attention is one node
@@ -35,13 +34,11 @@ class GraphBuilder:
 
     int8: bool
     ranges: Mapping[str, Range] | None  # of each linear layer's input, from calibration; None = dynamic
-    nodes: list[Any] = dataclasses.field(default_factory=list)
-    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    nodes: list[NodeProto] = dataclasses.field(default_factory=list)
+    constants: dict[str, TensorProto] = dataclasses.field(default_factory=dict)
     linear_inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # layer -> name of its input tensor
 
     def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
-        from onnx import numpy_helper
-
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype), name)
         return name
@@ -52,8 +49,6 @@ class GraphBuilder:
 
     def add_node(self, op: str, inputs: Sequence[str], outputs: list[str], **attributes: Any) -> list[str]:
         """Append a node; returns `outputs`."""
-        from onnx import helper
-
         domain = MICROSOFT if op in MICROSOFT_OPS else ""
         self.nodes.append(helper.make_node(op, list(inputs), outputs, name=outputs[0], domain=domain, **attributes))
         return outputs
@@ -119,12 +114,8 @@ def build_graph(network: "Classifier", *, int8: bool, ranges: Mapping[str, Range
     return graph
 
 
-def to_proto(
-    graph: GraphBuilder, network: "Classifier", *, class_names: Sequence[str], release_id: str
-) -> "ModelProto":
+def to_proto(graph: GraphBuilder, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> ModelProto:
     """The graph as an ONNX model with the metadata of a release."""
-    from onnx import TensorProto, helper
-
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])]
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(class_names)])
@@ -143,8 +134,6 @@ def to_proto(
 
 def _tokens(graph: GraphBuilder, network: "Classifier") -> str:
     """image (N, H, W, 3) -> tokens (N, T, D) with position embedding."""
-    from onnx import TensorProto
-
     backbone, size = network.backbone, network.image_size
     pixels = graph.add("Cast", graph.add("Transpose", "image", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
     number = graph.add("Shape", "image", start=0, end=1)

@@ -15,6 +15,7 @@ import onnxruntime
 from tqdm import tqdm
 
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.edge_cases import edge_case_files
 from vitcifar.data.image import read_image
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ReleaseError
@@ -24,7 +25,6 @@ from vitcifar.inference.session import OnnxClassifier
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import INT8_FILE, Manifest
 from vitcifar.release.onnx_graph import Range, build_graph, to_proto
-from vitcifar.release.parity import edge_case_files
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
