@@ -11,6 +11,8 @@ from vitcifar.registry.card import model_card
 from vitcifar.registry.gates import Policy, promote
 from vitcifar.registry.registry import Registry
 
+pytestmark = pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
+
 
 @pytest.fixture(scope="module")
 def toy(workspace: Path) -> Registry:

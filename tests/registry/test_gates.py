@@ -57,7 +57,7 @@ def failed(error: pytest.ExceptionInfo[GateError]) -> list[str]:
 
 
 def test_a_worse_version_is_rejected_with_its_numbers(toy: Registry, numbers: dict[str, int]) -> None:
-    with pytest.raises(GateError, match=r"worse: accuracy 75\.0% against 90\.0% on the same 400 images") as error:
+    with pytest.raises(GateError, match=r"worse: .*75\.0% against 90\.0%.* on the same 400 images") as error:
         promote(toy, numbers["worse"])
     assert failed(error) == ["champion", "calibration"]
     assert str(error.value).endswith(f"To override: vitcifar promote {numbers['worse']} --force yes --reason WHY.")
@@ -78,7 +78,7 @@ def test_a_better_version_passes_every_requirement(toy: Registry, numbers: dict[
 
 def test_a_tie_is_inconclusive_and_says_how_many_images_are_needed(toy: Registry, numbers: dict[str, int]) -> None:
     for require in ("better", "not-worse"):
-        with pytest.raises(GateError, match=r"inconclusive.*needs about [\d,]+ images") as error:
+        with pytest.raises(GateError, match=r"inconclusive.*about [\d,]+ images") as error:
             promote(toy, numbers["tie"], policy=Policy(require=require))
         assert failed(error) == ["champion"]
     promote(toy, numbers["tie"], policy=Policy(require="not-clearly-worse"))
@@ -122,7 +122,7 @@ def served(right: int, agreement: float = 0.995) -> dict[str, Any]:
 def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
     """The network is right in 392 of 400, its int8 file in 300: it is the int8 file that would answer."""
     number = add_int8_version(tmp_path, "int8-worse", served=served(300))
-    with pytest.raises(GateError, match=r"worse: accuracy 75\.0% against 90\.0%") as error:
+    with pytest.raises(GateError, match=r"worse: .*75\.0% against 90\.0%") as error:
         promote(toy, number)
     assert "champion" in failed(error)
     parity = next(gate for gate in error.value.gates if gate.name == "parity")

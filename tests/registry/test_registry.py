@@ -157,10 +157,10 @@ def test_a_release_with_a_changed_or_missing_file_is_rejected(toy: Registry, sto
     content = path.read_bytes()
     try:
         path.write_bytes(content.replace(b"colours", b"coloured"[:7]))
-        with pytest.raises(ReleaseError, match=r"model\.onnx in the store was changed after it was registered"):
+        with pytest.raises(ReleaseError, match=r"model\.onnx.*changed"):
             toy.pull(2)
         path.unlink()
-        with pytest.raises(ReleaseError, match=r"does not hold model\.onnx"):
+        with pytest.raises(ReleaseError, match=r"model\.onnx"):
             toy.pull(2)
         with pytest.raises(
             GateError,

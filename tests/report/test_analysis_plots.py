@@ -77,7 +77,7 @@ def test_comparison_has_the_difference_its_interval_zero_and_the_margin(result):
     comparison = result.comparison
     axes = comparison_chart(comparison).axes[0]
     assert points(axes) == [pytest.approx((100 * comparison.difference, 0))]
-    assert intervals(axes) == [pytest.approx((100 * comparison.score_low, 100 * comparison.score_high))]
+    assert intervals(axes) == [pytest.approx((100 * comparison.difference_low, 100 * comparison.difference_high))]
     verticals = [line.get_xdata()[0] for line in axes.lines if line.get_xdata()[0] == line.get_xdata()[1]]
     assert verticals == [0, pytest.approx(-2)]
     assert axes.get_title(loc="left") == "Worse" and axes.lines[0].get_color() == style.RED
