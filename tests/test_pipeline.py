@@ -77,11 +77,11 @@ def test_the_version_has_its_latency_table(pipeline_run, store):
         value for key, value in store.get_model_version("vitcifar", "1").tags.items() if key.startswith("latency/")
     ]
     rows = json.loads(*tables)["rows"]
-    assert {row["format"] for row in rows} == {"torch", "pt2", "onnx-fp32"}
+    assert {row["format"] for row in rows} == {"torch", "onnx-fp32"}
     assert all(0 < row["p50_ms"] <= row["p95_ms"] for row in rows)
     accuracies = {row["format"]: row["accuracy"] for row in rows}
     ours = store.get_run(store.get_model_version("vitcifar", "1").run_id).data.metrics["test/accuracy"]
-    assert accuracies == {"torch": ours, "pt2": None, "onnx-fp32": ours}
+    assert accuracies == {"torch": ours, "onnx-fp32": ours}
 
 
 def test_a_version_is_promoted_and_rolled_back_through_the_project(pipeline_run, store, monkeypatch):

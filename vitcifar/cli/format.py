@@ -81,21 +81,8 @@ def print_latency(table: "LatencyTable") -> None:
     machine = table.machine
     click.echo(f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}")
     click.echo(f"{', '.join(f'{name} {number}' for name, number in machine.versions.items())}  [{machine.fingerprint}]")
-    header, *rows = latency_rows(table)
+    header, *rows = table.rows_as_text()
     print_table(header, rows)
-
-
-def latency_rows(table: "LatencyTable") -> list[tuple[str, ...]]:
-    """The header and the rows of a latency table as text."""
-    lines: list[tuple[str, ...]] = [
-        ("format", "threads", "size MB", "accuracy", "cold ms", "p50 ms", "p95 ms", "p99 ms")
-    ]
-    for row in table.rows:
-        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.4f}"
-        size = f"{row.file_bytes / 1e6:.1f}" if row.file_bytes else "-"
-        times = (f"{row.cold_ms:.1f}", *(f"{ms:.2f}" for ms in (row.p50_ms, row.p95_ms, row.p99_ms)))
-        lines.append((row.format, str(row.num_threads), size, accuracy, *times))
-    return lines
 
 
 def print_differences(differences: Sequence["Difference"]) -> None:
