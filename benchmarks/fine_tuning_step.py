@@ -25,8 +25,8 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import build_network
+from vitcifar.training.distributed import autocast, choose_precision
 from vitcifar.training.loop import fit
-from vitcifar.training.precision import autocast, choose_precision
 
 CPU = torch.device("cpu")
 

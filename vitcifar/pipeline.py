@@ -19,7 +19,7 @@ from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.gates import promote
 from vitcifar.registry.registry import Registry, register
 from vitcifar.release.build import build_release, git_state
-from vitcifar.release.load import release_weights
+from vitcifar.release.cache import release_weights
 from vitcifar.report.log import analyze_trained, log_evaluation, log_inputs, score
 from vitcifar.training.checkpoint import LAST, resumed_config
 from vitcifar.training.distributed import broadcast, process_group, spawn_workers

@@ -6,8 +6,7 @@ from support.textures import textured_image
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import wilson_interval
-from vitcifar.evaluation.corruptions import CORRUPTIONS
-from vitcifar.evaluation.robustness import Robustness, evaluate_robustness
+from vitcifar.evaluation.corruptions import CORRUPTIONS, Robustness, evaluate_robustness
 
 NAMES = tuple(CORRUPTIONS)
 

@@ -13,7 +13,7 @@ from vitcifar.data.splits import read_splits
 from vitcifar.errors import DataError, ReleaseError
 from vitcifar.experiments.evaluate import compare_versions, evaluate_version, trained_on
 from vitcifar.model.predict import predict_logits
-from vitcifar.release.load import open_network
+from vitcifar.release.cache import open_network
 
 EXPERIMENT = "evaluated"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vitcifar.errors import ReleaseError
-from vitcifar.release.load import open_network, release_weights
+from vitcifar.release.cache import open_network, release_weights
 
 
 def test_training_can_start_from_the_weights_of_a_version(registry: Any, published: Any) -> None:

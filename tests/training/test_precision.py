@@ -5,7 +5,7 @@ import torch
 from support.training import losses, settings
 
 from vitcifar.errors import ConfigError
-from vitcifar.training.precision import choose_precision
+from vitcifar.training.distributed import choose_precision
 
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import Threshold, apply_threshold
+from vitcifar.evaluation.corruptions import Robustness, evaluate_robustness
 from vitcifar.evaluation.metrics import Evaluation, Predictor
 from vitcifar.evaluation.neighbors import (
     Duplicate,
@@ -21,7 +22,6 @@ from vitcifar.evaluation.neighbors import (
     thumbnails,
 )
 from vitcifar.evaluation.ood import OODScore, evaluate_ood, ood_name, read_ood_images
-from vitcifar.evaluation.robustness import Robustness, evaluate_robustness
 from vitcifar.evaluation.slices import Slice, evaluate_slices
 
 if TYPE_CHECKING:

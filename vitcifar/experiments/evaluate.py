@@ -19,7 +19,7 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.registry.registry import Registry
-from vitcifar.release.load import open_network
+from vitcifar.release.cache import open_network
 from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import data_name, log_datasets, log_evaluation, log_report, score
 

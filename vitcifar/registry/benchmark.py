@@ -8,8 +8,8 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.inference.machine import this_machine
 from vitcifar.registry.registry import Registry
 from vitcifar.registry.version import Version
+from vitcifar.release.cache import open_network
 from vitcifar.release.latency import NUM_RUNS, LatencyTable, latency_table
-from vitcifar.release.load import open_network
 from vitcifar.release.manifest import INT8_FILE, Manifest, served_evaluation
 
 if TYPE_CHECKING:

@@ -13,15 +13,20 @@ from mlflow.exceptions import MlflowException
 
 from vitcifar.errors import VitCifarError
 from vitcifar.registry.aliases import read_events
-from vitcifar.registry.orphans import (
+from vitcifar.registry.registry import LINK_TAG, NOT_FOUND, Registry, link
+from vitcifar.registry.repair import (
+    Finding,
     abandoned_exports,
+    cached_manifest,
+    can_restore,
     empty_model,
+    mark_broken,
     missing_store,
     orphaned_models,
+    restore,
+    restore_previous,
     unfinished_promotions,
 )
-from vitcifar.registry.registry import LINK_TAG, NOT_FOUND, Registry, link
-from vitcifar.registry.repair import Finding, cached_manifest, can_restore, mark_broken, restore, restore_previous
 from vitcifar.registry.version import BROKEN_TAG, Version
 from vitcifar.release.artifacts import Mismatch, find_mismatch, has_root, root_of
 from vitcifar.tracking import reaching

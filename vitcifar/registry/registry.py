@@ -133,7 +133,7 @@ class Registry:
     @staticmethod
     def state_dict(uri: str) -> dict[str, Any]:
         """Return the network's weights in a release, to start training from; loaded without pickle."""
-        from vitcifar.release.load import release_weights  # imports torch
+        from vitcifar.release.cache import release_weights  # imports torch
 
         return release_weights(Registry.pull_uri(uri, pytorch=True))
 

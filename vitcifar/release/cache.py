@@ -1,4 +1,4 @@
-"""The local cache of releases: downloaded from MLflow's artifact store, verified, complete or absent."""
+"""From the artifact store into a local cache, every byte verified; and from the cache into a PyTorch network."""
 
 import contextlib
 import dataclasses
@@ -8,12 +8,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
-from vitcifar.release.artifacts import download_file
+from vitcifar.release.artifacts import download_file, environment_variable
 from vitcifar.release.manifest import MANIFEST_FILE, PT2_FILE, Manifest, check_digest, read_manifest, verify
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from vitcifar.model.network import Classifier
 
 NOT_SERVED = frozenset({PT2_FILE})
 PARTIAL_PREFIX = ".partial-"
@@ -95,3 +103,49 @@ def _remove_stale(releases: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+PREFIX = "network."  # of the classifier inside the exported module
+NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+
+
+def release_weights(release: Manifest) -> "dict[str, Tensor]":
+    """The state dict of the network of a verified release. Raises ReleaseError."""
+    module = load_module(release)
+    return {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
+
+
+def load_module(release: Manifest) -> "Module":
+    """The exported module of a verified release, loaded from its pt2 with pickle disabled. Raises ReleaseError."""
+    import mlflow.pytorch
+    from mlflow.exceptions import MlflowException
+
+    assert release.folder is not None
+    try:
+        with environment_variable(NO_PICKLE, "false"):
+            module: Module = mlflow.pytorch.load_model(str(release.folder))
+            return module
+    except MlflowException as error:
+        raise ReleaseError(f"The weights in {release.folder} are not plain tensors: {error}") from error
+
+
+def open_network(release: Manifest) -> "Classifier":
+    """Rebuild the network of a release that was pulled with its pt2, in evaluation mode.
+
+    Raises ReleaseError if the weights do not fit the architecture in this version of vitcifar.
+    """
+    from vitcifar.model.network import build_network
+
+    config = TrainConfig(
+        arch=release.config["arch"], image_size=release.image_size, weights="none", train_layers="head"
+    )
+    network = build_network(config, release.class_names)
+    weights = release_weights(release)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ReleaseError(
+            f"The weights of {release.model_name} {release.version} do not fit {config.arch} of this vitcifar: "
+            "use its ONNX model instead."
+        ) from error
+    return network.eval()

@@ -212,7 +212,7 @@ def _torch_logits(network: "Callable[[Tensor], Tensor]", num_threads: int) -> Lo
 
 
 def _pt2_network(release: Manifest) -> "Callable[[Tensor], Tensor]":
-    from vitcifar.release.load import load_module
+    from vitcifar.release.cache import load_module
 
     module = load_module(release)
     return lambda images: module(images)[0]

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vitcifar.evaluation.compare import Comparison
+from vitcifar.evaluation.corruptions import Robustness
 from vitcifar.evaluation.ood import OODScore
-from vitcifar.evaluation.robustness import Robustness
 from vitcifar.evaluation.slices import Slice
 from vitcifar.report import style
 

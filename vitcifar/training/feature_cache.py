@@ -14,8 +14,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.model.network import Classifier, Images, frozen_depth
 from vitcifar.training.batches import AugmentedImages, Loader, Request
-from vitcifar.training.distributed import num_processes, rank, sum_over_processes
-from vitcifar.training.precision import autocast
+from vitcifar.training.distributed import autocast, num_processes, rank, sum_over_processes
 
 IMAGES_PER_BATCH = 64
 

@@ -24,10 +24,9 @@ from vitcifar.model.network import Classifier, Images
 from vitcifar.training.augmentation import sample_mix
 from vitcifar.training.batches import Batch, plan_epoch
 from vitcifar.training.checkpoint import BEST, LAST
-from vitcifar.training.distributed import barrier, num_processes, rank, sum_gradients, sum_over_processes
+from vitcifar.training.distributed import autocast, barrier, num_processes, rank, sum_gradients, sum_over_processes
 from vitcifar.training.feature_cache import Inputs
 from vitcifar.training.optimizer import learning_rate, set_learning_rate
-from vitcifar.training.precision import autocast
 from vitcifar.training.stages import ActiveStage, Log, Setup, TrainState, begin_stage, plan_stages, prepare
 
 __all__ = ["Log", "TrainResult", "fit", "notify_on_stderr"]

@@ -16,10 +16,9 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.model.lora import add_lora, train_lora
 from vitcifar.model.network import Classifier, frozen_depth, set_trainable
 from vitcifar.training.checkpoint import LAST, Checkpoints, identity_of
-from vitcifar.training.distributed import rank
+from vitcifar.training.distributed import choose_device, choose_precision, rank
 from vitcifar.training.feature_cache import Inputs, prepare_inputs
 from vitcifar.training.optimizer import EMA, build_optimizer
-from vitcifar.training.precision import choose_device, choose_precision
 
 Log = Callable[[int, Mapping[str, float]], object]
 
