@@ -5,11 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support.planted import CONFIG, planted_splits, random_network, scored
 
-from vitcifar.report.galleries import overlay_weights
 from vitcifar.report.log import analyze_trained
 
 
@@ -53,6 +51,8 @@ def test_a_run_gets_metrics_json_figures_and_the_report(run):
     assert set(run.figures) == {f"analysis/{name}" for name in names}
     page = run.texts["report.html"]
     assert "vit_tiny on digits" in page and run.run_id in page and splits.fingerprint[:16] in page
+    for title in ("Attention rollout", "Nearest training images", "Corruption robustness", "Near-duplicates"):
+        assert f"<h2>{title}</h2>" in page
     assert splits.train.ids[5] in page
 
 
@@ -83,10 +83,3 @@ def test_the_report_opens_offline_without_requests(run, tmp_path: Path):
         browser.close()
     assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
     assert (messages, width, missing) == ([], 1200, 0)
-
-
-def test_an_overlay_is_bright_where_the_map_is_high_and_has_the_size_of_the_image():
-    weights = overlay_weights(np.array([[0.0, 0.0], [0.0, 1.0]]), 20, 30)
-    assert weights.shape == (20, 30) and weights.min() == 0.0 and weights.max() == pytest.approx(1.0, abs=0.01)
-    assert weights[-1, -1] > 0.9 and weights[0, 0] < 0.1
-    assert (overlay_weights(np.full((2, 2), 0.25), 4, 4) == 0).all()

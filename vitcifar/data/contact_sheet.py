@@ -1,58 +1,116 @@
-"""A sheet that shows what the images of each class look like."""
+"""Contact sheets: labelled images in a grid, as one RGB image."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vitcifar.data.dataset import ImageDataset
 
-TILE = 72  # pixels
-GAP = 6
-MARGIN = 24
-MAX_CLASSES = 60  # rows of a sheet
-MAX_NAME = 24  # characters
-INK, GREY, PAPER, EMPTY = "#1c1e21", "#7a7f87", "#ffffff", "#f1f2f4"
+GAP = 8  # pixels
+MARGIN = 20
+MAX_CLASSES = 60  # rows of a sheet of classes
+INK, MUTED, PAPER, PANEL = "#1a2233", "#5d6b82", "#ffffff", "#f0f2f5"
+Tone = Literal["good", "bad", "plain"]
+COLOURS = {"good": "#00805e", "bad": "#c24f00", "plain": INK}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tile:
+    """A uint8 (H, W, 3) image with a title in the colour of its tone and a note; `id` is shown in HTML only."""
+
+    image: np.ndarray
+    title: str = ""
+    note: str = ""
+    id: str = ""
+    tone: Tone = "plain"
 
 
 def contact_sheet(dataset: ImageDataset, per_class: int = 8) -> Image.Image:
-    """One row a class: its name, its number of images, and the first `per_class` of them.
-
-    Returns an RGB image. Small images are enlarged without smoothing, so that their pixels can be seen.
-    """
-    names = dataset.class_names[:MAX_CLASSES]
-    counts = dataset.counts()
-    name_font, small_font = ImageFont.load_default(17), ImageFont.load_default(13)
-    shown_names = [name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…" for name in names]
-    first = MARGIN + round(max(name_font.getlength(name) for name in shown_names)) + 3 * GAP + MARGIN // 2
-    first = max(first, MARGIN + 110)
-    top = MARGIN + 34
-    width = first + per_class * (TILE + GAP) - GAP + MARGIN
-    height = top + len(names) * (TILE + GAP) - GAP + MARGIN
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    title = f"{len(dataset):,} images, {len(dataset.class_names)} classes"
+    """One row per class: its name, its number of images, and the first `per_class` of them, as an RGB image."""
+    names, counts = dataset.class_names[:MAX_CLASSES], dataset.counts()
+    note = f"{len(dataset):,} images, {len(dataset.class_names)} classes"
     if len(names) < len(dataset.class_names):
-        title += f" (the first {len(names)} are shown)"
-    draw.text((MARGIN, MARGIN), title, fill=GREY, font=small_font)
-    for row, name in enumerate(names):
-        y = top + row * (TILE + GAP)
-        draw.text((MARGIN, y + TILE // 2), shown_names[row], fill=INK, font=name_font, anchor="ls")
-        draw.text((MARGIN, y + TILE // 2 + 7), f"{counts[name]:,} images", fill=GREY, font=small_font, anchor="lt")
-        members = np.flatnonzero(dataset.labels == row)[:per_class]
-        for column in range(per_class):
-            x = first + column * (TILE + GAP)
-            if column < len(members):
-                sheet.paste(_tile(dataset.images[members[column]]), (x, y))
-            else:
-                draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), fill=EMPTY)
+        note += f" (the first {len(names)} are shown)"
+    tiles: list[Tile | None] = []
+    for label in range(len(names)):
+        members = np.flatnonzero(dataset.labels == label)[:per_class]
+        tiles += [Tile(image=dataset.images[index]) for index in members]
+        tiles += [None] * (per_class - len(members))
+    rows = [(name, f"{counts[name]:,} images") for name in names]
+    return tile_sheet(tiles, columns=per_class, note=note, rows=rows, side=72)
+
+
+def tile_sheet(
+    tiles: Sequence[Tile | None],
+    *,
+    columns: int,
+    title: str = "",
+    note: str = "",
+    rows: Sequence[tuple[str, str]] = (),
+    side: int = 120,
+) -> Image.Image:
+    """Tiles from left to right in rows of `columns` squares of `side` pixels, None = an empty square.
+
+    Texts stand below the images and are cut to the width of a tile; `rows` are a name and a note at the left of each
+    row. Returns an RGB image. Small images are enlarged without smoothing, so that their pixels are visible.
+    """
+    lines = max((2 if tile.note else 1 if tile.title else 0 for tile in tiles if tile), default=0)
+    left, top = MARGIN, MARGIN + (24 if title else 0) + (20 if note else 0) + (GAP if title or note else 0)
+    rows = [(_cut(name, _font(15), 240), _cut(below, _font(12), 240)) for name, below in rows]
+    if rows:
+        left += 2 * GAP + round(max(max(_font(15).getlength(a), _font(12).getlength(b)) for a, b in rows))
+    step_x, step_y = side + GAP, side + GAP + 17 * lines
+    height = top + -(-len(tiles) // columns) * step_y + MARGIN - GAP
+    sheet = Image.new("RGB", (left + columns * step_x - GAP + MARGIN, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((MARGIN, MARGIN), title, fill=INK, font=_font(16, bold=True))
+    if note:
+        draw.text((MARGIN, MARGIN + (24 if title else 0)), note, fill=MUTED, font=_font(13))
+    for row, (name, below) in enumerate(rows):
+        y = top + row * step_y + side // 2
+        draw.text((MARGIN, y), name, fill=INK, font=_font(15), anchor="ls")
+        draw.text((MARGIN, y + 6), below, fill=MUTED, font=_font(12), anchor="lt")
+    for position, tile in enumerate(tiles):
+        x, y = left + position % columns * step_x, top + position // columns * step_y
+        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=PANEL)
+        if tile is None:
+            continue
+        image = _fit(tile.image, side)
+        sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
+        bold, plain = _font(12, bold=True), _font(12)
+        draw.text((x, y + side + 2), _cut(tile.title, bold, side), fill=COLOURS[tile.tone], font=bold)
+        draw.text((x, y + side + 18), _cut(tile.note, plain, side), fill=MUTED, font=plain)
     return sheet
 
 
-def _tile(pixels: np.ndarray) -> Image.Image:
-    """An image in a square of TILE pixels, whole and with its shape."""
+def _fit(pixels: np.ndarray, side: int) -> Image.Image:
+    """An image scaled so that its longer side has `side` pixels."""
     image = Image.fromarray(pixels)
-    scale = TILE / max(image.size)
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    tile = Image.new("RGB", (TILE, TILE), EMPTY)
-    tile.paste(image, ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
-    return tile
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text on one line, its end replaced by an ellipsis where it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: the font in Pillow has no letters beyond ASCII."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / name), size)

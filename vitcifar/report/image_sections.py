@@ -1,122 +1,102 @@
-"""The parts of a report that show images: mistakes, what the network looked at, what it found alike."""
+"""Sections of a report that show images: errors, attention, nearest training images; and each as a contact sheet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
+from PIL import Image
 
+from vitcifar.data.contact_sheet import Tile, Tone, tile_sheet
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.compare import Comparison
-from vitcifar.evaluation.metrics import Evaluation
-from vitcifar.evaluation.neighbors import Duplicate, NearestImages
-from vitcifar.report.galleries import highlight, most_confident_mistakes
-from vitcifar.report.html import Section, Table, Tile
+from vitcifar.evaluation.neighbors import NearestImages
+from vitcifar.report.html import Section
 
 
-def mistakes_section(
-    evaluation: Evaluation, dataset: ImageDataset, probabilities: np.ndarray, limit: int = 24
-) -> Section:
-    """The wrong answers that the classifier was surest of."""
-    places = most_confident_mistakes(dataset.labels, probabilities, limit)
-    wrong = evaluation.num_images - int(evaluation.correct.sum())
-    text = f"{len(places)} of {wrong} wrong answers, the surest first: look here for wrong labels too."
+def sheet(section: Section) -> Image.Image:
+    """The tiles of a section as one image, for MLflow and TensorBoard."""
+    return tile_sheet(section.tiles, columns=section.columns or 6, title=section.title, note=section.text)
+
+
+def errors_section(dataset: ImageDataset, probabilities: np.ndarray) -> Section:
+    """The most confident errors; probabilities (N, K)."""
+    errors = np.flatnonzero(probabilities.argmax(axis=1) != dataset.labels)
+    shown = most_confident(errors, probabilities)
+    text = f"{len(shown)} of {len(errors)} errors, the most confident first. Check them for wrong labels, too."
     return Section(
-        title="Most confident mistakes",
-        text=text if wrong else "No image was answered wrongly.",
-        tiles=[answer_tile(dataset, probabilities, int(place)) for place in places],
+        title="Most confident errors",
+        text=text if len(errors) else "No image is misclassified.",
+        tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
     )
 
 
-def lost_section(dataset: ImageDataset, probabilities: np.ndarray, comparison: Comparison, limit: int = 24) -> Section:
-    """Images that this classifier gets wrong and the other one got right."""
-    places = sorted(comparison.lost, key=lambda place: -float(probabilities[place].max()))[:limit]
+def regressions_section(dataset: ImageDataset, probabilities: np.ndarray, comparison: Comparison) -> Section:
+    """Images that only the champion classifies correctly; probabilities (N, K) are the challenger's."""
+    shown = most_confident(comparison.lost, probabilities)
     return Section(
-        title="Lost to the other version",
-        text=f"{len(places)} of {len(comparison.lost)} images that only the other version answered rightly.",
-        tiles=[answer_tile(dataset, probabilities, place) for place in places],
+        title="Regressions",
+        text=f"{len(shown)} of {len(comparison.lost)} images that only the champion classifies correctly.",
+        tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
     )
 
 
 def attention_section(dataset: ImageDataset, probabilities: np.ndarray, maps: Mapping[int, np.ndarray]) -> Section:
-    """What right and wrong answers were made from."""
+    """Images beside their attention rollout; maps of patches by the index of the image."""
     tiles = []
-    for place, patches in maps.items():
-        tile = answer_tile(dataset, probabilities, place)
-        tiles += [
-            tile,
-            Tile(image=highlight(tile.image, patches), title="attention", tone="plain"),
-        ]
+    for index, patches in maps.items():
+        tiles.append(prediction_tile(dataset, probabilities, index))
+        tiles.append(Tile(image=highlight(dataset.images[index], patches), title="attention"))
     return Section(
-        title="Where the network looked",
-        text="Attention rollout: how much of the answer came from each patch, through all layers. Bright counts most.",
+        title="Attention rollout",
+        text="Each image beside the attention of its prediction to the patches, through all layers: bright = high.",
         tiles=tiles,
         columns=6,
     )
 
 
-def neighbor_section(dataset: ImageDataset, probabilities: np.ndarray, nearest: NearestImages) -> Section:
-    """Mistakes with the training images that look most alike to the network."""
+def nearest_section(dataset: ImageDataset, probabilities: np.ndarray, nearest: NearestImages) -> Section:
+    """Errors with the training images whose embeddings are nearest."""
     train, tiles = nearest.train, []
-    for place, indices, cosines in zip(nearest.queries, nearest.indices, nearest.cosines, strict=True):
-        tiles.append(answer_tile(dataset, probabilities, int(place)))
+    for query, indices, cosines in zip(nearest.queries.tolist(), nearest.indices, nearest.cosines, strict=True):
+        tiles.append(prediction_tile(dataset, probabilities, query))
         for index, cosine in zip(indices, cosines, strict=True):
-            same = train.labels[index] == dataset.labels[place]
-            tiles.append(
-                Tile(
-                    image=train.images[index],
-                    title=train.class_names[train.labels[index]],
-                    note=f"cosine {cosine:.3f}",
-                    id=train.ids[index],
-                    tone="good" if same else "bad",
-                )
-            )
+            name, note = train.class_names[train.labels[index]], f"cosine {cosine:.3f}"
+            tone: Tone = "good" if train.labels[index] == dataset.labels[query] else "bad"
+            tiles.append(Tile(image=train.images[index], title=name, note=note, id=train.ids[index], tone=tone))
     return Section(
         title="Nearest training images",
-        text="Each mistake, followed by the training images nearest to it; green ones have its true class.",
+        text="Each error, followed by the training images nearest to it; green: of its true class.",
         tiles=tiles,
         columns=1 + nearest.indices.shape[1],
     )
 
 
-def duplicate_section(duplicates: Sequence[Duplicate], limit: int = 50) -> Section:
-    """Images that are in more than one split, by their ids."""
-    if not duplicates:
-        return Section(title="Duplicates", text="No image of one split is also in another.", tone="good")
-    exact = sum(d.same_pixels for d in duplicates)
-    text = f"{len(duplicates):,} pairs between splits, {exact:,} of them with the same pixels."
-    if len(duplicates) > limit:
-        text += f" The first {limit} are shown."
-    return Section(
-        title="Duplicates",
-        text=text,
-        tables=[
-            Table(
-                header=["Split", "Image", "Other split", "Image", "Cosine", "Same pixels", "Same class"],
-                rows=[
-                    [
-                        d.split,
-                        d.id,
-                        d.other_split,
-                        d.other_id,
-                        f"{d.similarity:.4f}",
-                        "yes" if d.same_pixels else "no",
-                        "yes" if d.same_label else "no",
-                    ]
-                    for d in duplicates[:limit]
-                ],
-                numeric=[4],
-            )
-        ],
-    )
+def most_confident(indices: np.ndarray | tuple[int, ...], probabilities: np.ndarray, limit: int = 24) -> list[int]:
+    """The indices sorted by the confidence of their predictions, the most confident first; probabilities (N, K)."""
+    return sorted(map(int, indices), key=lambda index: -float(probabilities[index].max()))[:limit]
 
 
-def answer_tile(dataset: ImageDataset, probabilities: np.ndarray, place: int) -> Tile:
-    """One image with its answer and, when that is wrong, the true class."""
-    answer, label = int(probabilities[place].argmax()), int(dataset.labels[place])
-    truth = f"is {dataset.class_names[label]} ({probabilities[place, label]:.0%})"
+def prediction_tile(dataset: ImageDataset, probabilities: np.ndarray, index: int) -> Tile:
+    """One image with its prediction and, when that is wrong, the true class; probabilities (N, K)."""
+    names, label, prediction = dataset.class_names, int(dataset.labels[index]), int(probabilities[index].argmax())
     return Tile(
-        image=dataset.images[place],
-        title=f"{dataset.class_names[answer]} · {probabilities[place, answer]:.0%}",
-        note="" if answer == label else truth,
-        id=dataset.ids[place],
-        tone="good" if answer == label else "bad",
+        image=dataset.images[index],
+        title=f"{names[prediction]} ({probabilities[index, prediction]:.0%})",
+        note="" if prediction == label else f"true: {names[label]} ({probabilities[index, label]:.0%})",
+        id=dataset.ids[index],
+        tone="good" if prediction == label else "bad",
     )
+
+
+def highlight(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """The image, dark where the map of patches is low: uint8, its longer side at least 128 pixels."""
+    grow = max(1, -(-128 // max(image.shape[:2])))
+    large = image.repeat(grow, axis=0).repeat(grow, axis=1)
+    weights = overlay_weights(patches, *large.shape[:2])[..., None]
+    return np.round(large * (0.25 + 0.75 * weights)).astype(np.uint8)
+
+
+def overlay_weights(patches: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The map of patches scaled to the image, smooth, between 0 and 1: (height, width)."""
+    normalized = (patches - patches.min()) / max(float(patches.max() - patches.min()), 1e-12)
+    scaled = Image.fromarray(normalized.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(scaled, np.float64), 0, 1)

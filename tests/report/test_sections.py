@@ -1,0 +1,110 @@
+"""Sections: which there are, and the numbers that they say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support.reports import HOSTILE, NUM
+
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.evaluation.analysis import Analysis
+from vitcifar.evaluation.calibration import softmax
+from vitcifar.evaluation.metrics import evaluate
+from vitcifar.report import sections
+from vitcifar.report.log import report_sections
+
+
+def numbers(section):
+    return {number.name: (number.value, number.note) for number in section.numbers}
+
+
+def test_report_has_a_section_for_each_part_that_exists(result):
+    parts = report_sections(result.evaluation, result.dataset, result.probabilities, result.analysis, result.comparison)
+    assert [part.title for part in parts] == [
+        "Summary",
+        "Comparison",
+        "Regressions",
+        "Classes",
+        "Most confident errors",
+        "Attention rollout",
+        "Nearest training images",
+        "Calibration and selective prediction",
+        "Slices",
+        "Corruption robustness",
+        "Out-of-distribution detection",
+        "Near-duplicates",
+    ]
+
+
+def test_report_has_no_section_for_parts_that_do_not_exist(result):
+    titles = [part.title for part in report_sections(result.evaluation, result.dataset, result.probabilities)]
+    assert titles == ["Summary", "Classes", "Most confident errors", "Calibration and selective prediction"]
+
+
+def test_summary_has_every_metric_and_one_number_of_each_part_of_the_analysis(result):
+    evaluation, analysis = result.evaluation, result.analysis
+    section = sections.summary(evaluation, analysis)
+    assert section.headline is evaluation
+    found = numbers(section)
+    assert found["Calibration error"][0] == f"{evaluation.ece:.3f}"
+    assert found["Top-2 accuracy"][0] == f"{evaluation.top2_accuracy:.1%}"
+    assert found["Temperature"] == ("1.00", "no scaling")
+    assert found["Precision at threshold"][0] == f"{analysis.threshold.precision:.1%}"
+    assert found["Weakest slice"][0] == f"{min(row.accuracy for row in analysis.slices):.1%}"
+    assert found["Corruption accuracy"][0] == f"{analysis.robustness.mean_accuracy:.1%}"
+    assert found["OOD AUROC"][0] == f"{analysis.ood[0].auroc:.3f}"
+    assert found["Near-duplicates"] == ("2", "between splits; 2 with identical pixels")
+    assert len(sections.summary(evaluation, Analysis()).numbers) == len(found) - 5
+
+
+def test_accuracy_is_written_with_its_interval_and_the_number_of_images(result):
+    evaluation = dataclasses.replace(result.evaluation, accuracy=0.968, accuracy_low=0.9381, accuracy_high=0.98369)
+    assert evaluation.accuracy_text() == f"0.9680 (95% interval 0.9381 to 0.9837, {NUM} images)"
+
+
+@pytest.mark.parametrize(("outcome", "tone"), [("better", "good"), ("worse", "bad"), ("inconclusive", "plain")])
+def test_comparison_says_its_outcome(result, outcome, tone):
+    comparison = dataclasses.replace(result.comparison, outcome=outcome)
+    section = sections.comparison_section(comparison)
+    assert section.verdict.startswith(outcome.capitalize() + ": ") and section.tone == tone
+    assert numbers(section)["Only champion correct"] == (str(len(comparison.lost)), "images")
+    assert numbers(section)["Not worse"] == ("not shown", "margin 2.0 points")
+    without = sections.comparison_section(dataclasses.replace(comparison, margin=0.0))
+    assert "Not worse" not in numbers(without)
+
+
+def test_classes_have_their_scores_and_their_confusions(result):
+    scores, pairs = sections.class_section(result.evaluation).tables
+    assert scores.header == ["Class", "Images", "Precision", "Recall", "Recall, 95% interval", "F1"]
+    assert [row[0] for row in scores.rows] == list(HOSTILE)
+    assert [row[3] for row in scores.rows] == [score.recall for score in result.evaluation.classes]
+    assert pairs.header == ["True class", "Prediction", "Images", "Share of the class"]
+    assert pairs.rows[0][2] == str(result.evaluation.confused[0].count)
+
+
+def test_confidence_has_the_threshold_with_its_coverage_and_precision(result):
+    threshold = result.analysis.threshold
+    found = numbers(sections.confidence_section(result.evaluation, threshold))
+    assert found["Confidence threshold"] == (f"{threshold.confidence:.3f}", "chosen on validation for 80% precision")
+    assert found["Coverage"] == (f"{threshold.coverage:.1%}", f"{threshold.num_answered} images")
+    assert not sections.confidence_section(result.evaluation, None).numbers
+
+
+def test_near_duplicates_are_listed_by_their_ids(result):
+    section = sections.duplicate_section(result.analysis.duplicates)
+    assert section.text == "2 pairs between splits, 2 with identical pixels."
+    (table,) = section.tables
+    assert table.rows[0] == ["train", "<i>0</i>.png", "test", "<i>0</i>.png", "1.0000", "yes", "yes"]
+    many = sections.duplicate_section(result.analysis.duplicates * 30)
+    assert len(many.tables[0].rows) == 50 and many.text.endswith("The first 50 are shown.")
+    assert sections.duplicate_section(()).text == "No image has a near-duplicate in another split."
+
+
+def test_report_of_perfect_predictions_says_that_there_are_no_errors():
+    labels = np.arange(12) % 4
+    images = np.zeros((12, 8, 8, 3), np.uint8)
+    dataset = ImageDataset(images=images, labels=labels, class_names=HOSTILE, ids=("x",) * 12)
+    logits = 50 * np.eye(4)[labels]
+    parts = report_sections(evaluate(logits, labels, HOSTILE), dataset, softmax(logits))
+    assert len(parts[1].tables) == 1  # no confused classes
+    assert parts[2].text == "No image is misclassified." and not parts[2].tiles

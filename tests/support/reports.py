@@ -1,0 +1,100 @@
+"""A small evaluation with every part of an analysis, and readers of the figures and the HTML that it gives."""
+
+import dataclasses
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.evaluation.analysis import Analysis
+from vitcifar.evaluation.calibration import fit_threshold, softmax
+from vitcifar.evaluation.compare import Comparison, compare_evaluations
+from vitcifar.evaluation.metrics import Evaluation, evaluate
+from vitcifar.evaluation.neighbors import find_duplicates, nearest_training, thumbnails
+from vitcifar.evaluation.ood import evaluate_ood
+from vitcifar.evaluation.robustness import evaluate_robustness
+from vitcifar.evaluation.slices import evaluate_slices
+
+HOSTILE = ("cat", "<script>alert(1)</script>", "a & b $x_1$", "'\"><img src=x onerror=y>")
+NUM = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Random images, logits that are often right, and what follows from them."""
+
+    dataset: ImageDataset
+    logits: np.ndarray
+    evaluation: Evaluation
+    analysis: Analysis
+    comparison: Comparison
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        return softmax(self.logits)
+
+
+def make_result() -> Result:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, NUM)
+    logits = random.normal(size=(NUM, 4))
+    logits[np.arange(NUM), labels] += 1.5
+    images = random.integers(0, 256, (NUM, 16, 16, 3)).astype(np.uint8)
+    ids = tuple(f"<i>{index}</i>.png" for index in range(NUM))
+    dataset = ImageDataset(images=images, labels=labels, class_names=HOSTILE, ids=ids)
+    evaluation = evaluate(logits, labels, HOSTILE, fingerprint="f" * 64)
+    worse = evaluate(logits[:, ::-1], labels, HOSTILE, fingerprint="f" * 64)
+    errors, embeddings = np.flatnonzero(~evaluation.correct)[:3], thumbnails(images)
+    analysis = Analysis(
+        threshold=fit_threshold(evaluation.confidences, evaluation.correct, 0.8),
+        slices=evaluate_slices(evaluation, dataset),
+        robustness=evaluate_robustness(lambda _: logits, dataset, names=("fog", "contrast"), severities=(1, 5)),
+        ood=evaluate_ood(logits, logits[:40] / 9),
+        ood_source="<other> images",
+        duplicates=find_duplicates({"train": dataset, "test": dataset.subset([0, 1])}),
+        attention={int(index): np.eye(4) for index in errors},
+        nearest=nearest_training(errors, embeddings, dataset, embeddings, k=3),
+    )
+    comparison = compare_evaluations(worse, evaluation, margin=0.02)
+    return Result(dataset, logits, evaluation, analysis, comparison)
+
+
+def texts(figure: Figure) -> list[str]:
+    """Every visible text of a figure that is not empty."""
+    figure.draw_without_rendering()  # type: ignore[no-untyped-call]
+    found = figure.findobj(lambda artist: isinstance(artist, Text) and artist.get_visible())
+    return [text for artist in found if (text := artist.get_text())]  # type: ignore[attr-defined]
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page; fails on a tag that is closed out of order."""
+
+    VOID = ("meta", "img", "br", "hr")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, Any]] = []
+        self.text = ""
+        self.feed(page)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        """Every value of an attribute."""
+        return [value for attribute, value in self.attributes if attribute == name]
