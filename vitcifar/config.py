@@ -24,10 +24,13 @@ def setting(
     choices: Sequence[str] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    decides_weights: bool = False,
 ) -> Any:
-    """A field of a config: its default, one line of help with its unit, and what values it takes."""
+    """A field of a config: its default, one line of help with its unit, its valid values, and `decides_weights`,
+    whether another value gives other trained weights on the same images.
+    """
     metadata = {"help": help, "choices": tuple(choices), "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "decides_weights": decides_weights})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,51 +44,82 @@ class TrainConfig:
     validation_per_class: int = setting(25, "Validation images per class, from what training left over.", minimum=1)
     test_per_class: int = setting(25, "Test images per class (0 = all).", minimum=0)
     data_seed: int = setting(0, "Seed of the subset: which images are taken, and in which order.", minimum=0)
-    seed: int = setting(0, "Seed of the new weights, the order of the batches and the augmentation.", minimum=0)
+    seed: int = setting(
+        0, "Seed of the new weights, the order of the batches and the augmentation.", minimum=0, decides_weights=True
+    )
 
     # Model
-    arch: str = setting("vit_b_16", "The vision transformer.", choices=VITS)
+    arch: str = setting("vit_b_16", "The vision transformer.", choices=VITS, decides_weights=True)
     weights: str = setting(
         "IMAGENET1K_V1",
         "Where training starts: torchvision's name, none, a file with a state dict, or models:/NAME/VERSION.",
+        decides_weights=True,
     )
-    image_size: int = setting(0, "Side in pixels that images are resized to (0 = the architecture's own).", minimum=0)
-    train_layers: str = setting("head", "What trains: head, all, or a number of last blocks.")
+    image_size: int = setting(
+        0, "Side in pixels that images are resized to (0 = the architecture's own).", minimum=0, decides_weights=True
+    )
+    train_layers: str = setting("head", "What trains: head, all, or a number of last blocks.", decides_weights=True)
 
     # Training
-    epochs: int = setting(10, "Passes over the training images.", minimum=1)
-    batch_size: int = setting(32, "Images per step.", minimum=1)
-    learning_rate: float = setting(1e-3, "Peak learning rate.", minimum=0.0)
+    epochs: int = setting(10, "Passes over the training images.", minimum=1, decides_weights=True)
+    batch_size: int = setting(32, "Images per step.", minimum=1, decides_weights=True)
+    learning_rate: float = setting(1e-3, "Peak learning rate.", minimum=0.0, decides_weights=True)
     schedule: str = setting(
-        "cosine", "How the learning rate falls after the warm-up.", choices=("constant", "cosine", "linear")
+        "cosine",
+        "How the learning rate falls after the warm-up.",
+        choices=("constant", "cosine", "linear"),
+        decides_weights=True,
     )
-    warmup_epochs: float = setting(1.0, "Epochs in which the learning rate rises from 0 (0 = none).", minimum=0.0)
-    optimizer: str = setting("adam", "The optimizer.", choices=("adam", "adamw", "sgd"))
-    weight_decay: float = setting(0.0, "Weight decay, on matrices alone (0 = none).", minimum=0.0)
+    warmup_epochs: float = setting(
+        1.0, "Epochs in which the learning rate rises from 0 (0 = none).", minimum=0.0, decides_weights=True
+    )
+    optimizer: str = setting("adam", "The optimizer.", choices=("adam", "adamw", "sgd"), decides_weights=True)
+    weight_decay: float = setting(0.0, "Weight decay, on matrices alone (0 = none).", minimum=0.0, decides_weights=True)
     layer_decay: float = setting(
         1.0,
         "Learning rate of a block as a share of that of the block above it (1 = the same).",
         minimum=0.0,
         maximum=1.0,
+        decides_weights=True,
     )
-    clip_norm: float = setting(0.0, "Longest gradient; longer ones are shortened to it (0 = any length).", minimum=0.0)
+    clip_norm: float = setting(
+        0.0, "Longest gradient; longer ones are shortened to it (0 = any length).", minimum=0.0, decides_weights=True
+    )
     label_smoothing: float = setting(
-        0.0, "Share of the label that is spread over all classes (0 = none).", minimum=0.0, maximum=0.9
+        0.0,
+        "Share of the label that is spread over all classes (0 = none).",
+        minimum=0.0,
+        maximum=0.9,
+        decides_weights=True,
     )
     augmentation: str = setting(
-        "none", "How training images are varied.", choices=("none", "crop", "flip", "crop-flip", "trivial", "rand")
+        "none",
+        "How training images are varied.",
+        choices=("none", "crop", "flip", "crop-flip", "trivial", "rand"),
+        decides_weights=True,
     )
-    mixup: float = setting(0.0, "Mixup's alpha: pairs of images blended (0 = none).", minimum=0.0)
-    cutmix: float = setting(0.0, "CutMix's alpha: a piece of one image put into another (0 = none).", minimum=0.0)
+    mixup: float = setting(0.0, "Mixup's alpha: pairs of images blended (0 = none).", minimum=0.0, decides_weights=True)
+    cutmix: float = setting(
+        0.0, "CutMix's alpha: a piece of one image put into another (0 = none).", minimum=0.0, decides_weights=True
+    )
     ema_decay: float = setting(
-        0.0, "Moving average of the weights, kept when better, such as 0.99 (0 = none).", minimum=0.0, maximum=0.99999
+        0.0,
+        "Moving average of the weights, kept when better, such as 0.99 (0 = none).",
+        minimum=0.0,
+        maximum=0.99999,
+        decides_weights=True,
     )
-    patience: int = setting(0, "Epochs without a better one after which training stops (0 = never).", minimum=0)
-    head_epochs: int = setting(0, "Epochs for the head alone, before what train_layers says (0 = none).", minimum=0)
+    patience: int = setting(
+        0, "Epochs without a better one after which training stops (0 = never).", minimum=0, decides_weights=True
+    )
+    head_epochs: int = setting(
+        0, "Epochs for the head alone, before what train_layers says (0 = none).", minimum=0, decides_weights=True
+    )
     lora_rank: int = setting(
         0,
         "Rank of LoRA on the attention of the blocks that train, in place of all their weights (0 = none).",
         minimum=0,
+        decides_weights=True,
     )
     resume: str = setting("none", "Go on from the last checkpoint of a run: none, last, or a run's id.")
 
@@ -94,20 +128,29 @@ class TrainConfig:
         "auto",
         "Number format of the forward pass (auto = the faster one here).",
         choices=("auto", "fp32", "bf16", "fp16"),
+        decides_weights=True,
     )
-    compile: str = setting("off", "Compile the network with torch.compile.", choices=("off", "on"))
+    compile: str = setting(
+        "off", "Compile the network with torch.compile.", choices=("off", "on"), decides_weights=True
+    )
     accumulation_steps: int = setting(
-        1, "Parts that a batch is worked through in, to save memory; the result is the same.", minimum=1
+        1,
+        "Parts that a batch is worked through in, to save memory; the result is the same.",
+        minimum=1,
+        decides_weights=True,
     )
     num_views: int = setting(
         4,
         "Augmented views of an image that frozen parts are computed for, once (0 = computed every epoch).",
         minimum=0,
+        decides_weights=True,
     )
-    cache_memory: float = setting(4.0, "Most memory in GB for what frozen parts computed.", minimum=0.0)
+    cache_memory: float = setting(
+        4.0, "Most memory in GB for what frozen parts computed.", minimum=0.0, decides_weights=True
+    )
     num_workers: int = setting(0, "Processes beside the main one that prepare batches.", minimum=0)
     num_processes: int = setting(1, "Processes that share every batch, on this machine (also: torchrun).", minimum=1)
-    device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"))
+    device: str = setting("auto", "Where it trains.", choices=("auto", "cpu", "cuda"), decides_weights=True)
 
     # Evaluation
     analysis: str = setting(
@@ -187,6 +230,11 @@ def groups() -> dict[str, str]:
         heading = heading_at.get(field.name, heading)
         placed[field.name] = heading
     return placed
+
+
+def deciding_settings() -> tuple[str, ...]:
+    """Names of the settings that decide the trained weights, in field order: a resumed run must have the same."""
+    return tuple(field.name for field in dataclasses.fields(TrainConfig) if field.metadata["decides_weights"])
 
 
 def check(field: dataclasses.Field, value: Any) -> None:

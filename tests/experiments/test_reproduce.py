@@ -1,4 +1,4 @@
-"""A version is trained again from what it recorded, for real, and what differs is named."""
+"""Versions are trained again from their recorded config, and differences are named."""
 
 from pathlib import Path
 
@@ -36,15 +36,15 @@ def test_a_version_is_reproduced_bit_for_bit(trained):
     assert not [row for row in outcome.differences if row.section in ("weights", "metrics", "code", "environment")]
 
 
-def test_other_images_are_refused_before_any_training(trained, monkeypatch):
+def test_other_images_are_rejected_before_training(trained, monkeypatch):
     registry, done, _ = trained
     other = read_splits(resolve("digits", **QUICK, data_seed=1))
     monkeypatch.setattr(reproducing, "read_splits", lambda config: other)
-    with pytest.raises(ReleaseError, match=rf"expected fingerprint {done.fingerprint[:16]}.*Bring the images back"):
+    with pytest.raises(ReleaseError, match=rf"expected fingerprint {done.fingerprint[:16]}.*Restore the images"):
         reproduce(registry, done.version)
 
 
-def test_another_commit_is_said(trained, monkeypatch):
+def test_another_commit_is_a_warning_and_a_difference(trained, monkeypatch):
     registry, done, _ = trained
     monkeypatch.setattr(pipeline, "git_state", lambda: {"git_commit": "d" * 40, "git_dirty": "false"})
     with pytest.warns(UserWarning, match="this is dddd"):

@@ -1,4 +1,4 @@
-"""Can a version be made again? Its recipe, and what came out different."""
+"""Reproduction of a version: train it again from its recorded config and compare the result."""
 
 import dataclasses
 import warnings
@@ -18,42 +18,42 @@ from vitcifar.release.manifest import Manifest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """A version and its rebuilding; `same_weights` is the whole answer, the differences say why not."""
+    """The result of training a version again; the differences explain weights that are not the same."""
 
     version: int
     same_weights: bool
     differences: tuple[Difference, ...]
 
 
-def recipe(release: Manifest) -> TrainConfig:
-    """The recorded config, as it can be run again: nothing resumed, nothing promoted. Raises ReleaseError."""
+def recorded_config(release: Manifest) -> TrainConfig:
+    """The config of a version, without resuming and promoting; raises ReleaseError for one of another vitcifar."""
     try:
         return TrainConfig(**{**release.config, "resume": "none", "promote_to": "none"})
     except (TypeError, ConfigError) as error:
         raise ReleaseError(
-            f"The config of version {release.version} is of another vitcifar ({error}): "
+            f"The config of version {release.version} was recorded by another vitcifar ({error}): "
             f"check out commit {release.git.get('commit') or 'not recorded'} and reproduce there."
         ) from error
 
 
 def reproduce(registry: Registry, spec: str | int) -> Reproduction:
-    """Train a version again from its recorded config, as a run of its own that releases nothing, and compare.
+    """Train a version again from its recorded config, as a run that releases nothing, and compare.
 
-    Raises ReleaseError before the training when the images differ, and warns when the commit does.
+    Raises ReleaseError before training when the images differ; warns when the commit differs.
     """
     release = registry.pull(spec)
-    config = recipe(release)
+    config = recorded_config(release)
     splits = read_splits(config)
     if splits.fingerprint != release.fingerprint:
         raise ReleaseError(
-            f"The images are not those that version {release.version} was made of: expected fingerprint "
-            f"{release.fingerprint[:16]}…, got {splits.fingerprint[:16]}…. Bring the images back and try again."
+            f"The images are not those of version {release.version}: expected fingerprint "
+            f"{release.fingerprint[:16]}…, got {splits.fingerprint[:16]}…. Restore the images and try again."
         )
     commit, present = release.git.get("commit"), pipeline.git_state().get("git_commit")
     if commit != present:
         warnings.warn(
-            f"Version {release.version} was made with commit {commit or 'not recorded'}, this is "
-            f"{present or 'no commit'}: what differs may be the code's doing.",
+            f"Version {release.version} was trained with commit {commit or 'not recorded'}, this is "
+            f"{present or 'no commit'}: differences may come from the code.",
             stacklevel=2,
         )
     network = pipeline.make_network(config, splits.class_names)
@@ -65,7 +65,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
 def compare_retrained(
     release: Manifest, sha256: str, evaluation: Mapping[str, Any], git: Mapping[str, Any]
 ) -> Reproduction:
-    """What the retrained network shares with the release and what not."""
+    """Compare the weights (by sha256), metrics, code and environment of the retrained network with the release."""
     weights = release.checks.get("weights_sha256")
     differences = [
         *compare_sections("weights", {"sha256": weights}, {"sha256": sha256}),

@@ -1,22 +1,18 @@
-"""What a sweep searches, as it is typed: `learning_rate=1e-4..1e-2:log`, `optimizer=adam,adamw`."""
+"""The search space of a sweep, as it is typed: `learning_rate=1e-4..1e-2:log`, `optimizer=adam,adamw`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitcifar.config import TrainConfig, check, groups
+from vitcifar.config import TrainConfig, check, deciding_settings, groups
 from vitcifar.errors import ConfigError
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna import Trial
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
-# What may differ from trial to trial: neither the images (two trials could not be compared) nor luck, places, names.
-SEARCHABLE = tuple(
-    name
-    for name, heading in groups().items()
-    if (heading in ("Model", "Training") or name in ("precision", "num_views")) and name != "resume"
-)
+# Neither the images nor the seed: trials that differ in them cannot be compared.
+SEARCHABLE = tuple(name for name in deciding_settings() if groups()[name] != "Data")
 USUAL = "usual"
 USUAL_SPACE = (
     "learning_rate=1e-5..1e-2:log",
@@ -29,7 +25,7 @@ EXAMPLES = "learning_rate=1e-4..1e-2:log, epochs=5..20 or optimizer=adam,adamw"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One setting that a sweep searches: a range, both ends included, or a few values."""
+    """One setting of a search space: a range, both ends included, or a list of values."""
 
     name: str
     low: Any = None
@@ -42,30 +38,20 @@ class Dimension:
             return f"{self.name}={','.join(map(str, self.values))}"
         return f"{self.name}={self.low!r}..{self.high!r}{':log' if self.log else ''}"
 
-    def distribution(self) -> "BaseDistribution":
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
+    def suggest(self, trial: "Trial") -> Any:
+        """A value for a trial; floats of a range have 4 digits, which a person can type."""
         if self.values:
-            return CategoricalDistribution(self.values)
-        kind = IntDistribution if FIELDS[self.name].type is int else FloatDistribution
-        return kind(self.low, self.high, log=self.log)
-
-
-def readable(params: Mapping[str, Any], space: Sequence[Dimension]) -> dict[str, Any]:
-    """A trial's settings as they are trained with: floats at 4 digits, which a person can type."""
-    settings = dict(params)
-    for dimension in space:
-        value = settings[dimension.name]
-        if isinstance(value, float) and not dimension.values:
-            short = float(f"{value:.4g}")
-            settings[dimension.name] = short if dimension.low <= short <= dimension.high else value
-    return settings
+            return trial.suggest_categorical(self.name, self.values)
+        if FIELDS[self.name].type is int:
+            return trial.suggest_int(self.name, self.low, self.high, log=self.log)
+        value = trial.suggest_float(self.name, self.low, self.high, log=self.log)
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
 
 
 def parse_space(typed: Sequence[str], given: Mapping[str, Any]) -> tuple[Dimension, ...]:
-    """The dimensions of a sweep; `usual` = the usual space, but for settings that were given a value.
+    """The dimensions of a sweep; `usual` = the usual space without the settings in `given`.
 
-    Several may stand in one text, with semicolons between them. Raises ConfigError.
+    One text may hold several dimensions, separated by semicolons. Raises ConfigError.
     """
     texts = [text.strip() for line in typed for text in line.split(";") if text.strip()]
     if texts in ([], [USUAL]):
@@ -78,16 +64,16 @@ def parse_space(typed: Sequence[str], given: Mapping[str, Any]) -> tuple[Dimensi
         if name in given:
             raise ConfigError(f"{name} is both searched and given as {given[name]!r}: leave one of them out.")
     if not space:
-        raise ConfigError(f"There is nothing left to search: type --search, such as {EXAMPLES}.")
+        raise ConfigError(f"The search space is empty: type --search, such as {EXAMPLES}.")
     return space
 
 
 def parse_dimension(text: str) -> Dimension:
-    """One setting with its range or its values, each held against the setting's type and bounds."""
+    """One setting with its range or its values, checked against the setting's type and bounds."""
     name, equals, rest = (part.strip() for part in text.partition("="))
     name = name.replace("-", "_")
     if not equals or not rest:
-        raise ConfigError(f"{text!r} is nothing to search: type such as {EXAMPLES}.")
+        raise ConfigError(f"Cannot parse {text!r}: expected for example {EXAMPLES}.")
     if name in FIELDS and name not in SEARCHABLE:
         raise ConfigError(f"{name} is the same in every trial: type --{name.replace('_', '-')} to set it.")
     if name not in FIELDS:
@@ -99,9 +85,9 @@ def parse_range(name: str, text: str) -> Dimension:
     ends, colon, scale = text.partition(":")
     low_text, _, high_text = ends.partition("..")
     if FIELDS[name].type is str:
-        raise ConfigError(f"{name} has no range: type the values that it may take, such as {name}=one,other.")
+        raise ConfigError(f"{name} has no range: list its values, such as {name}=one,other.")
     if colon and scale != "log":
-        raise ConfigError(f"{name} has the scale {scale!r}: type :log after the range, or nothing.")
+        raise ConfigError(f"{name} has the scale {scale!r}: type :log for a logarithmic range, or nothing.")
     low, high = read_value(name, low_text), read_value(name, high_text)
     if not low < high:
         raise ConfigError(f"{name} is searched from {low!r} to {high!r}: type the lower end first.")
@@ -119,7 +105,7 @@ def parse_values(name: str, text: str) -> Dimension:
 
 
 def read_value(name: str, word: str) -> Any:
-    """A word as the value of a setting; raises ConfigError for one that cannot be."""
+    """A word as the value of a setting; raises ConfigError for an invalid one."""
     kind: Any = FIELDS[name].type
     try:
         value = kind(word.strip())

@@ -1,108 +1,234 @@
-"""A search over settings with Optuna: nested runs under one parent, chosen on validation; no test image is looked at.
+"""A hyperparameter search with Optuna: nested runs under one parent, selected on validation; no test image is read.
 
-What is known of a sweep is in its storage: a process that comes, again or beside others, goes on where they are.
+The state of a sweep is in Optuna's storage: the same command resumes it, and several processes share its trials. They
+know each other by Optuna's heartbeats.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import itertools
+import os
+import socket
+import time
+import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import filelock
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import TrainConfig
-from vitcifar.data.splits import Splits
-from vitcifar.errors import ConfigError, TrainingError
-from vitcifar.experiments.search_space import readable
-from vitcifar.experiments.storage import Plan, clear_up, give_back, known_parent, leave, open_study, remove_checkpoints
-from vitcifar.experiments.sweep_report import Tally, is_finished, show
-from vitcifar.experiments.workers import Crew, refuse_several
+from vitcifar.config import TrainConfig, deciding_settings, groups
+from vitcifar.data.splits import Splits, read_splits
+from vitcifar.errors import ConfigError, TrackingError, TrainingError
+from vitcifar.experiments.search_space import Dimension
+from vitcifar.experiments.seeds import require_single_process
+from vitcifar.experiments.sweep_report import (
+    SweepResult,
+    create_parent,
+    has_parent,
+    log_result,
+    log_summary,
+    parent_run,
+    running_trials,
+)
+from vitcifar.model.network import check_network
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.pruners import BasePruner
+    from optuna.trial import FrozenTrial
 
     from vitcifar.training.loop import Log
 
+# Processes that share a sweep must agree on these; the others change no trial.
+SHARED_SETTINGS = tuple(
+    name for name, group in groups().items() if name in deciding_settings() or (group == "Data" and name != "data_dir")
+)
+HEARTBEAT_SECONDS = 5
+GRACE_SECONDS = 15  # a trial without a heartbeat for this long has lost its process
+LOST = f"no heartbeat for {GRACE_SECONDS} seconds, so another process marked the trial as failed"
 
-def sweep(plan: Plan) -> Tally:
-    """Work on a study until it has `num_trials` finished trials, pruned ones among them; raises VitCifarError.
 
-    A trial whose process was killed counts as failed, and its settings are tried once more.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """A sweep as it was requested."""
+
+    config: TrainConfig
+    preset: str
+    space: tuple[Dimension, ...]
+    num_trials: int  # finished ones, of all processes and earlier runs of the command together
+    name: str
+    storage: Path
+    pruner: str = "median"
+
+    def recipe(self, splits: Splits) -> dict[str, Any]:
+        """What processes must agree on to share a sweep."""
+        settings = {name: getattr(self.config, name) for name in SHARED_SETTINGS}
+        dataset = [splits.fingerprints[split] for split in ("train", "validation")]
+        search = "; ".join(map(str, self.space))
+        return {"preset": self.preset, "search": search, "pruner": self.pruner, **settings, "images": dataset}
+
+
+def sweep(plan: SweepPlan) -> SweepResult:
+    """Run trials until `num_trials` are finished, pruned ones included; raises VitCifarError.
+
+    The trial of a killed process fails once its heartbeat is GRACE_SECONDS old, and its settings are tried once more.
+    Several processes that start a trial at the same moment may finish one trial each beyond `num_trials`.
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("A sweep needs Optuna, which is not installed: type pip install -e '.[sweep]'.")
-    refuse_several("the trials of a sweep are runs of their own", plan.config.num_processes)
-    splits = without_test(pipeline.read_splits(plan.config))
-    pipeline.make_network(plan.config, splits.class_names)  # weights that are not there are told before there is a run
-    crew = Crew(plan.storage.absolute(), plan.name)
-    with contextlib.ExitStack() as stack:
-        with crew.alone():
-            study = open_study(plan, splits)
-            parent_id = known_parent(study)
-            crew.join()
-            stack.push(lambda kind, error, trace: leave(crew, study, kind))  # comes after the parent's own end
-            parent = stack.enter_context(pipeline.start_run(plan.config, run_name=plan.name, run_id=parent_id))
-            if parent_id is None:
-                study.set_user_attr("parent", parent.run_id)
-                parent.log_params(plan.recipe(splits))
-            clear_up(study, crew, Path(plan.config.output_dir))
-        while trial := next_trial(plan, study, crew):
-            run_trial(trial, plan, study, crew, splits, parent)
-        with crew.alone():
-            tally = show(parent, study, plan.config, plan.preset, whole=True)
-        if tally.best is None:
-            raise TrainingError(f"No trial of the study {plan.name!r} came to its end: {tally.failure}")
-    return tally
+    require_single_process("each trial of a sweep is a run of its own", plan.config.num_processes)
+    plan = dataclasses.replace(plan, config=pipeline.resolve_names(plan.config))
+    splits = read_splits(plan.config)
+    splits = dataclasses.replace(splits, test=splits.test.subset([]))  # a sweep must not read the test split
+    check_network(plan.config, splits.class_names)
+    lock = storage_lock(plan.storage.absolute())
+    with lock:
+        study = open_study(plan, splits)
+        if not has_parent(study):
+            create_parent(study, plan)
+    with parent_run(study, plan, lock) as parent:
+        run_trials(study, plan, splits, parent)
+        with lock:
+            result = log_result(parent, study, plan)
+        if result.best is None:
+            raise TrainingError(f"No trial of the sweep {plan.name!r} completed: {result.failure}")
+    return result
 
 
-def without_test(splits: Splits) -> Splits:
-    """The same images, but for those of the test, which a sweep must not see."""
-    return dataclasses.replace(splits, test=splits.test.subset([]))
+def storage_lock(path: Path) -> filelock.BaseFileLock:
+    """The lock under which a sweep is opened and left; raises TrackingError where no file can be created."""
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock:
+            return lock
+    except OSError as error:
+        raise TrackingError(
+            f"The storage {path} cannot be created ({error.strerror or error}): name one with --storage."
+        ) from error
 
 
-def next_trial(plan: Plan, study: "Study", crew: Crew) -> "Trial | None":
-    """Take the next trial, unless those that have finished and those that run are enough."""
-    from optuna.samplers import TPESampler
+def open_study(plan: SweepPlan, splits: Splits) -> "Study":
+    """The Optuna study of a sweep, created when it is new; raises ConfigError when it has another recipe."""
+    import optuna
+    import sqlalchemy.exc
 
-    with crew.alone():
-        clear_up(study, crew, Path(plan.config.output_dir))
-        trials = study.get_trials(deepcopy=False)
-        if sum(is_finished(trial) or trial.state.name == "RUNNING" for trial in trials) >= plan.num_trials:
-            return None
-        # Seeded by its number, so that a sweep that was killed proposes no trial twice.
-        study.sampler = TPESampler(seed=plan.config.seed + len(trials), constant_liar=True)
-        trial = study.ask({dimension.name: dimension.distribution() for dimension in plan.space})
-        trial.set_user_attr("worker", crew.name)
-        return trial
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are "experimental" since 2021
+    path = plan.storage.absolute()
+    try:
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{path}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            heartbeat_stale_trial_callback=partial(end_lost_trial, output_dir=Path(plan.config.output_dir)),
+        )
+        study = optuna.create_study(
+            storage=storage,
+            study_name=plan.name,
+            direction="maximize",
+            pruner=make_pruner(plan),
+            load_if_exists=True,
+        )
+    except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise TrackingError(f"The storage {path} cannot be used ({reason}): name another with --storage.") from error
+    recipe = plan.recipe(splits)
+    recorded = study.user_attrs.get("recipe", recipe)
+    for name in recipe.keys() & recorded.keys():
+        if recorded[name] != recipe[name]:
+            raise ConfigError(
+                f"The sweep {plan.name!r} in {plan.storage} was started with {name} {recorded[name]}, now it is "
+                f"{recipe[name]}: type the same as then to resume it, or another --name to start a new one."
+            )
+    study.set_user_attr("recipe", recorded)
+    return study
 
 
-def run_trial(trial: "Trial", plan: Plan, study: "Study", crew: Crew, splits: Splits, parent: tracking.Run) -> None:
-    """Train with a trial's settings. Settings that cannot be, or whose loss is not finite, count as pruned."""
+def make_pruner(plan: SweepPlan) -> "BasePruner":
+    """The pruner: below the median of earlier trials at the same epoch, or successive halving."""
+    from optuna import pruners
+
+    warmup = 1 + max(1, plan.config.epochs // 4)  # the epochs of a rising learning rate say little
+    if plan.pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=warmup, max_resource=max(plan.config.epochs, warmup))
+    return pruners.MedianPruner(4, warmup) if plan.pruner == "median" else pruners.NopPruner()
+
+
+def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking.Run) -> None:
+    """Start trials until those that are finished or running are enough."""
+
+    def log(study: "Study", trial: "FrozenTrial") -> None:
+        if best := log_summary(parent, study, plan).best:
+            parent.log(trial.number + 1, {"sweep/best_validation_accuracy": best.accuracy})
+
+    while True:
+        if num_started(study) >= plan.num_trials:
+            wait_for_heartbeats(study, plan)
+        if num_started(study) >= plan.num_trials:
+            return
+        try:
+            study.optimize(partial(run_trial, plan=plan, splits=splits), n_trials=1, callbacks=[log])
+        except ValueError as error:
+            if "Cannot tell a FAIL trial" not in str(error):
+                raise
+            warnings.warn(f"A trial of this process had {LOST}; its settings are tried again.", stacklevel=2)
+
+
+def num_started(study: "Study") -> int:
+    """Number of trials that are finished or running."""
+    return sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in study.get_trials(deepcopy=False))
+
+
+def wait_for_heartbeats(study: "Study", plan: SweepPlan) -> None:
+    """Wait until the trials of other processes end, at most for the grace period; trials without a process fail."""
+    from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
-    state, accuracy = TrialState.PRUNED, None
-    settings = readable(trial.params, plan.space)
-    trial.set_user_attr("settings", settings)
+    numbers = {trial.number for trial in running_trials(study)}
+    deadline = time.monotonic() + GRACE_SECONDS + 2  # the storage counts whole seconds
+    while running_trials(study) and time.monotonic() < deadline:
+        time.sleep(0.5)
+        fail_stale_trials(study)
+    for trial in running_trials(study):
+        if trial.number in numbers and "process" not in trial.user_attrs:  # killed before the first heartbeat
+            study.tell(trial.number, state=TrialState.FAIL)
+            end_lost_trial(study, trial, Path(plan.config.output_dir))
+
+
+def run_trial(trial: "Trial", plan: SweepPlan, splits: Splits) -> float:
+    """Train with a trial's settings; returns the validation accuracy of the best epoch, raises TrialPruned.
+
+    Settings that exclude each other and a loss that is not finite count as pruned, with the reason as `failure`.
+    """
+    from optuna import TrialPruned
+    from optuna.samplers import TPESampler
+
+    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+    # Seeded by the trial, so that neither a resumed nor a parallel process proposes the same settings again.
+    trial.study.sampler = TPESampler(seed=plan.config.seed + trial.number, constant_liar=True)
     try:
+        settings = {dimension.name: dimension.suggest(trial) for dimension in plan.space}
+        trial.set_user_attr("settings", settings)
         metrics = train_trial(trial, dataclasses.replace(plan.config, **settings), splits)
-        if metrics:
-            state, accuracy = TrialState.COMPLETE, metrics["validation/accuracy"]
-            trial.set_user_attr("loss", metrics["validation/loss"])
+    except TrialPruned:
+        raise
     except (ConfigError, TrainingError) as error:
         trial.set_user_attr("failure", str(error))
-    except BaseException:
-        with crew.alone():
-            give_back(study, trial)
+        raise TrialPruned(str(error)) from error
+    except (Exception, KeyboardInterrupt):
+        retry_once(trial.study, trial)
         raise
-    with crew.alone():
-        study.tell(trial, accuracy, state=state)
-        show(parent, study, plan.config, plan.preset)
+    trial.set_user_attr("loss", metrics["validation/loss"])
+    return metrics["validation/accuracy"]
 
 
-def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[str, float] | None:
-    """The metrics of the best epoch; None when the trial was pruned."""
+def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[str, float]:
+    """The metrics of the best epoch; raises TrialPruned, which is no failure of the trial's run."""
     from optuna import TrialPruned
 
     network = pipeline.make_network(config, splits.class_names)
@@ -110,17 +236,19 @@ def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[
     with pipeline.start_run(config, run_name=f"trial-{trial.number}", nested=True, tags=tags) as run:
         trial.set_user_attr("run_id", run.run_id)
         try:
-            return pipeline.learn(run, network, splits, config, log=reporting(trial, run)).best_metrics
-        except TrialPruned as pruned:
-            run.set_tags({"pruned": str(pruned)})
-            return None
+            return pipeline.learn(run, network, splits, config, log=reporting_log(trial, run)).best_metrics
+        except TrialPruned as error:
+            run.set_tags({"pruned": str(error)})
+            pruned = error
         finally:
             remove_checkpoints(run.folder)
+    raise pruned
 
 
-def reporting(trial: "Trial", run: tracking.Run) -> "Log":
-    """The run's log, which also tells Optuna each epoch's accuracy on validation and raises TrialPruned."""
+def reporting_log(trial: "Trial", run: tracking.Run) -> "Log":
+    """The run's log, which also reports the validation accuracy of each epoch to Optuna and raises TrialPruned."""
     from optuna import TrialPruned
+    from optuna.exceptions import UpdateFinishedTrialError
 
     epochs = itertools.count(1)
 
@@ -128,8 +256,37 @@ def reporting(trial: "Trial", run: tracking.Run) -> "Log":
         run.log(step, metrics)
         if "validation/accuracy" in metrics:
             epoch = next(epochs)
-            trial.report(metrics["validation/accuracy"], epoch)
+            try:
+                trial.report(metrics["validation/accuracy"], epoch)
+            except UpdateFinishedTrialError:
+                raise TrialPruned(LOST) from None
             if trial.should_prune():
                 raise TrialPruned(f"after epoch {epoch}")
 
     return log
+
+
+def retry_once(study: "Study", trial: "FrozenTrial | Trial") -> None:
+    """Queue the settings of an interrupted trial again, unless it was itself a second try."""
+    if trial.params and "retry_of" not in trial.user_attrs:
+        study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+
+def end_lost_trial(study: "Study", trial: "FrozenTrial", output_dir: Path) -> None:
+    """Queue the settings of a trial whose process was killed again, and end its run as KILLED."""
+    import mlflow
+
+    retry_once(study, trial)
+    client = mlflow.MlflowClient()
+    parent_id = study.user_attrs["parent"]
+    its_runs = f"tags.`mlflow.parentRunId` = '{parent_id}' and tags.trial = '{trial.number}'"
+    experiments = [client.get_run(parent_id).info.experiment_id]
+    for run in client.search_runs(experiments, f"attributes.status = 'RUNNING' and {its_runs}"):
+        client.set_terminated(run.info.run_id, "KILLED")
+        remove_checkpoints(output_dir / run.info.run_id)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Trials are never resumed, and the result of a sweep is trained anew: checkpoints would fill the disk."""
+    for file in folder.glob("*.pt"):
+        file.unlink(missing_ok=True)

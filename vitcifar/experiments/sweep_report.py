@@ -1,22 +1,29 @@
-"""How a sweep stands: its best trial, the command that trains with its settings, and all of it on the parent run."""
+"""The parent run of a sweep: the table of its trials, the best one, and the command that trains with its settings."""
 
+import contextlib
 import dataclasses
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitcifar import tracking
+import filelock
+
+from vitcifar import pipeline, tracking
 from vitcifar.config import TrainConfig, resolve
+from vitcifar.errors import TrackingError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from vitcifar.experiments.sweep import SweepPlan
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Best:
-    """The trial with the highest accuracy on validation; of equals, the one with the lowest loss."""
+class BestTrial:
+    """The trial with the highest validation accuracy; of equals, the one with the lowest loss."""
 
     number: int
     run_id: str
@@ -26,32 +33,78 @@ class Best:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tally:
-    """How many trials came to which end, and the best of them."""
+class SweepResult:
+    """The number of trials in each state, and the best trial."""
 
     run_id: str  # the parent's
     num_complete: int
     num_pruned: int
-    num_killed: int
-    best: Best | None
-    failure: str  # of the last trial that could not be trained; "" = none
-
-    @property
-    def num_finished(self) -> int:
-        return self.num_complete + self.num_pruned
+    num_failed: int
+    best: BestTrial | None
+    failure: str  # of the last trial that could not be trained ("" = none)
 
 
-def is_finished(trial: "FrozenTrial") -> bool:
-    return trial.state.name in ("COMPLETE", "PRUNED")
+def has_parent(study: "Study") -> bool:
+    """Whether the sweep is resumed and so has a parent run; raises TrackingError when that run is missing."""
+    import mlflow
+
+    parent_id = study.user_attrs.get("parent")
+    if parent_id is None:
+        return False
+    client = mlflow.MlflowClient()
+    try:
+        stage = client.get_run(parent_id).info.lifecycle_stage
+    except mlflow.MlflowException:
+        stage = "missing"
+    if stage != "active":
+        raise TrackingError(
+            f"The sweep {study.study_name!r} belongs to run {parent_id}, which is {stage} in this tracking store: "
+            "name its store with --tracking-uri, or start another sweep with --name."
+        )
+    if project_run := os.environ.get("MLFLOW_RUN_ID"):
+        client.set_tag(project_run, "continues_in", parent_id)
+    return True
+
+
+def create_parent(study: "Study", plan: "SweepPlan") -> None:
+    """Create the parent run, or take the one that `mlflow run` created, and record it in the study."""
+    with pipeline.start_run(plan.config, run_name=plan.name) as parent:
+        parent.log_params(study.user_attrs["recipe"])
+        study.set_user_attr("parent", parent.run_id)
+
+
+@contextlib.contextmanager
+def parent_run(study: "Study", plan: "SweepPlan", lock: filelock.BaseFileLock) -> Iterator[tracking.Run]:
+    """Continue the parent run. It stays RUNNING while a trial of another process is running, which then ends it."""
+    import mlflow
+    from optuna.storages import fail_stale_trials
+
+    run_id = study.user_attrs["parent"]
+    try:
+        with pipeline.start_run(plan.config, run_id=run_id) as parent:
+            try:
+                yield parent
+            finally:
+                lock.acquire()  # no process may end the run between the check below and the update
+    finally:
+        with contextlib.suppress(Exception):  # an error that is being raised says more
+            fail_stale_trials(study)
+            if running_trials(study):
+                mlflow.MlflowClient().update_run(run_id, status="RUNNING")
+        lock.release()
+
+
+def running_trials(study: "Study") -> list["FrozenTrial"]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
 
 
 def settings_of(trial: "FrozenTrial") -> dict[str, Any]:
-    """What a trial trained with; of one that waits, what was proposed."""
-    return trial.user_attrs.get("settings", trial.params)
+    """The settings that a trial trained with; of a waiting one, those that were proposed."""
+    return {**trial.params, **trial.user_attrs.get("settings", {})}
 
 
 def train_command(preset: str, config: TrainConfig) -> str:
-    """What to type to train with a config: the preset, and every setting that differs from it."""
+    """The command that trains with a config: the preset, and every setting that differs from it."""
     words = ["vitcifar", "train", "--preset", preset]
     for name, value in dataclasses.asdict(resolve(preset)).items():
         chosen = getattr(config, name)
@@ -60,116 +113,116 @@ def train_command(preset: str, config: TrainConfig) -> str:
     return shlex.join(words)
 
 
-def count(study: "Study", config: TrainConfig, preset: str) -> Tally:
-    """Read off a study how it stands."""
+def summarize(study: "Study", plan: "SweepPlan") -> SweepResult:
+    """The state of a sweep as its storage has it now."""
     trials = study.get_trials(deepcopy=False)
-    ends = [trial.state.name for trial in trials]
+    states = [trial.state.name for trial in trials]
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     best = None
     if complete:
         first = max(complete, key=lambda trial: (trial.value, -trial.user_attrs["loss"]))
         assert first.value is not None
-        best = Best(
+        best = BestTrial(
             number=first.number,
             run_id=first.user_attrs["run_id"],
             accuracy=first.value,
             settings=settings_of(first),
-            command=train_command(preset, dataclasses.replace(config, **settings_of(first))),
+            command=train_command(plan.preset, dataclasses.replace(plan.config, **settings_of(first))),
         )
     failures = [trial.user_attrs["failure"] for trial in trials if "failure" in trial.user_attrs]
-    return Tally(
+    return SweepResult(
         run_id=study.user_attrs["parent"],
-        num_complete=ends.count("COMPLETE"),
-        num_pruned=ends.count("PRUNED"),
-        num_killed=ends.count("FAIL"),
+        num_complete=states.count("COMPLETE"),
+        num_pruned=states.count("PRUNED"),
+        num_failed=states.count("FAIL"),
         best=best,
         failure=failures[-1] if failures else "",
     )
 
 
-def show(parent: tracking.Run, study: "Study", config: TrainConfig, preset: str, *, whole: bool = False) -> Tally:
-    """Have the parent run say how its study stands; `whole` = also as JSON and as a figure."""
-    tally = count(study, config, preset)
-    trials = study.get_trials(deepcopy=False)
-    parent.set_tags({"study": study.study_name, "mlflow.note.content": describe(tally, trials)})
-    if tally.best:
-        best = tally.best
-        parent.set_tags({"best_trial": str(best.number), "best_run": best.run_id, "best_command": best.command})
-        if not whole:
-            parent.log(tally.num_finished, {"sweep/best_validation_accuracy": best.accuracy})
-    if whole and tally.best:
-        rows = [row(trial) for trial in trials]
-        parent.log_json("sweep.json", {"tally": dataclasses.asdict(tally), "trials": rows})
-        parent.log_figure("sweep/trials", draw(trials, tally.best), step=tally.num_finished)
-    return tally
+def log_summary(parent: tracking.Run, study: "Study", plan: "SweepPlan") -> SweepResult:
+    """Write the table of trials and the best of them into the parent run's tags."""
+    result = summarize(study, plan)
+    tags = {"sweep": study.study_name, "mlflow.note.content": describe(result, study.get_trials(deepcopy=False))}
+    if best := result.best:
+        tags |= {"best_trial": str(best.number), "best_run": best.run_id, "best_command": best.command}
+    parent.set_tags(tags)
+    return result
 
 
-def row(trial: "FrozenTrial") -> dict[str, Any]:
-    """A trial as JSON's own types."""
-    told = {name: value for name, value in trial.user_attrs.items() if name not in ("worker", "settings")}
-    epochs = {str(epoch): accuracy for epoch, accuracy in trial.intermediate_values.items()}
-    return {"trial": trial.number, "end": end_of(trial), "settings": settings_of(trial), "accuracy": epochs, **told}
+def log_result(parent: tracking.Run, study: "Study", plan: "SweepPlan") -> SweepResult:
+    """Write the tags of `log_summary`, sweep.json and the figure of the trials into the parent run."""
+    result, trials = log_summary(parent, study, plan), study.get_trials(deepcopy=False)
+    if result.best:
+        rows = [
+            {
+                **trial.user_attrs,
+                "trial": trial.number,
+                "state": trial_state(trial),
+                "settings": settings_of(trial),
+                "accuracy": {str(epoch): accuracy for epoch, accuracy in trial.intermediate_values.items()},
+            }
+            for trial in trials
+        ]
+        parent.log_json("sweep.json", {"result": dataclasses.asdict(result), "trials": rows})
+        parent.log_figure("sweep/trials", plot_trials(trials, result.best), step=len(trials))
+    return result
 
 
-def end_of(trial: "FrozenTrial") -> str:
-    """How a trial ended, in words."""
+def trial_state(trial: "FrozenTrial") -> str:
     if "failure" in trial.user_attrs:
         return "could not be trained"
     if trial.state.name == "PRUNED":
         return f"pruned after epoch {trial.last_step}"
-    return {"COMPLETE": "complete", "FAIL": "killed", "RUNNING": "runs", "WAITING": "waits"}[trial.state.name]
+    return {"COMPLETE": "complete", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}[trial.state.name]
 
 
-def describe(tally: Tally, trials: Sequence["FrozenTrial"]) -> str:
+def describe(result: SweepResult, trials: Sequence["FrozenTrial"]) -> str:
     """Markdown for the parent's page in MLflow."""
     lines = []
-    if tally.best:
-        settings = ", ".join(f"{name} {value}" for name, value in tally.best.settings.items())
+    if best := result.best:
         lines += [
-            f"Best of {tally.num_finished} trials: **trial {tally.best.number}** (run {tally.best.run_id}) with "
-            f"{settings}. Its accuracy on validation, on which it was chosen, is {tally.best.accuracy:.4f}: a choice "
-            "among many flatters the chosen one, and no test image was looked at. To train, test and release:",
+            f"Best of {result.num_complete + result.num_pruned} trials: **trial {best.number}** (run {best.run_id}) "
+            f"with {in_words(best.settings)}. Its validation accuracy, {best.accuracy:.4f}, is optimistic, because the "
+            "trial was selected on it. No test image was read. To train, test and release:",
             "",
-            f"    {tally.best.command}",
+            f"    {best.command}",
             "",
         ]
-    lines += ["| trial | end | validation accuracy | settings | run |", "|---|---|---|---|---|"]
+    lines += ["| trial | state | validation accuracy | settings | run |", "|---|---|---|---|---|"]
     for trial in trials:
         accuracy = "" if trial.value is None else f"{trial.value:.4f}"
-        settings = ", ".join(f"{name} {value}" for name, value in settings_of(trial).items())
-        run_id = trial.user_attrs.get("run_id", "")
-        lines.append(f"| {trial.number} | {end_of(trial)} | {accuracy} | {settings} | {run_id} |")
+        cells = (trial.number, trial_state(trial), accuracy, in_words(settings_of(trial)))
+        lines.append(f"| {' | '.join(map(str, cells))} | {trial.user_attrs.get('run_id', '')} |")
     return "\n".join(lines)
 
 
-def draw(trials: Sequence["FrozenTrial"], best: Best) -> "Figure":
-    """Accuracy on validation against each setting that was searched; complete trials, pruned ones, and the best."""
+def in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def plot_trials(trials: Sequence["FrozenTrial"], best: BestTrial) -> "Figure":
+    """Validation accuracy against each setting of the search space: complete trials, pruned ones, and the best."""
     from optuna.distributions import CategoricalDistribution
 
     from vitcifar.report.style import BLUE, MUTED, RED, dress, heading, new_figure
 
-    names = list(best.settings)
-    figure = new_figure(1.2 + 2.6 * len(names), 3.6)
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    shown = sorted(
-        (trial for trial in trials if trial.value is not None), key=lambda trial: trial.number == best.number
-    )
-    for axes, name in zip(panels, names, strict=True):
-        for trial in shown:
+    figure = new_figure(1.2 + 2.6 * len(best.settings), 3.6)
+    panels = figure.subplots(1, len(best.settings), sharey=True, squeeze=False)[0]
+    with_value = sorted((trial for trial in trials if trial.value is not None), key=lambda t: t.number == best.number)
+    for axes, name in zip(panels, best.settings, strict=True):
+        distribution = with_value[0].distributions[name]
+        categorical = isinstance(distribution, CategoricalDistribution)
+        for trial in with_value:
             complete = trial.state.name == "COMPLETE"
             colour = RED if trial.number == best.number else BLUE if complete else MUTED
             value = settings_of(trial)[name]
-            choice = isinstance(trial.distributions[name], CategoricalDistribution)
-            mark = "o" if complete else "x"
-            axes.plot(str(value) if choice else value, trial.value, mark, color=colour, clip_on=False)
-        searched = shown[0].distributions[name]
-        if getattr(searched, "log", False):
+            axes.plot(str(value) if categorical else value, trial.value, "o" if complete else "x", color=colour)
+        if getattr(distribution, "log", False):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter("")
-        if isinstance(searched, CategoricalDistribution):
+        if categorical:
             axes.margins(x=0.3)
-        else:
-            axes.set_xlim(searched.low, searched.high)  # type: ignore[attr-defined]
         dress(axes)
         axes.tick_params(which="minor", length=0)
         axes.set_xlabel(name)

@@ -4,6 +4,7 @@ Letters in the shapes: B images, H and W their sides, S the network's own side, 
 D hidden size, K classes.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +15,7 @@ from torch.nn import functional
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError
 from vitcifar.model.vit import VisionTransformer, build_backbone, own_image_size
-from vitcifar.model.weights import place_weights, read_weights
+from vitcifar.model.weights import check_weights, place_weights, read_weights
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as the trained backbones were given them
 STD = (0.229, 0.224, 0.225)
@@ -164,3 +165,11 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_network(config: TrainConfig, class_names: Sequence[str]) -> None:
+    """Raise ConfigError or TrainingError for settings that cannot be built, without allocating or loading weights."""
+    check_weights(config.arch, config.weights)
+    image_size = config.image_size or own_image_size(config.arch, config.weights)
+    with torch.device("meta"):
+        build_network(dataclasses.replace(config, weights="none", image_size=image_size), class_names)

@@ -136,3 +136,21 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], name:
     for key in state:
         if key not in expected:
             raise TrainingError(f"The weights {name} do not fit: {key} has no place in this network. Check --arch.")
+
+
+def check_weights(arch: str, name: str) -> None:
+    """Raise what `read_weights` raises for a wrong name or a missing file, without loading tensors.
+
+    torchvision's weights are downloaded when torch hub's cache lacks them. "none" and models:/ addresses pass: the
+    registry resolves those.
+    """
+    if name == "none" or name.startswith("models:/"):
+        return
+    if is_path(name):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            read_file(path)  # raises
+        return
+    weights = find_weights(arch, name)
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]).is_file():
+        download(weights, arch)

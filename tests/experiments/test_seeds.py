@@ -1,0 +1,112 @@
+"""One recipe with several seeds: nested runs, statistics on their parent, and the release of the best one."""
+
+import statistics
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from support.sweeps import TINY, family
+
+from vitcifar import cli, pipeline, tracking
+from vitcifar.config import resolve
+from vitcifar.errors import ConfigError, TrainingError, VitCifarError
+from vitcifar.experiments import seeds
+
+
+@pytest.fixture
+def few_figures(monkeypatch):
+    """Children without figures: drawing them takes longer than training."""
+    monkeypatch.setattr("vitcifar.report.log.figures", lambda *_: {})
+
+
+def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store, few_figures, monkeypatch):
+    released = SimpleNamespace(model_name="vitcifar", version=7)
+    monkeypatch.setattr(pipeline, "release", lambda run, network, *_: released)
+    done = seeds.train_seeds(resolve("digits", **{**TINY, "analysis": "none", "learning_rate": 3e-3, "seed": 4}), 3)
+    parent, children = family(store)
+    assert sorted(children) == ["seed-4", "seed-5", "seed-6"]
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    assert len({run.data.params["config.fingerprint"] for run in children.values()}) == 1  # the same images
+    assert len({run.data.metrics["validation/loss"] for run in children.values()}) == 3  # other weights
+    for name in ("accuracy", "loss"):
+        values = [run.data.metrics[f"test/{name}"] for run in children.values()]
+        half = 4.302652729696 * statistics.stdev(values) / 3**0.5  # Student's t with 2 degrees of freedom
+        expected = {"mean": sum(values) / 3, "low": sum(values) / 3 - half, "high": sum(values) / 3 + half}
+        for part, value in expected.items():
+            assert parent.data.metrics[f"seeds/test/{name}_{part}"] == pytest.approx(value, abs=1e-12)
+    assert "95% interval is Student's t over the seeds" in parent.data.tags["mlflow.note.content"]
+    best = max(children.values(), key=lambda run: (max_of(store, run, "accuracy"), -max_of(store, run, "loss")))
+    assert parent.data.tags["best_run"] == done.best.run_id
+    assert max_of(store, best, "accuracy") == done.best.metrics["validation/accuracy"]
+    assert parent.data.tags["version"] == "vitcifar/7"
+    assert done.best.network is not None
+    assert [run.network for run in done.runs if run is not done.best] == [None, None]
+
+
+def max_of(client, run, name):
+    return max(metric.value for metric in client.get_metric_history(run.info.run_id, f"validation/{name}"))
+
+
+def test_the_best_seed_is_chosen_on_validation():
+    def child(seed, validation, loss, test):
+        metrics = {"validation/accuracy": validation, "validation/loss": loss, "test/accuracy": test}
+        return seeds.SeedRun(seed=seed, run_id=str(seed), metrics=metrics, evaluation=None, network=object())
+
+    runs = seeds.drop_networks([child(0, 0.8, 0.3, 0.99), child(1, 0.9, 0.3, 0.5), child(2, 0.9, 0.2, 0.4)])
+    assert [one.seed for one in runs if one.network] == [2]
+
+
+def test_several_seeds_as_a_project_release_the_best_one(store, few_figures, monkeypatch):
+    experiment = store.create_experiment("project")
+    project = store.create_run(experiment, run_name="project").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", project)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "promote_to": "champion"}.items()]
+    done = CliRunner().invoke(cli.main, ["train", "--preset=digits", "--analysis=none", "--seeds=2", *words])
+    assert done.exit_code == 0, done.output
+    runs = {run.info.run_name: run for run in store.search_runs([experiment])}
+    assert sorted(runs) == ["project", "seed-0", "seed-1"]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    champion = store.get_model_version_by_alias("vitcifar", "champion")
+    assert champion.run_id == runs["project"].data.tags["best_run"]
+    assert runs["project"].data.tags["version"] == "vitcifar/1"
+    assert f"parent run     {project}" in done.output
+    assert tracking.compare_logs(champion.run_id).differences == ()
+    assert tracking.compare_logs(project).differences == ()
+
+
+def test_a_seed_that_fails_ends_the_parent_with_its_message_and_complete_ones_stay(store, few_figures, monkeypatch):
+    learn = pipeline.learn
+
+    def fail(run, network, splits, config, **more):
+        if config.seed == 1:
+            raise TrainingError("the loss became nan")
+        return learn(run, network, splits, config, **more)
+
+    monkeypatch.setattr(pipeline, "learn", fail)
+    with pytest.raises(TrainingError, match="Seed 1: the loss became nan"):
+        seeds.train_seeds(resolve("digits", **{**TINY, "analysis": "none"}), 3)
+    parent, children = family(store)
+    assert {name: run.info.status for name, run in children.items()} == {"seed-0": "FINISHED", "seed-1": "FAILED"}
+    assert parent.info.status == "FAILED"
+    assert parent.data.tags["failure"] == "Seed 1: the loss became nan"
+
+
+def test_processes_that_train_one_run_together_cannot_train_several_seeds(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="each seed is a run of its own: start one process"):
+        seeds.train_seeds(resolve("digits"), 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"train_layers": "9"}, "there are 3 blocks"), ({"weights": "no/file.pt"}, "There is no file")],
+)
+def test_an_impossible_setting_is_an_error_before_there_is_a_run(store, tmp_path, setting, message):
+    with pytest.raises(VitCifarError, match=message):
+        seeds.train_seeds(resolve("digits", **{**TINY, **setting}), 2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_several_seeds_cannot_be_resumed():
+    with pytest.raises(ConfigError, match="leave --seeds out"):
+        seeds.train_seeds(resolve("digits", resume="last"), 2)
