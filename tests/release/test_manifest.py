@@ -10,11 +10,22 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.old_release import write_old_release
 from support.releases import MLMODEL, make_release
 from support.toys import make_onnx
 
+from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError
-from vitcifar.release.manifest import LOADER_MODULE, Manifest, check_no_external_data, sha256_of, verify, write_manifest
+from vitcifar.evaluation.metrics import Evaluation
+from vitcifar.release.manifest import (
+    LOADER_MODULE,
+    Manifest,
+    check_no_external_data,
+    served_evaluation,
+    sha256_of,
+    verify,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -218,3 +229,16 @@ def test_what_is_no_onnx_file_is_refused_with_a_sentence(tmp_path: Path, content
     path.write_bytes(content)
     with pytest.raises(ReleaseError, match="not a whole ONNX file"):
         check_no_external_data(path)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_release_of_format_1_is_read_in_the_names_of_today(tmp_path: Path, int8: bool) -> None:
+    digest = write_old_release(tmp_path / "old", int8=int8)
+    release = verify(tmp_path / "old", digest=digest)
+    assert release.format == 2
+    assert (release.checks["parity"]["num_images"], release.checks["parity"]["num_edge_cases"]) == (24, 18)
+    assert [candidate["accepted"] for candidate in release.checks["int8"].values()] == [False, int8]
+    evaluation = Evaluation.from_dict(served_evaluation(release))
+    assert [(pair.label, pair.prediction) for pair in evaluation.confused] == [("green", "blue")]
+    assert TrainConfig(**release.config).ood == "auto"
+    assert "num_edge_cases_changed" in release.checks.get("served", {"num_edge_cases_changed": 0})

@@ -527,12 +527,12 @@ def test_a_person_switches_the_version(tab, registry, digit):
 def test_a_person_sees_the_alias_move(tab, page, registry, digit):
     upload(tab, digit)
     tab.wait_for_selector(".card.answer")
-    registry.promote(2, reason="better")
+    registry.move_alias("champion", 2, reason="better")
     tab.wait_for_selector(".by:has-text('toy version 2')", timeout=10_000)
     assert "champion moved from version 1 to version 2" in tab.inner_text(".note")
     assert tab.input_value("#choice input") == "champion (now version 2)"
     assert health(page)["version"] == 2
-    registry.promote(1, reason="and back")
+    registry.move_alias("champion", 1, reason="and back")
     tab.wait_for_selector(".by:has-text('toy version 1')", timeout=10_000)
 
 

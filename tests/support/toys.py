@@ -109,7 +109,7 @@ def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> Published:
         number = publish(network, splits=splits, evaluation={"accuracy": 0.1}, config=config, run_id=run_id)
         networks[number] = network
     client.set_terminated(run_id)
-    Registry("toy").promote(1, reason="the first")
+    Registry("toy").move_alias("champion", 1, reason="the first")
     tracking.connect(uri)
     return Published(
         uri=uri, folder=folder, model_name="toy", splits=splits, networks=networks, config=config, run_id=run_id

@@ -1,7 +1,8 @@
-"""What a model and an alias may be called, and who moved an alias, when, from which version to which, and why.
+"""Aliases: valid names, the recorded history of moves, and the operations that move an alias.
 
-MLflow's aliases have no history. Each move is one tag of the registered model, under a key of its own: two people who
-promote at once write two tags and lose nothing, and no tag's value grows."""
+MLflow's aliases have no history. Each move is recorded in one tag of the registered model, under a key of its own, so
+concurrent promotions write different tags and lose nothing.
+"""
 
 import dataclasses
 import datetime
@@ -9,45 +10,52 @@ import getpass
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
 
 from vitcifar.errors import RegistryError
+from vitcifar.registry.policy import Gate
+from vitcifar.tracking import reaching
+
+if TYPE_CHECKING:
+    from vitcifar.registry.registry import Registry
+
+PREFIX = "history/"
+MAX_REASON = 1000  # characters, as for policy.MAX_MESSAGE
 
 
 def check_model_name(name: str) -> None:
-    """Raises RegistryError for a name that MLflow or a models:/ address cannot hold."""
+    """Raises RegistryError for a name that MLflow or a models:/ URI cannot hold."""
     if not re.fullmatch(r"[\w. -]{1,200}", name) or name.strip() != name:
-        raise RegistryError(f"{name!r} cannot name a model: use letters, digits, spaces, '-', '_' and '.'.")
+        raise RegistryError(f"{name!r} is not a valid model name: use letters, digits, spaces, '-', '_' and '.'.")
 
 
 def check_alias(alias: str) -> None:
-    """Raises RegistryError for an alias that could be taken for a number, and for MLflow's reserved ones."""
+    """Raises RegistryError for an alias that reads as a version number, and for MLflow's reserved ones."""
     if alias == "latest" or re.fullmatch(r"[vV]?\d+", alias) or not re.fullmatch(r"[A-Za-z_][\w-]{0,99}", alias):
         raise RegistryError(
-            f"{alias!r} cannot be an alias: use a word of letters, digits, '-' and '_', such as challenger; `latest`, "
-            "numbers and names such as v3 are reserved."
+            f"{alias!r} is not a valid alias: use a word of letters, digits, '-' and '_', such as challenger; "
+            "`latest`, numbers and names such as v3 are reserved."
         )
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
-    """models:/NAME/VERSION or models:/NAME@ALIAS -> name and what was asked for. Raises RegistryError."""
+    """models:/NAME/VERSION or models:/NAME@ALIAS -> the name and the version or alias. Raises RegistryError."""
     match = re.fullmatch(r"models:/(?P<name>[^/@]+)[/@](?P<spec>[^/@]+)", uri)
     if match is None:
         raise RegistryError(
-            f"{uri!r} is not the address of a version: type models:/vitcifar/3 or models:/vitcifar@champion."
+            f"{uri!r} is not the URI of a version: type models:/vitcifar/3 or models:/vitcifar@champion."
         )
     return match["name"], match["spec"]
 
 
-PREFIX = "history/"
-# Characters, so that a move with its gates fits into a tag: databases other than SQLite hold 5,000.
-MAX_REASON, MAX_MESSAGE = 1000, 400
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """One move of an alias. `done` is false for one that was interrupted before the alias moved."""
+    """One move of an alias; `done` is false while the alias has not been moved yet."""
 
     alias: str
     before: int | None
@@ -57,7 +65,7 @@ class Event:
     who: str
     when: str  # UTC, ISO 8601
     forced: bool = False
-    gates: tuple[dict[str, Any], ...] = ()
+    gates: tuple[dict[str, Any], ...] = ()  # see policy.Gate.to_dict
     done: bool = False
 
     @property
@@ -65,7 +73,7 @@ class Event:
         return self.when.replace("-", "").replace(":", "")
 
     def age(self) -> float:
-        """Seconds since it was written down."""
+        """Seconds since the event was recorded."""
         return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(self.when)).total_seconds()
 
     def to_json(self) -> str:
@@ -73,73 +81,153 @@ class Event:
 
 
 def new_event(alias: str, before: int | None, after: int | None, kind: str, reason: str, **more: Any) -> Event:
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    return Event(
-        alias=alias,
-        before=before,
-        after=after,
-        kind=kind,
-        reason=reason[:MAX_REASON],
-        who=whoami(),
-        when=when.replace("+00:00", "Z"),
-        **more,
-    )
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    who, reason = whoami(), reason[:MAX_REASON]
+    return Event(alias=alias, before=before, after=after, kind=kind, reason=reason, who=who, when=when, **more)
 
 
 def new_key(event: Event) -> str:
-    """A tag's name that sorts by time and that nobody else writes."""
+    """A unique tag name that sorts by time."""
     return f"{PREFIX}{event.alias}/{event.stamp}-{secrets.token_hex(4)}"
 
 
 def whoami() -> str:
-    """The name of the user, as the machine knows it."""
+    """The user's login name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
 
 
-def upgrade_gate(gate: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded gate in today's names; vitcifar 0.1 wrote others."""
-    names = {"asked": "required", "sentence": "message", "number": "value"}
-    return {names.get(name, name): value for name, value in gate.items()}
-
-
 def keyed_events(tags: Mapping[str, str]) -> list[tuple[str, Event]]:
-    """The moves among a registered model's tags with the keys they are kept under, in order of time."""
+    """The events recorded in a registered model's tags, each with its key, in order of time."""
     found = []
     for key, value in tags.items():
         if not key.startswith(PREFIX):
             continue
         try:
             fields = json.loads(value)
-            event = Event(**{**fields, "gates": tuple(map(upgrade_gate, fields.get("gates", ())))})
-        except (ValueError, TypeError):
-            continue  # not one of ours
+            gates = tuple(Gate.from_dict(gate).to_dict() for gate in fields.get("gates", ()))
+            event = Event(**{**fields, "gates": gates})
+        except (ValueError, TypeError, AttributeError):
+            continue  # not written by vitcifar
         found.append((key, event))
     return sorted(found, key=lambda entry: (entry[1].when, entry[0]))
 
 
 def read_events(tags: Mapping[str, str], alias: str | None = None) -> list[Event]:
-    """The moves of one alias, or of all, among a registered model's tags, in order of time."""
+    """The events of one alias, or of all, recorded in a registered model's tags, in order of time."""
     return [event for _, event in keyed_events(tags) if alias in (None, event.alias)]
 
 
 def previous_holders(events: Sequence[Event], holder: int | None) -> list[int]:
-    """Versions that held the alias before the present holder, the latest last; a rollback takes its version back."""
-    held: list[int] = []
+    """Versions that an alias pointed to before `holder`, the most recent last.
+
+    They form a stack: a promotion pushes its version, a rollback pops every version above its own, and dropping the
+    alias pushes None.
+    """
+    stack: list[int | None] = []
     for event in events:
         if not event.done:
             continue
-        if event.after is None:  # dropped: nobody holds it
-            held.append(0)
-            continue
-        if event.kind == "rollback" and event.after in held:
-            while held[-1] != event.after:
-                held.pop()
-        elif not held or held[-1] != event.after:
-            if event.before is not None and not held:
-                held.append(event.before)
-            held.append(event.after)
-    held = [number for number in held if number]
-    return held[:-1] if held and held[-1] == holder else held
+        if event.after is None:
+            stack.append(None)
+        elif event.kind == "rollback" and event.after in stack:
+            while stack[-1] != event.after:
+                stack.pop()
+        elif stack[-1:] != [event.after]:
+            if not stack and event.before is not None:  # the alias was set by another tool first
+                stack.append(event.before)
+            stack.append(event.after)
+    versions = [number for number in stack if number is not None]
+    return versions[:-1] if versions[-1:] == [holder] else versions
+
+
+def move_alias(
+    registry: "Registry",
+    alias: str,
+    number: int,
+    kind: str = "promote",
+    reason: str = "",
+    *,
+    expected: int | EllipsisType | None = ...,
+    **more: Any,
+) -> Event:
+    """Point an alias to a verified version: record the move, move it, record that it is done. Checks no gate.
+
+    `expected` is the version the alias must point to until then (None = no version, ... = any). Raises RegistryError
+    when the alias was moved concurrently.
+    """
+    check_alias(alias)
+    holder = registry.aliases().get(alias)
+    if expected is not ... and holder != expected:
+        raise _moved_concurrently(registry, alias, expected, holder)
+    event = new_event(alias, holder, number, kind, reason, **more)
+    done = dataclasses.replace(event, done=True)
+    if holder == number:
+        return done
+    key = new_key(event)
+    with reaching(mlflow.get_tracking_uri()):
+        registry.client.set_registered_model_tag(registry.model_name, key, event.to_json())
+        _set_alias(registry, alias, number)
+        registry.client.set_registered_model_tag(registry.model_name, key, done.to_json())
+    if (now := registry.aliases().get(alias)) != number:
+        raise _moved_concurrently(registry, alias, number, now)
+    return done
+
+
+def _moved_concurrently(registry: "Registry", alias: str, before: int | None, now: int | None) -> RegistryError:
+    return RegistryError(
+        f"{alias!r} of {registry.model_name} was moved concurrently (from {before or 'nothing'} to "
+        f"{now or 'nothing'}): see `vitcifar history` and try again."
+    )
+
+
+def _set_alias(registry: "Registry", alias: str, number: int) -> None:
+    try:
+        registry.client.set_registered_model_alias(registry.model_name, alias, str(number))
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+        # Another process created the same new alias at the same time; now that it exists it can be moved.
+        registry.client.set_registered_model_alias(registry.model_name, alias, str(number))
+
+
+def drop_alias(registry: "Registry", alias: str, reason: str) -> Event:
+    """Remove an alias and record it."""
+    event = dataclasses.replace(new_event(alias, registry.aliases().get(alias), None, "drop", reason), done=True)
+    with reaching(mlflow.get_tracking_uri()):
+        registry.client.set_registered_model_tag(registry.model_name, new_key(event), event.to_json())
+        registry.client.delete_registered_model_alias(registry.model_name, alias)
+    return event
+
+
+def rollback(registry: "Registry", alias: str, to: str | int | None, reason: str) -> Event:
+    """See `Registry.rollback`. Reads the store five times."""
+    check_alias(alias)
+    if not reason.strip():
+        raise RegistryError("A rollback needs a reason: add --reason.")
+    versions, tags = registry.read()
+    holder = next((version.number for version in versions if alias in version.aliases), None)
+    events = read_events(tags, alias)
+    if to is None and (to := rollback_target(events, holder, {version.number for version in versions})) is None:
+        deleted = previous_holders(events, holder)[-1:]
+        found = f"Version {deleted[0]}, which held" if deleted else "No version held"
+        raise RegistryError(
+            f"{found} {alias!r} of {registry.model_name} before {holder or 'now'}{', was deleted' if deleted else ''}: "
+            f"type vitcifar promote VERSION --alias {alias}."
+        )
+    version = registry.find(to, versions)
+    if version.number not in {number for event in events for number in (event.before, event.after)}:
+        raise RegistryError(
+            f"{registry.model_name} {version.number} never held {alias!r}; rollback cannot bypass the gates: "
+            f"type vitcifar promote {version.number} --alias {alias}."
+        )
+    registry.verify_store(version)
+    return move_alias(registry, alias, version.number, "rollback", reason, expected=holder)
+
+
+def rollback_target(events: Sequence[Event], holder: int | None, existing: Set[int]) -> int | None:
+    """The most recent previous holder of an alias that still exists; None without one."""
+    targets = [number for number in previous_holders(events, holder) if number in existing and number != holder]
+    return targets[-1] if targets else None

@@ -1,25 +1,29 @@
-"""The latency table of a version: measured here, kept on the version, compared with what an equal machine measured."""
+"""The latency table of a version: measured on this machine and recorded on the version, one table per machine."""
 
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.registry.registry import Registry, Version
-from vitcifar.release.latency import NUM_RUNS, Change, LatencyTable, compare_tables, latency_table
+from vitcifar.registry.registry import Registry
+from vitcifar.registry.version import Version
+from vitcifar.release.latency import NUM_RUNS, LatencyTable, latency_table, this_machine
 from vitcifar.release.load import open_network
 from vitcifar.release.manifest import INT8_FILE, Manifest, served_evaluation
+
+if TYPE_CHECKING:
+    from vitcifar.model.network import Classifier
 
 PREFIX = "latency/"  # then the machine's fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """The table, and how it changed since an equal machine measured this version."""
+    """A version and the latency table measured for it."""
 
     version: int
     table: LatencyTable
-    changes: tuple[Change, ...]
 
 
 def benchmark(
@@ -27,31 +31,29 @@ def benchmark(
     spec: str | int,
     *,
     dataset: ImageDataset | None = None,
+    network: "Classifier | None" = None,
     threads: Sequence[int] = (),
     num_runs: int = NUM_RUNS,
 ) -> Benchmark:
-    """Measure every format of a version and keep the table on the version, beside rows that were not measured again.
+    """Measure every format of a version on this machine; the table replaces this machine's earlier one.
 
-    `images` give each format its accuracy; without them it is what the checks of the release say.
+    `dataset` gives each format its accuracy; without it the accuracies are those of the release's checks. With the
+    version's `network` in memory the PyTorch file is neither downloaded nor measured. Raises VitCifarError.
     """
-    release = registry.pull(spec, pytorch=True)
+    release = registry.pull(spec, pytorch=network is None)
     assert release.version is not None
-    table = latency_table(
-        release, open_network=partial(open_network, release), dataset=dataset, threads=threads, num_runs=num_runs
-    )
+    opened = partial(open_network, release) if network is None else lambda: network
+    table = latency_table(release, open_network=opened, dataset=dataset, threads=threads, num_runs=num_runs)
     if dataset is None:
-        table = table.with_accuracies(proven_accuracies(release))
-    before = recorded_tables(registry, release.version).get(table.machine.fingerprint)
-    kept = before.updated(table) if before else table
-    registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", kept.to_json())
-    changes = compare_tables(before, table) if before else []
-    return Benchmark(version=release.version, table=table, changes=tuple(changes))
+        table = table.with_accuracies(checked_accuracies(release))
+    registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", table.to_json())
+    return Benchmark(version=release.version, table=table)
 
 
-def proven_accuracies(release: Manifest) -> dict[str, float]:
-    """The accuracy of a release's formats on its test images, as far as its checks say it.
+def checked_accuracies(release: Manifest) -> dict[str, float]:
+    """The accuracy of each format on the test images, as far as the release's checks record it.
 
-    The float ONNX file answers every one of them as the network does: it was not let in otherwise.
+    The float ONNX file has the network's: the parity check requires equal predictions on every test image.
     """
     network, served = release.checks.get("test", {}).get("accuracy"), served_evaluation(release).get("accuracy")
     found = {"torch": network, "onnx-fp32": network, "onnx-int8": served if release.serves == INT8_FILE else None}
@@ -59,11 +61,19 @@ def proven_accuracies(release: Manifest) -> dict[str, float]:
 
 
 def recorded_tables(registry: Registry, spec: str | int) -> dict[str, LatencyTable]:
-    """The tables kept on a version by the fingerprint of the machine."""
+    """The tables recorded on a version, by the fingerprint of the machine."""
     return read_tables(registry.show(spec))
 
 
 def read_tables(version: Version) -> dict[str, LatencyTable]:
-    """The tables among a version's tags by the fingerprint of the machine."""
+    """The tables in a version's tags, by the fingerprint of the machine."""
     tags = version.tags
     return {key.removeprefix(PREFIX): LatencyTable.from_json(tags[key]) for key in tags if key.startswith(PREFIX)}
+
+
+def recorded_p95(version: Version, release: Manifest) -> float | None:
+    """The 95th percentile in ms that this machine recorded for the served file with all cores; None without one."""
+    machine = this_machine()
+    table = read_tables(version).get(machine.fingerprint)
+    row = table.row("onnx-int8" if release.serves == INT8_FILE else "onnx-fp32", machine.num_cores) if table else None
+    return row.p95_ms if row else None

@@ -1,4 +1,4 @@
-"""What differs between two versions: config, data, metrics, checks, code, environment, files."""
+"""The differences between two versions: config, data, metrics, checks, code, environment, files."""
 
 import dataclasses
 import hashlib
@@ -9,13 +9,12 @@ from typing import Any
 from vitcifar.registry.registry import Registry
 from vitcifar.release.manifest import Manifest
 
-ABSENT = None
-MAX_ITEMS = 20  # a list that is longer, or that holds lists, is told by its length and a hash
+MAX_ITEMS = 20  # of a list that is shown; a longer or nested one is shown as its length and a hash
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One entry that two releases do not share; None = it is not there."""
+    """One entry in which two releases differ; None = absent."""
 
     section: str
     name: str
@@ -24,25 +23,25 @@ class Difference:
 
 
 def diff(registry: Registry, before: str | int, after: str | int) -> list[Difference]:
-    """Everything in which version `after` differs from version `before`. Raises VitCifarError."""
+    """Every difference from version `before` to version `after`. Raises VitCifarError."""
     return compare_releases(registry.pull(before), registry.pull(after))
 
 
 def compare_releases(before: Manifest, after: Manifest) -> list[Difference]:
-    """The differences of two releases, section by section."""
+    """Every difference between two releases, section by section."""
     left, right = sections(before), sections(after)
     return [found for section in left for found in compare_sections(section, left[section], right[section])]
 
 
 def compare_sections(section: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Difference]:
     for name in sorted(before.keys() | after.keys()):
-        pair = before.get(name, ABSENT), after.get(name, ABSENT)
+        pair = before.get(name), after.get(name)
         if pair[0] != pair[1]:
             yield Difference(section=section, name=name, before=pair[0], after=pair[1])
 
 
 def sections(release: Manifest) -> dict[str, dict[str, Any]]:
-    """What a release says, as sections of flat names."""
+    """The contents of a release, as sections of flat names."""
     checks = {name: value for name, value in release.checks.items() if name not in ("test", "served")}
     served = release.checks.get("served", {})
     checks["served"] = {**served, "evaluation": metrics(served.get("evaluation", {}))} if served else {}
@@ -67,12 +66,12 @@ def sections(release: Manifest) -> dict[str, dict[str, Any]]:
 
 
 def metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of an evaluation, without what it holds of each image and class."""
+    """The scalars of an evaluation, without the values of single images and classes."""
     return {name: value for name, value in evaluation.items() if not isinstance(value, (list, tuple, Mapping))}
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names as one, a.b.c; a long list as its length and a hash."""
+    """Nested keys joined to one, a.b.c; a long list as its length and a hash."""
     flat: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, Mapping):

@@ -1,73 +1,54 @@
-"""What a version must pass before an alias may mean it: each gate with its number, its limit and its verdict."""
+"""The gates of a promotion: each measures one property of a version against its limit and passes or fails."""
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from vitcifar.errors import ConfigError, DataError, GateError, ReleaseError, VitCifarError
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.inference.session import OnnxClassifier
-from vitcifar.registry.aliases import MAX_MESSAGE, Event, new_event
-from vitcifar.registry.registry import Registry, check_alias
+from vitcifar.registry.aliases import Event, check_alias, move_alias, new_event
+from vitcifar.registry.benchmark import recorded_p95
+from vitcifar.registry.policy import Gate, Policy
+from vitcifar.registry.registry import Registry
+from vitcifar.registry.version import Version
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
 
-Require = Literal["better", "not-worse", "not-clearly-worse", "none"]
+__all__ = ["Gate", "Policy", "Promotion", "Verdict", "check_gates", "promote", "read_verdicts"]
 PREFIX = "gates/"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What is asked of a version. Raises ConfigError for a value that cannot be."""
-
-    require: Require = "not-worse"  # what the paired test against the present holder must show
-    margin: float = 0.02  # loss of accuracy that still counts as not worse
-    min_accuracy: float = 0.0  # on the test images
-    max_ece: float = 0.15  # expected calibration error on the test images
-    max_p95_ms: float = 0.0  # one image on this machine; 0 = measured, any number passes
-    golden_dir: Path | None = None  # CLASS/* images that every version must get right
-
-    def __post_init__(self) -> None:
-        if self.require not in get_args(Require):
-            raise ConfigError(f"require is {self.require!r}: choose one of {', '.join(get_args(Require))}.")
-        for name in ("margin", "min_accuracy", "max_ece", "max_p95_ms"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: it must be at least 0.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gate:
-    """One gate: what was found, what was asked, and the verdict in words."""
-
-    name: str
-    passed: bool
-    message: str
-    value: float | None = None
-    limit: float | None = None
-    required: bool = True  # false when no limit was set, so that it could not fail
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "message": self.message[:MAX_MESSAGE]}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """What `promote` did: the move of the alias and the gates it passed, or was forced past."""
-
-    event: Event
-    gates: tuple[Gate, ...]
-
-
-OPTIONS = {  # what moves the limit of a gate
+NO_SCORES = "its scores on the test images are not recorded, train it again"
+OPTIONS = {  # that set the limit of a gate
     "accuracy": "--min-accuracy",
     "champion": "--require, --margin",
     "calibration": "--max-ece",
     "latency": "--max-p95-ms",
     "golden images": "--golden-dir",
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """The move of the alias and the gates that passed or were overridden."""
+
+    event: Event
+    gates: tuple[Gate, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The recorded result of one attempt to promote a version."""
+
+    alias: str
+    when: str  # UTC, such as 2026-01-31 12:00:00Z
+    who: str
+    outcome: str  # passed, rejected or overridden
+    reason: str
+    gates: tuple[Gate, ...]
 
 
 def promote(
@@ -79,143 +60,184 @@ def promote(
     force: bool = False,
     reason: str = "",
 ) -> Promotion:
-    """Let an alias mean a version if it passes every gate; the gates are recorded on the version either way.
-
-    `force` passes failed gates, needs a reason and is recorded; a release that is not whole cannot be forced.
-    Raises GateError, the alias left where it was, when a gate fails, and RegistryError when the alias moved meanwhile.
-    """
+    """See `Registry.promote`; the verdict is recorded on the version whether the alias is moved or not."""
     check_alias(alias)
     if force and not reason.strip():
         raise ConfigError("A forced promotion needs a reason: add --reason.")
-    number, holder = registry.resolve(spec), registry.aliases().get(alias)
-    gates = check_gates(registry, number, alias, policy or Policy())
+    versions = registry.list()
+    version = registry.find(spec, versions)
+    holder = next((other for other in versions if alias in other.aliases), None)
+    before = holder.number if holder else None
+    gates = _check(registry, version, alias, holder, policy or Policy())
     failed = [gate for gate in gates if not gate.passed]
     forced = force and bool(failed) and gates[0].passed
-    event = new_event(alias, holder, number, "promote", reason, forced=forced)
-    recorded = [gate.to_dict() for gate in gates]
+    event = new_event(alias, before, version.number, "promote", reason, forced=forced)
+    recorded = tuple(gate.to_dict() for gate in gates)
     verdict = {"passed": not failed, "forced": forced, "who": event.who, "reason": event.reason, "gates": recorded}
-    registry.tag(number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict, ensure_ascii=False))
+    registry.tag(version.number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict, ensure_ascii=False))
     if failed and not forced:
-        name = f"{registry.model_name} {number}"
-        options = ", ".join(OPTIONS[gate.name] for gate in failed if gate.name in OPTIONS)
-        further = (
-            f"{f'Limits: {options}. ' if options else ''}Past them: vitcifar promote {number} --force yes --reason WHY."
-            if gates[0].passed
-            else "A release that is not whole cannot be forced: vitcifar doctor."
-        )
-        raise GateError(f"{name} was not promoted to {alias}", further, gates)
-    moved = registry.move(alias, number, "promote", reason, expected=holder, gates=tuple(recorded), forced=forced)
+        title = f"{registry.model_name} {version.number} was not promoted to {alias}"
+        raise GateError(title, _advice(version.number, gates), gates)
+    moved = move_alias(
+        registry, alias, version.number, "promote", reason, expected=before, gates=recorded, forced=forced
+    )
     return Promotion(event=moved, gates=gates)
 
 
-def check_gates(registry: Registry, number: int, alias: str, policy: Policy) -> tuple[Gate, ...]:
-    """Every gate of a version, in order. When its files are not whole the others are not tried."""
+def _advice(number: int, gates: tuple[Gate, ...]) -> str:
+    if not gates[0].passed:
+        return "An incomplete release cannot be forced: type vitcifar doctor."
+    options = ", ".join(OPTIONS[gate.name] for gate in gates if not gate.passed and gate.name in OPTIONS)
+    return (
+        f"{f'Limits: {options}. ' if options else ''}To override: vitcifar promote {number} --force yes --reason WHY."
+    )
+
+
+def read_verdicts(version: Version) -> list[Verdict]:
+    """Every recorded attempt to promote a version, in order of time."""
+    names = [key.removeprefix(PREFIX).split("/") for key in version.tags if key.startswith(PREFIX)]
+    return [_read_verdict(version, alias, stamp) for alias, stamp in sorted(names, key=lambda name: name[1])]
+
+
+def _read_verdict(version: Version, alias: str, stamp: str) -> Verdict:
+    fields = json.loads(version.tags[f"{PREFIX}{alias}/{stamp}"])
+    return Verdict(
+        alias=alias,
+        when=f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}:{stamp[13:15]}Z",
+        who=fields.get("who", "unknown"),
+        outcome="passed" if fields["passed"] else "overridden" if fields["forced"] else "rejected",
+        reason=fields.get("reason", ""),
+        gates=tuple(map(Gate.from_dict, fields["gates"])),
+    )
+
+
+def check_gates(registry: Registry, spec: str | int, alias: str, policy: Policy) -> tuple[Gate, ...]:
+    """Check every gate of a version, in order; without a complete release only the first, `files`."""
+    versions = registry.list()
+    holder = next((version for version in versions if alias in version.aliases), None)
+    return _check(registry, registry.find(spec, versions), alias, holder, policy)
+
+
+def _check(
+    registry: Registry, version: Version, alias: str, holder: Version | None, policy: Policy
+) -> tuple[Gate, ...]:
     try:
-        registry.verify_store(registry.show(number))
-        release = registry.pull(number)
+        registry.verify_store(version)
+        release = registry.pull_version(version)
     except ReleaseError as error:
         return (Gate(name="files", passed=False, message=str(error).rstrip(".")),)
-    score = _score(release)
+    evaluation = read_evaluation(release)
     return (
-        Gate(name="files", passed=True, message="all whole", value=len(release.files)),
-        _parity(release),
-        _accuracy(score, policy),
-        _champion(registry, number, alias, score, policy),
-        _calibration(score, policy),
-        _latency(release, policy),
+        Gate(name="files", passed=True, message="complete, every sha256 as registered", value=len(release.files)),
+        _parity(release.checks),
+        _accuracy(evaluation, policy),
+        _champion(registry, version, alias, holder, evaluation, policy),
+        _calibration(evaluation, policy),
+        _latency(version, release, policy),
         _golden(release, policy),
     )
 
 
-def _score(release: Manifest) -> Evaluation | None:
-    """What the file that serves scored on the test images; None when it was not recorded whole."""
+def read_evaluation(release: Manifest) -> Evaluation | None:
+    """The recorded evaluation of the served file on the test images; None when it is missing or incomplete."""
     try:
         return Evaluation.from_dict(served_evaluation(release))
     except (KeyError, TypeError, ValueError):
         return None
 
 
-NO_SCORE = "its scores on test images were not recorded, train it again"
-
-
-def _parity(release: Manifest) -> Gate:
-    found = release.checks.get("parity", {})
-    number, changed = found.get("max_logit_difference"), found.get("num_changed")
-    passed = number is not None and number <= MAX_LOGIT_DIFFERENCE and changed == 0
-    largest = "an unknown number" if number is None else f"{number:.2g}"
-    sentence = f"{changed} of {found.get('num_images', 0)} answers changed by the export, logits by up to {largest}"
-    if served := release.checks.get("served"):
-        sentence += f"; {served['file']}, which serves, agrees on {served['agreement']:.2%} of the test images"
-    return Gate(name="parity", passed=passed, message=sentence, value=number, limit=MAX_LOGIT_DIFFERENCE)
-
-
-def _accuracy(score: Evaluation | None, policy: Policy) -> Gate:
-    if score is None:
-        return Gate(name="accuracy", passed=False, message=NO_SCORE, limit=policy.min_accuracy)
-    short = policy.min_accuracy - score.accuracy
-    interval = f"95 % interval {score.accuracy_low:.4f} to {score.accuracy_high:.4f}, {score.num_images} images"
-    sentence = f"{score.accuracy:.4f} ({interval}), limit {policy.min_accuracy:.4f}" + (
-        f", short by {short:.4f}" if short > 0 else ""
+def _parity(checks: Mapping[str, Any]) -> Gate:
+    parity = checks.get("parity", {})
+    difference, num_changed = parity.get("max_logit_difference"), parity.get("num_changed")
+    passed = difference is not None and difference <= MAX_LOGIT_DIFFERENCE and num_changed == 0
+    message = (
+        f"{num_changed} of {parity.get('num_images', 0)} predictions changed by the export, largest logit difference "
+        f"{'not recorded' if difference is None else f'{difference:.2g}'}"
     )
-    return Gate(name="accuracy", passed=short <= 0, message=sentence, value=score.accuracy, limit=policy.min_accuracy)
+    if served := checks.get("served"):
+        message += f"; the served {served['file']} agrees on {served['agreement']:.2%} of the test images"
+    return Gate(name="parity", passed=passed, message=message, value=difference, limit=MAX_LOGIT_DIFFERENCE)
 
 
-def _champion(registry: Registry, number: int, alias: str, score: Evaluation | None, policy: Policy) -> Gate:
-    """The paired test against the version that holds the alias now."""
-    holder = registry.aliases().get(alias)
-    if policy.require == "none" or holder in (None, number):
-        why = "not asked for" if policy.require == "none" else f"no other version is {alias}"
+def _accuracy(evaluation: Evaluation | None, policy: Policy) -> Gate:
+    if evaluation is None:
+        return Gate(name="accuracy", passed=False, message=NO_SCORES, limit=policy.min_accuracy)
+    accuracy, missing = evaluation.accuracy, policy.min_accuracy - evaluation.accuracy
+    message = f"{evaluation.accuracy_text()}, minimum {policy.min_accuracy:.4f}"
+    message += f", {missing:.4f} too low" if missing > 0 else ""
+    return Gate(name="accuracy", passed=missing <= 0, message=message, value=accuracy, limit=policy.min_accuracy)
+
+
+def _champion(
+    registry: Registry,
+    version: Version,
+    alias: str,
+    holder: Version | None,
+    evaluation: Evaluation | None,
+    policy: Policy,
+) -> Gate:
+    """The paired test against the version that the alias points to."""
+    if policy.require == "none" or holder is None or holder.number == version.number:
+        why = "require is none" if policy.require == "none" else f"{alias} points to no other version"
         return Gate(name="champion", passed=True, required=False, message=why)
     try:
-        champion = _score(registry.pull(holder))
-        if score is None or champion is None:
-            raise DataError(NO_SCORE if score is None else f"the scores of {holder} were not recorded")
-        comparison = compare_evaluations(score, champion, margin=policy.margin)
+        champion = read_evaluation(registry.pull_version(holder))
+        if evaluation is None or champion is None:
+            missing = NO_SCORES if evaluation is None else f"the scores of version {holder.number} are not recorded"
+            raise DataError(missing)
+        comparison = compare_evaluations(evaluation, champion, margin=policy.margin)
     except VitCifarError as error:
-        return Gate(name="champion", passed=False, message=f"it cannot be compared with {holder}: {error}".rstrip("."))
+        message = f"it cannot be compared with version {holder.number}: {error}".rstrip(".")
+        return Gate(name="champion", passed=False, message=message)
     passed = {
         "better": comparison.outcome == "better",
         "not-worse": comparison.not_worse or comparison.outcome == "better",
         "not-clearly-worse": comparison.outcome != "worse",
     }[policy.require]
     limit = {"better": 0.0, "not-worse": -policy.margin}.get(policy.require)
-    sentence = f"against version {holder} {_said(comparison, policy)}"
-    return Gate(name="champion", passed=passed, message=sentence, value=comparison.difference, limit=limit)
+    message = f"against version {holder.number} {_summary(comparison, policy)}"
+    return Gate(name="champion", passed=passed, message=message, value=comparison.difference, limit=limit)
 
 
-def _said(comparison: Comparison, policy: Policy) -> str:
-    text = comparison.summary()
+def _summary(comparison: Comparison, policy: Policy) -> str:
+    text, points = comparison.summary(), f"{100 * policy.margin:g} points"
     if policy.require != "not-worse" or comparison.outcome == "worse":
         return text
     if comparison.not_worse:
-        return f"not worse by more than {100 * policy.margin:g} points; better or worse: {text}"
-    needed = comparison.images_needed_not_worse
-    more = f"; to show that it is not worse by more than {100 * policy.margin:g} points takes about {needed:,} images"
-    return text + (more if needed else "")
+        return f"not worse by more than {points}; better or worse: {text}"
+    if needed := comparison.images_needed_not_worse:
+        text += f"; to show that it is not worse by more than {points} takes about {needed:,} images"
+    return text
 
 
-def _calibration(score: Evaluation | None, policy: Policy) -> Gate:
-    if score is None:
-        return Gate(name="calibration", passed=False, message=NO_SCORE, limit=policy.max_ece)
-    passed = score.ece <= policy.max_ece
-    over = "" if passed else f", over by {score.ece - policy.max_ece:.4f}"
-    sentence = f"expected calibration error {score.ece:.4f}, limit {policy.max_ece:.4f}{over}"
-    return Gate(name="calibration", passed=passed, message=sentence, value=score.ece, limit=policy.max_ece)
+def _calibration(evaluation: Evaluation | None, policy: Policy) -> Gate:
+    if evaluation is None:
+        return Gate(name="calibration", passed=False, message=NO_SCORES, limit=policy.max_ece)
+    ece, excess = evaluation.ece, evaluation.ece - policy.max_ece
+    message = f"expected calibration error {ece:.4f}, maximum {policy.max_ece:.4f}"
+    message += f", {excess:.4f} too high" if excess > 0 else ""
+    return Gate(name="calibration", passed=excess <= 0, message=message, value=ece, limit=policy.max_ece)
 
 
-def _latency(release: Manifest, policy: Policy) -> Gate:
+def _latency(version: Version, release: Manifest, policy: Policy) -> Gate:
+    """The 95th percentile of one image: from this machine's latency table of the version, else measured now."""
+    p95, origin = recorded_p95(version, release), "recorded"
+    if p95 is None:
+        (p95,), origin = onnx_p95([release.onnx_path]), "measured"
     limit = policy.max_p95_ms or None
-    (p95,) = onnx_p95([release.onnx_path])
-    over = f", over by {p95 - limit:.3g}" if limit and p95 > limit else ""
-    budget = f"budget {limit:g} ms{over}" if limit else "no budget was given"
-    sentence = f"{p95:.1f} ms at the 95th percentile on this machine, {budget}"
-    return Gate(name="latency", passed=not over, required=limit is not None, message=sentence, value=p95, limit=limit)
+    excess = p95 - limit if limit else 0.0
+    maximum = (
+        f"maximum {limit:g} ms{f', {excess:.3g} ms too slow' if excess > 0 else ''}" if limit else "no maximum set"
+    )
+    message = f"{p95:.1f} ms at the 95th percentile, {origin} on this machine, {maximum}"
+    required = limit is not None
+    return Gate(name="latency", passed=excess <= 0, required=required, message=message, value=p95, limit=limit)
 
 
 def _golden(release: Manifest, policy: Policy) -> Gate:
-    if policy.golden_dir is None:
-        return Gate(name="golden images", passed=True, required=False, message="no folder was given")
-    paths = sorted(path for path in policy.golden_dir.glob("*/*") if path.is_file())
+    if policy.golden_dir == "none":
+        return Gate(name="golden images", passed=True, required=False, message="no folder set")
+    paths = sorted(path for path in Path(policy.golden_dir).glob("*/*") if path.is_file())
     if not paths:
         raise DataError(f"There are no golden images in {policy.golden_dir}: put them into one folder for each class.")
     classifier = OnnxClassifier(release.onnx_path)
@@ -227,5 +249,5 @@ def _golden(release: Manifest, policy: Policy) -> Gate:
             label = str(error)
         if label != path.parent.name:
             wrong.append(f"{path.parent.name}/{path.name} ({label})")
-    sentence = f"{len(wrong)} of {len(paths)} wrong" + (f": {', '.join(wrong[:5])}" if wrong else "")
-    return Gate(name="golden images", passed=not wrong, message=sentence, value=len(wrong), limit=0)
+    message = f"{len(wrong)} of {len(paths)} wrong" + (f": {', '.join(wrong[:5])}" if wrong else "")
+    return Gate(name="golden images", passed=not wrong, message=message, value=len(wrong), limit=0)
