@@ -83,11 +83,6 @@ class Evaluation:
         interval = f"95% interval {self.accuracy_low:.4f} to {self.accuracy_high:.4f}"
         return f"{self.accuracy:.4f} ({interval}, {self.num_images:,} images)"
 
-    def accuracy_text(self) -> str:
-        """The accuracy with its interval, for example "0.9680 (95% interval 0.9381 to 0.9837, 250 images)"."""
-        interval = f"95% interval {self.accuracy_low:.4f} to {self.accuracy_high:.4f}"
-        return f"{self.accuracy:.4f} ({interval}, {self.num_images:,} images)"
-
     def scalars(self) -> dict[str, float]:
         """Every metric by its flat name, those of a class as `recall/cat`."""
         flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type is float}
