@@ -51,6 +51,8 @@ def test_a_run_gets_metrics_json_figures_and_the_report(run):
     assert set(run.figures) == {f"analysis/{name}" for name in names}
     page = run.texts["report.html"]
     assert "vit_tiny on digits" in page and run.run_id in page and splits.fingerprint[:16] in page
+    for title in ("Attention rollout", "Nearest training images", "Corruption robustness", "Near-duplicates"):
+        assert f"<h2>{title}</h2>" in page
     assert splits.train.ids[5] in page
 
 
