@@ -1,4 +1,4 @@
-"""Generates the tables of the documentation from the code: settings, presets and error messages."""
+"""Generates the reference pages from the code: commands, settings, presets and error messages."""
 
 import ast
 import dataclasses
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitcifar import errors
+import click
+
+from vitcifar import cli, errors
 from vitcifar.config import PRESETS, TrainConfig
 
 PACKAGE = Path(errors.__file__).parent
@@ -15,10 +17,20 @@ PACKAGE = Path(errors.__file__).parent
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each marker by its generated Markdown."""
-    for marker, generate in {"<!-- settings -->": settings, "<!-- errors -->": error_messages}.items():
+    for marker, generate in {"<!-- commands -->": commands, "<!-- settings -->": settings, "<!-- errors -->": error_messages}.items():
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(generate()))
     return markdown
+
+
+def commands() -> Iterator[str]:
+    """The help text of the program and of every command, as the terminal shows it."""
+    top = click.Context(cli.main, info_name="vitcifar", terminal_width=100, max_content_width=100)
+    yield from ("```text", cli.main.get_help(top), "```")
+    for name in cli.main.list_commands(top):
+        command = cli.main.commands[name]
+        context = click.Context(command, parent=top, info_name=name, terminal_width=100, max_content_width=100)
+        yield from ("", f"## {name}", "", "```text", command.get_help(context), "```")
 
 
 def settings() -> Iterator[str]:
