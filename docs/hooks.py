@@ -17,7 +17,11 @@ PACKAGE = Path(errors.__file__).parent
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace each marker by its generated Markdown."""
-    for marker, generate in {"<!-- commands -->": commands, "<!-- settings -->": settings, "<!-- errors -->": error_messages}.items():
+    for marker, generate in {
+        "<!-- commands -->": commands,
+        "<!-- settings -->": settings,
+        "<!-- errors -->": error_messages,
+    }.items():
         if marker in markdown:
             markdown = markdown.replace(marker, "\n".join(generate()))
     return markdown
@@ -25,11 +29,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def commands() -> Iterator[str]:
     """The help text of the program and of every command, as the terminal shows it."""
-    top = click.Context(cli.main, info_name="vitcifar", terminal_width=100, max_content_width=100)
+    top = click.Context(cli.main, info_name="vitcifar", terminal_width=84, max_content_width=84)
     yield from ("```text", cli.main.get_help(top), "```")
     for name in cli.main.list_commands(top):
         command = cli.main.commands[name]
-        context = click.Context(command, parent=top, info_name=name, terminal_width=100, max_content_width=100)
+        context = click.Context(command, parent=top, info_name=name, terminal_width=84, max_content_width=84)
         yield from ("", f"## {name}", "", "```text", command.get_help(context), "```")
 
 

@@ -57,7 +57,7 @@ def test_what_cannot_be_is_said(published: Published, tmp_path: Path, monkeypatc
     with pytest.raises(TrackingError, match="There is no tracking store"):
         vitcifar.registry("toy", tracking_uri=f"sqlite:///{tmp_path}/none.db")
     settle(published.folder, monkeypatch)
-    with pytest.raises(RegistryError, match="'models:/toy' is not the address of a version"):
+    with pytest.raises(RegistryError, match="'models:/toy' is not the URI of a version"):
         vitcifar.load("models:/toy")
     with pytest.raises(RegistryError, match="toy has no version '7'"):
         vitcifar.load("models:/toy/7")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitcifar.data.contact_sheet import TILE, contact_sheet
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits
@@ -193,20 +192,3 @@ def some(num: int, class_names: tuple[str, ...], size: tuple[int, int] = (8, 8))
 
 def count_red(sheet: Image.Image) -> int:
     return int((np.asarray(sheet) == (255, 0, 0)).all(axis=2).sum())
-
-
-@pytest.mark.parametrize("size", [(8, 8), (200, 200), (1024, 1024)])
-def test_the_sheet_shows_every_image_that_it_has_room_for(size):
-    assert count_red(contact_sheet(some(5, ("cat", "dog"), size), per_class=8)) == 5 * TILE * TILE
-    assert count_red(contact_sheet(some(50, ("cat", "dog"), (8, 8)), per_class=4)) == 8 * TILE * TILE
-
-
-def test_the_sheet_keeps_an_image_complete_and_in_shape():
-    assert count_red(contact_sheet(some(1, ("cat", "dog"), (10, 20)))) == TILE * TILE // 2
-
-
-def test_the_sheet_of_a_thousand_classes_with_long_names_stays_an_image_that_can_be_opened():
-    names = tuple(f"a very long name of a class that is number {number}" for number in range(1000))
-    sheet = contact_sheet(some(1000, names))
-    assert sheet.width < 1200
-    assert sheet.height < 6000

@@ -133,7 +133,7 @@ def test_weights_are_checked_without_loading_them(tmp_path, monkeypatch):
         check_weights("vit_b_16", name)
     with pytest.raises(TrainingError, match="There is no file"):
         check_weights("vit_b_16", str(tmp_path / "other.pt"))
-    with pytest.raises(ConfigError, match="There are no weights 'V9' for vit_b_16"):
+    with pytest.raises(ConfigError, match="There are no pretrained weights 'V9' for vit_b_16"):
         check_weights("vit_b_16", "V9")
 
 
@@ -142,7 +142,7 @@ def test_weights_are_checked_without_loading_them(tmp_path, monkeypatch):
     [
         ({"train_layers": "9"}, "but there are 3 blocks"),
         ({"image_size": 33}, "needs a multiple of 8"),
-        ({"weights": "V9"}, "There are no trained weights"),
+        ({"weights": "V9"}, "There are no pretrained weights"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_an_error_without_building_it(setting, message):

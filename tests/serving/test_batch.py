@@ -41,7 +41,7 @@ def test_the_lines_of_the_table_are_aligned_with_the_heading(model, files):
     lines = [table.heading(), *(table.line(row) for row in predict_files(model, files))]
     assert len(lines[0]) == len(lines[1]) == len(lines[4])
     assert lines[0].index("label") == lines[1].index("red  ")
-    assert "text.png is not an image" in lines[2]
+    assert "text.png is not a supported image" in lines[2]
 
 
 def test_control_characters_in_a_file_name_are_escaped(model):

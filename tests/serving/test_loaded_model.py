@@ -59,7 +59,7 @@ def test_predict_of_a_pil_image_equals_predict_of_its_file(model):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (b"no image", "The image is not an image that can be read"),
+        (b"no image", "The image is not a supported image"),
         ("missing.png", "There is no file missing.png"),
         (RED.astype(np.float32), r"The image is float32 \(5, 7, 3\): expected uint8"),
         (RED[None], r"The image is uint8 \(1, 5, 7, 3\): expected uint8 \(height, width, 3\)"),
