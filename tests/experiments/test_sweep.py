@@ -184,7 +184,7 @@ def test_no_test_image_is_read_in_a_sweep(store, monkeypatch):
         return learn(run, network, splits, config, **more)
 
     monkeypatch.setattr(pipeline, "fit_and_log", spy)
-    monkeypatch.setattr(pipeline, "test", never)
+    monkeypatch.setattr(pipeline, "fit_and_test", never)
     monkeypatch.setattr(pipeline, "release", never)
     sweep(plan(num_trials=1))
     assert seen == [{"train": 100, "validation": 50, "test": 0}]
