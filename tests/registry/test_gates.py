@@ -15,7 +15,7 @@ from vitcifar.registry import gates
 from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.gates import Policy, check_gates
 from vitcifar.registry.registry import Registry
-from vitcifar.release import artifacts, cache, manifest
+from vitcifar.release import artifacts, manifest
 from vitcifar.release.latency import LatencyTable, Row, this_machine
 from vitcifar.release.manifest import sha256_of
 
@@ -196,7 +196,7 @@ def test_a_promotion_hashes_every_file_at_most_twice(
         hashed[path.name] += 1
         return sha256_of(path)
 
-    for module in (artifacts, cache, manifest):
+    for module in (artifacts, manifest):
         monkeypatch.setattr(module, "sha256_of", count)
     toy.promote(numbers["better"], policy=Policy(require="none"))
     assert hashed == {"model.onnx": 2, "MLmodel": 2, "release.json": 2, "model.pt2": 1}

@@ -63,7 +63,7 @@ def test_killed_at_any_point_the_doctor_leaves_only_complete_releases(point: str
     assert all(finding.fixed for finding in found)
     assert diagnose(registry, stale_seconds=0) == []
     assert [version.number for version in registry.list()] == numbers
-    assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
+    assert {path.name for path in Path(os.environ["TMPDIR"]).iterdir()} <= {".ses"}  # onnxruntime's own
     for number in numbers:
         assert move_alias(registry, "champion", number).after == number
 

@@ -39,8 +39,7 @@ def check_alias(alias: str) -> None:
     """Raises RegistryError for an alias that reads as a version number, and for MLflow's reserved ones."""
     if alias == "latest" or re.fullmatch(r"[vV]?\d+", alias) or not re.fullmatch(r"[A-Za-z_][\w-]{0,99}", alias):
         raise RegistryError(
-            f"{alias!r} is not a valid alias: use a word of letters, digits, '-' and '_', such as challenger; "
-            "`latest`, numbers and names such as v3 are reserved."
+            f"{alias!r} is not a valid alias: use letters, digits, '-' and '_'; `latest`, 3 and v3 are reserved."
         )
 
 
@@ -48,9 +47,7 @@ def parse_uri(uri: str) -> tuple[str, str]:
     """models:/NAME/VERSION or models:/NAME@ALIAS -> the name and the version or alias. Raises RegistryError."""
     match = re.fullmatch(r"models:/(?P<name>[^/@]+)[/@](?P<spec>[^/@]+)", uri)
     if match is None:
-        raise RegistryError(
-            f"{uri!r} is not the URI of a version: type models:/vitcifar/3 or models:/vitcifar@champion."
-        )
+        raise RegistryError(f"{uri!r} is not the URI of a version: type models:/NAME/VERSION or models:/NAME@ALIAS.")
     return match["name"], match["spec"]
 
 

@@ -35,19 +35,13 @@ def benchmark(
     network = network or open_network(release)
     table = latency_table(release, network=network, dataset=dataset, threads=threads, num_runs=num_runs)
     if dataset is None:
-        table = table.with_accuracies(_checked_accuracies(release))
+        is_int8 = release.serves == INT8_FILE
+        checked, served = release.checks.get("test", {}).get("accuracy"), served_evaluation(release).get("accuracy")
+        # The float ONNX file has the network's accuracy: parity requires equal predictions on every test image.
+        accuracies = {"torch": checked, "onnx-fp32": checked, "onnx-int8": served if is_int8 else None}
+        table = table.with_accuracies(accuracies)
     registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", table.to_json())
     return table
-
-
-def _checked_accuracies(release: Manifest) -> dict[str, float]:
-    """The accuracy of each format on the test images, as far as the release's checks record it.
-
-    The float ONNX file has the network's: the parity check requires equal predictions on every test image.
-    """
-    network, served = release.checks.get("test", {}).get("accuracy"), served_evaluation(release).get("accuracy")
-    found = {"torch": network, "onnx-fp32": network, "onnx-int8": served if release.serves == INT8_FILE else None}
-    return {format: accuracy for format, accuracy in found.items() if accuracy is not None}
 
 
 def read_tables(version: Version) -> dict[str, LatencyTable]:

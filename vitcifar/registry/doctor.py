@@ -38,7 +38,6 @@ from vitcifar.release.manifest import MANIFEST_FILE, Manifest, read_manifest, sh
 from vitcifar.tracking import reaching
 
 STALE_SECONDS = 3600.0  # younger unfinished work may belong to a running process
-__all__ = ["STALE_SECONDS", "Finding", "diagnose", "repair"]
 
 
 def diagnose(registry: Registry, *, stale_seconds: float = STALE_SECONDS) -> list[Finding]:
@@ -174,14 +173,13 @@ def _unfinished_promotions(registry: Registry, stale_seconds: float) -> Iterator
 
 def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
     """Versions with missing, changed or unexpected files, and those that MLflow's page does not link."""
-    versions = [version for version in registry.list() if version.digest is not None]
-    locations = [registry.location(version) for version in versions]
-    mismatches = [
-        find_mismatch(location, str(version.digest), cached_manifest(version))
-        for version, location in zip(versions, locations, strict=True)
-    ]
-    is_store_there = any(not mismatch.empty for mismatch in mismatches)
-    for version, location, mismatch in zip(versions, locations, mismatches, strict=True):
+    compared = []
+    for version in registry.list():
+        if version.digest is not None:
+            location = registry.location(version)
+            compared.append((version, location, find_mismatch(location, version.digest, cached_manifest(version))))
+    is_store_there = any(not mismatch.empty for *_, mismatch in compared)
+    for version, location, mismatch in compared:
         name = f"{version.model_name} {version.number}"
         if mismatch.empty and not has_root(location, is_store_there):
             yield find("missing store", name, folder=root_of(location))

@@ -19,7 +19,6 @@ from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
 
-__all__ = ["Gate", "Policy", "Promotion", "Verdict", "check_gates", "promote", "read_verdicts"]
 PREFIX = "gates/"
 NO_SCORES = "its scores on the test images are not recorded, train it again"
 OPTIONS = {  # that set the limit of a gate

@@ -29,15 +29,9 @@ PROBLEMS = {  # what is wrong, and the repair or what a person has to do
     "incomplete version": ("{mismatch}", "restore it from the cache of this machine"),
     "broken version": ("{mismatch}; the cache of this machine has no complete copy", "mark it as broken"),
     "restored version": ("it is marked as broken ({why}) and is complete again", "remove the mark"),
-    "deleted model": (
-        "the logged model behind it was deleted in MLflow, and `mlflow gc` would delete its files",
-        "register it again (vitcifar reproduce, vitcifar train) before anyone runs mlflow gc",
-    ),
+    "deleted model": ("its logged model was deleted in MLflow", "run vitcifar reproduce before mlflow gc deletes it"),
     "unlinked version": ("MLflow's page of the logged model does not show the version", "link it"),
-    "foreign alias": (
-        "it points to version {number}, which vitcifar did not register",
-        "point it to its previous version",
-    ),
+    "foreign alias": ("it points to version {number}, which is not of vitcifar", "point it to its previous version"),
     "dangling alias": ("it points to version {number}, which was deleted", "point it to its previous version"),
 }
 
