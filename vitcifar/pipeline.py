@@ -16,7 +16,6 @@ from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry.aliases import check_alias, check_model_name, parse_uri
 from vitcifar.registry.benchmark import benchmark
-from vitcifar.registry.gates import promote
 from vitcifar.registry.registry import Registry, register
 from vitcifar.release.build import build_release, git_state
 from vitcifar.release.cache import release_weights
@@ -130,7 +129,7 @@ def release(
     alias, rejected_because = None, ""
     if config.promote_to != "none":
         try:
-            promote(registry, version, config.promote_to, reason=f"requested by run {run.run_id}")
+            registry.promote(version, config.promote_to, reason=f"requested by run {run.run_id}")
             alias = config.promote_to
         except GateError as error:
             rejected_because = str(error)

@@ -6,8 +6,8 @@ from vitcifar.cli import format
 from vitcifar.registry.aliases import new_event
 from vitcifar.registry.diff import Difference
 from vitcifar.registry.policy import Gate
+from vitcifar.registry.registry import Version
 from vitcifar.registry.repair import Finding
-from vitcifar.registry.version import Version
 
 
 def version(number: int, **more: object) -> Version:

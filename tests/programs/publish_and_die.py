@@ -15,6 +15,7 @@ import mlflow
 from mlflow.models import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.releases import publish
 from support.toys import COLOURS, make_onnx
 
 from vitcifar import tracking
@@ -87,7 +88,7 @@ def main(point: str, uri: str) -> None:
     elif point in OWNERS:
         setattr(*OWNERS[point], die)
     splits = SimpleNamespace(test=None)
-    registry.publish(None, splits=splits, evaluation={}, config=TrainConfig(model_name="toy"), run_id=run_id)
+    publish(None, splits=splits, evaluation={}, config=TrainConfig(model_name="toy"), run_id=run_id)
 
 
 main(*sys.argv[1:])

@@ -8,7 +8,7 @@ from support.scores import add_version, scores
 
 from vitcifar.errors import GateError
 from vitcifar.registry.card import model_card
-from vitcifar.registry.gates import Policy, promote
+from vitcifar.registry.policy import Policy
 from vitcifar.registry.registry import Registry
 
 pytestmark = pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
@@ -28,10 +28,10 @@ def toy(workspace: Path) -> Registry:
             git={"commit": "c" * 40, "dirty": index > 0},
         )
     registry = Registry("toy")
-    promote(registry, 1, reason="the first")
-    promote(registry, 3, "challenger")
+    registry.promote(1, reason="the first")
+    registry.promote(3, "challenger")
     with pytest.raises(GateError):
-        promote(registry, 2, policy=Policy(require="better"))
+        registry.promote(2, policy=Policy(require="better"))
     return registry
 
 

@@ -12,7 +12,7 @@ from support.releases import add_version, store_release
 from support.toys import stored
 
 from vitcifar.errors import ReleaseError, TrackingError
-from vitcifar.registry.aliases import new_event, new_key
+from vitcifar.registry.aliases import move_alias, new_event, new_key
 from vitcifar.registry.doctor import Finding, diagnose, repair
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import cache_dir
@@ -24,7 +24,7 @@ def patient(store: Path, request: pytest.FixtureRequest) -> Iterator[Registry]:
     name = f"patient-{abs(hash(request.node.name))}"
     add_version(store, "first", name)
     registry = Registry(name)
-    registry.move_alias("champion", 1)
+    move_alias(registry, "champion", 1)
     yield registry
     shutil.rmtree(cache_dir(), ignore_errors=True)
 
@@ -96,7 +96,7 @@ def test_killed_while_promoting_and_promoted_again(patient: Registry, store: Pat
     event = new_event("champion", 1, 2, "promote", "")
     patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
     patient.client.set_registered_model_alias(patient.model_name, "champion", "2")  # and then it was killed
-    patient.move_alias("champion", 3)
+    move_alias(patient, "champion", 3)
     heal(patient, "unfinished promotion")
     assert [(event.before, event.after, event.done) for event in patient.history()][1:] == [(1, 2, True), (2, 3, True)]
     assert patient.rollback(reason="3 is slow").after == 2
@@ -170,7 +170,7 @@ def test_without_a_cached_copy_the_alias_moves_back_to_the_last_complete_release
     damage: Callable[[Path], None],
 ) -> None:
     add_version(store, "second", patient.model_name)
-    patient.move_alias("champion", 2)
+    move_alias(patient, "champion", 2)
     damage(stored(patient, 2, store))
     heal(patient, "broken version")
     assert patient.aliases() == {"champion": 1}
@@ -266,7 +266,7 @@ def test_an_unexpected_file_is_deleted(patient: Registry, store: Path) -> None:
 
 def test_an_alias_that_was_deleted_is_not_restored(patient: Registry, store: Path) -> None:
     add_version(store, "second", patient.model_name)
-    patient.move_alias("champion", 2)
+    move_alias(patient, "champion", 2)
     patient.client.delete_registered_model_alias(patient.model_name, "champion")
     heal(patient)
     assert patient.aliases() == {}
@@ -293,7 +293,7 @@ def test_a_version_whose_stored_model_was_deleted_does_not_stop_the_doctor(patie
 
 def test_an_alias_deleted_with_its_version_moves_back(patient: Registry, store: Path) -> None:
     add_version(store, "second", patient.model_name)
-    patient.move_alias("champion", 2)
+    move_alias(patient, "champion", 2)
     patient.client.delete_model_version(patient.model_name, "2")
     assert patient.aliases() == {}
     heal(patient, "dangling alias")

@@ -12,7 +12,8 @@ from support.toys import COLOURS, make_image, make_onnx, stored
 
 from vitcifar.errors import ConfigError, DataError, GateError, RegistryError
 from vitcifar.registry import gates
-from vitcifar.registry.gates import Policy, check_gates, promote
+from vitcifar.registry.aliases import move_alias
+from vitcifar.registry.gates import Policy, check_gates
 from vitcifar.registry.registry import Registry
 from vitcifar.release import artifacts, manifest
 from vitcifar.release.latency import LatencyTable, Row, this_machine
@@ -45,7 +46,7 @@ def numbers(workspace: Path) -> dict[str, int]:
 @pytest.fixture
 def toy(numbers: dict[str, int]) -> Iterator[Registry]:
     registry = Registry("toy")
-    registry.move_alias("champion", numbers["good"])
+    move_alias(registry, "champion", numbers["good"])
     yield registry
     for key in registry.client.get_registered_model("toy").tags:
         registry.client.delete_registered_model_tag("toy", key)
@@ -58,7 +59,7 @@ def failed(error: pytest.ExceptionInfo[GateError]) -> list[str]:
 
 def test_a_worse_version_is_rejected_with_its_numbers(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(GateError, match=r"worse: .*75\.0% against 90\.0%.* on the same 400 images") as error:
-        promote(toy, numbers["worse"])
+        toy.promote(numbers["worse"])
     assert failed(error) == ["champion", "calibration"]
     assert str(error.value).endswith(f"To override: vitcifar promote {numbers['worse']} --force yes --reason WHY.")
     assert "Limits: --require, --margin, --max-ece." in error.value.summary
@@ -68,7 +69,7 @@ def test_a_worse_version_is_rejected_with_its_numbers(toy: Registry, numbers: di
 
 @pytest.mark.parametrize("require", ["better", "not-worse", "not-clearly-worse"])
 def test_a_better_version_passes_every_requirement(toy: Registry, numbers: dict[str, int], require: Any) -> None:
-    promotion = promote(toy, numbers["better"], policy=Policy(require=require), reason="trained longer")
+    promotion = toy.promote(numbers["better"], policy=Policy(require=require), reason="trained longer")
     assert toy.aliases() == {"champion": numbers["better"]}
     assert all(gate.passed for gate in promotion.gates)
     event = toy.history()[-1]
@@ -79,39 +80,39 @@ def test_a_better_version_passes_every_requirement(toy: Registry, numbers: dict[
 def test_a_tie_is_inconclusive_and_says_how_many_images_are_needed(toy: Registry, numbers: dict[str, int]) -> None:
     for require in ("better", "not-worse"):
         with pytest.raises(GateError, match=r"inconclusive.*about [\d,]+ images") as error:
-            promote(toy, numbers["tie"], policy=Policy(require=require))
+            toy.promote(numbers["tie"], policy=Policy(require=require))
         assert failed(error) == ["champion"]
-    promote(toy, numbers["tie"], policy=Policy(require="not-clearly-worse"))
+    toy.promote(numbers["tie"], policy=Policy(require="not-clearly-worse"))
     assert toy.aliases() == {"champion": numbers["tie"]}
 
 
 def test_equal_predictions_are_not_worse_and_not_better(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(GateError, match="inconclusive"):
-        promote(toy, numbers["same"], policy=Policy(require="better"))
-    promote(toy, numbers["same"])
+        toy.promote(numbers["same"], policy=Policy(require="better"))
+    toy.promote(numbers["same"])
 
 
 def test_scores_on_other_images_cannot_be_compared(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(GateError, match="cannot be compared with version 1") as error:
-        promote(toy, numbers["elsewhere"])
+        toy.promote(numbers["elsewhere"])
     assert failed(error) == ["champion"]
-    promote(toy, numbers["elsewhere"], policy=Policy(require="none"))
+    toy.promote(numbers["elsewhere"], policy=Policy(require="none"))
 
 
 def test_the_first_version_of_an_alias_needs_no_comparison(toy: Registry, numbers: dict[str, int]) -> None:
-    promote(toy, numbers["tie"], "challenger")
+    toy.promote(numbers["tie"], "challenger")
     assert toy.aliases()["challenger"] == numbers["tie"]
     toy.client.delete_registered_model_alias("toy", "challenger")
 
 
 def test_a_version_without_scores_or_parity_fails_closed(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(GateError) as error:
-        promote(toy, numbers["unscored"])
+        toy.promote(numbers["unscored"])
     assert failed(error) == ["accuracy", "champion", "calibration"]
     with pytest.raises(
         GateError, match=r"parity: 0 of 400 predictions changed by the export, largest logit difference 0\.5"
     ):
-        promote(toy, numbers["off"])
+        toy.promote(numbers["off"])
 
 
 def served(right: int, agreement: float = 0.995) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
     """The network is right in 392 of 400, its int8 file in 300: it is the int8 file that would answer."""
     number = add_int8_version(tmp_path, "int8-worse", served=served(300))
     with pytest.raises(GateError, match=r"worse: .*75\.0% against 90\.0%") as error:
-        promote(toy, number)
+        toy.promote(number)
     assert "champion" in failed(error)
     parity = next(gate for gate in error.value.gates if gate.name == "parity")
     assert "the served model.int8.onnx agrees on 99.50% of the test images" in parity.message
@@ -133,23 +134,23 @@ def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
 def test_an_int8_file_without_scores_of_its_own_fails_closed(toy: Registry, tmp_path: Path) -> None:
     number = add_int8_version(tmp_path, "int8-unscored", served={})
     with pytest.raises(GateError) as error:
-        promote(toy, number)
+        toy.promote(number)
     assert failed(error) == ["accuracy", "champion", "calibration"]
 
 
 def test_an_alias_moved_while_the_gates_run_is_not_moved_again(
     toy: Registry, numbers: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = gates._check
+    real = gates.check_gates
 
     def slow(registry: Registry, *more: Any) -> Any:
         found = real(registry, *more)
-        registry.move_alias("champion", numbers["same"], reason="concurrent")
+        move_alias(registry, "champion", numbers["same"], reason="concurrent")
         return found
 
-    monkeypatch.setattr(gates, "_check", slow)
+    monkeypatch.setattr(gates, "check_gates", slow)
     with pytest.raises(RegistryError, match="was moved concurrently"):
-        promote(toy, numbers["better"])
+        toy.promote(numbers["better"])
     assert toy.aliases() == {"champion": numbers["same"]}
 
 
@@ -158,14 +159,14 @@ def test_failed_limits_say_how_much_is_missing(toy: Registry, numbers: dict[str,
     with pytest.raises(
         GateError, match=r"accuracy: 0\.9800 \(.* 400 images\), minimum 0\.9900, 0\.0100 too low"
     ) as error:
-        promote(toy, numbers["better"], policy=policy)
+        toy.promote(numbers["better"], policy=policy)
     assert failed(error) == ["accuracy", "calibration", "latency"]
     slow = next(gate for gate in error.value.gates if gate.name == "latency")
     assert slow.value is not None and slow.limit is not None and slow.value > slow.limit
 
 
 def test_latency_is_recorded_without_a_limit_too(toy: Registry, numbers: dict[str, int]) -> None:
-    latency = next(gate for gate in promote(toy, numbers["better"]).gates if gate.name == "latency")
+    latency = next(gate for gate in toy.promote(numbers["better"]).gates if gate.name == "latency")
     assert latency.passed and latency.limit is None
     assert latency.value is not None and latency.value > 0
     assert "measured on this machine, no maximum set" in latency.message
@@ -177,7 +178,7 @@ def test_latency_is_taken_from_the_table_that_this_machine_recorded(toy: Registr
     row = Row(format="onnx-fp32", num_threads=machine.num_cores, file_bytes=1, accuracy=None, **times)
     table = LatencyTable(machine=machine, image_size=32, num_runs=1, rows=(row,))
     toy.tag(numbers["tie"], f"latency/{machine.fingerprint}", table.to_json())
-    gates = check_gates(toy, numbers["tie"], "champion", Policy(max_p95_ms=120))
+    gates = check_gates(toy, toy.show(numbers["tie"]), "champion", None, Policy(max_p95_ms=120))
     latency = next(gate for gate in gates if gate.name == "latency")
     assert (latency.passed, latency.value, latency.limit) == (False, 123.0, 120)
     assert "123.0 ms at the 95th percentile, recorded on this machine, maximum 120 ms, 3 ms too slow" in latency.message
@@ -197,7 +198,7 @@ def test_a_promotion_hashes_every_file_at_most_twice(
 
     for module in (artifacts, manifest):
         monkeypatch.setattr(module, "sha256_of", count)
-    promote(toy, numbers["better"], policy=Policy(require="none"))
+    toy.promote(numbers["better"], policy=Policy(require="none"))
     assert hashed == {"model.onnx": 2, "MLmodel": 2, "release.json": 2, "model.pt2": 1}
 
 
@@ -207,7 +208,7 @@ def test_a_long_reason_and_long_names_fit_into_a_tag(toy: Registry, numbers: dic
     folder.mkdir()
     for index in range(6):
         (folder / f"{index}-{'n' * 200}.png").write_bytes(make_image("blue"))
-    promote(toy, numbers["worse"], policy=Policy(golden_dir=str(tmp_path)), force=True, reason="Ж" * 5000)
+    toy.promote(numbers["worse"], policy=Policy(golden_dir=str(tmp_path)), force=True, reason="Ж" * 5000)
     tags = toy.client.get_registered_model("toy").tags | dict(toy.show(numbers["worse"]).tags)
     assert max(len(value) for value in tags.values()) < 5000
     assert toy.history()[-1].reason.startswith("ЖЖ")
@@ -215,21 +216,21 @@ def test_a_long_reason_and_long_names_fit_into_a_tag(toy: Registry, numbers: dic
 
 def test_a_failed_gate_can_be_forced_with_a_reason_and_is_recorded(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="needs a reason"):
-        promote(toy, numbers["worse"], force=True)
-    promote(toy, numbers["worse"], force=True, reason="the other one leaks")
+        toy.promote(numbers["worse"], force=True)
+    toy.promote(numbers["worse"], force=True, reason="the other one leaks")
     event = toy.history()[-1]
     assert (event.forced, event.reason, event.after) == (True, "the other one leaks", numbers["worse"])
     assert [gate["name"] for gate in event.gates if not gate["passed"]] == ["champion", "calibration"]
 
 
 def test_force_without_a_failed_gate_is_not_recorded_as_forced(toy: Registry, numbers: dict[str, int]) -> None:
-    assert not promote(toy, numbers["better"], force=True, reason="sure").event.forced
+    assert not toy.promote(numbers["better"], force=True, reason="sure").event.forced
 
 
 def test_every_verdict_is_recorded_on_the_version(toy: Registry, numbers: dict[str, int]) -> None:
     before = {key for key in toy.show(numbers["worse"]).tags if key.startswith("gates/champion/")}
     with pytest.raises(GateError):
-        promote(toy, numbers["worse"])
+        toy.promote(numbers["worse"])
     tags = toy.show(numbers["worse"]).tags
     (key,) = {key for key in tags if key.startswith("gates/champion/")} - before
     verdict = json.loads(tags[key])
@@ -243,7 +244,7 @@ def test_an_incomplete_release_cannot_be_forced(toy: Registry, numbers: dict[str
     try:
         path.write_bytes(content[:-1])
         with pytest.raises(GateError, match="cannot be forced") as error:
-            promote(toy, numbers["better"], force=True, reason="please")
+            toy.promote(numbers["better"], force=True, reason="please")
         assert failed(error) == ["files"]
         assert toy.aliases() == {"champion": numbers["good"]}
     finally:
@@ -254,12 +255,12 @@ def test_golden_images_must_be_classified_correctly(toy: Registry, numbers: dict
     for colour in COLOURS:
         (tmp_path / colour).mkdir()
         (tmp_path / colour / "plain.png").write_bytes(make_image(colour if colour != "green" else (0, 200, 0)))
-    promote(toy, numbers["better"], policy=Policy(golden_dir=str(tmp_path)))
+    toy.promote(numbers["better"], policy=Policy(golden_dir=str(tmp_path)))
     (tmp_path / "red" / "really-blue.png").write_bytes(make_image("blue"))
     (tmp_path / "red" / "broken.png").write_bytes(b"not an image")
-    gates = check_gates(toy, numbers["better"], "champion", Policy(golden_dir=str(tmp_path)))
+    gates = check_gates(toy, toy.show(numbers["better"]), "champion", None, Policy(golden_dir=str(tmp_path)))
     golden = next(gate for gate in gates if gate.name == "golden images")
     assert (golden.passed, golden.value, golden.limit) == (False, 2, 0)
     assert "red/really-blue.png (blue)" in golden.message
     with pytest.raises(DataError, match="no golden images"):
-        check_gates(toy, numbers["better"], "champion", Policy(golden_dir=str(tmp_path / "red")))
+        check_gates(toy, toy.show(numbers["better"]), "champion", None, Policy(golden_dir=str(tmp_path / "red")))

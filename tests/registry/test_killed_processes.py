@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitcifar import tracking
+from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.doctor import diagnose, repair
 from vitcifar.registry.registry import Registry
 
@@ -62,9 +63,9 @@ def test_killed_at_any_point_the_doctor_leaves_only_complete_releases(point: str
     assert all(finding.fixed for finding in found)
     assert diagnose(registry, stale_seconds=0) == []
     assert [version.number for version in registry.list()] == numbers
-    assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
+    assert {path.name for path in Path(os.environ["TMPDIR"]).iterdir()} <= {".ses"}  # onnxruntime's own
     for number in numbers:
-        assert registry.move_alias("champion", number).after == number
+        assert move_alias(registry, "champion", number).after == number
 
 
 def test_publishing_again_needs_no_doctor(store: str) -> None:
@@ -72,4 +73,4 @@ def test_publishing_again_needs_no_doctor(store: str) -> None:
     done = publish("never", store)
     assert done.returncode == 0, done.stderr
     assert [version.number for version in Registry("toy").list()] == [1]
-    assert Registry("toy").move_alias("champion", 1).after == 1
+    assert move_alias(Registry("toy"), "champion", 1).after == 1

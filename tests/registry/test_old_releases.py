@@ -10,7 +10,7 @@ from support.toys import make_image
 from vitcifar.evaluation.compare import compare_evaluations
 from vitcifar.registry.benchmark import read_tables
 from vitcifar.registry.card import model_card
-from vitcifar.registry.diff import diff
+from vitcifar.registry.diff import compare_releases
 from vitcifar.registry.doctor import diagnose
 from vitcifar.registry.gates import Policy, read_evaluation, read_verdicts
 from vitcifar.registry.registry import Registry
@@ -32,7 +32,7 @@ def old(workspace: Path) -> Registry:
 
 def test_an_old_version_is_listed_with_its_digest_and_accuracy(old: Registry) -> None:
     version = old.show("champion")
-    assert (version.number, version.release_id, version.test_accuracy) == (1, "old", 0.9)
+    assert (version.number, version.tags["release_id"], version.test_accuracy) == (1, "old", 0.9)
     assert old.history()[0].after == 1
 
 
@@ -69,7 +69,7 @@ def test_old_and_new_versions_are_compared(old: Registry) -> None:
     assert first and second and new
     assert compare_evaluations(second, new).difference == 0
     assert compare_evaluations(new, first).outcome == "better"
-    found = {(one.section, one.name): (one.before, one.after) for one in diff(old, 1, 3)}
+    found = {(one.section, one.name): (one.before, one.after) for one in compare_releases(old.pull(1), old.pull(3))}
     assert found["metrics", "accuracy"] == (0.9, 0.98)
     assert found["config", "analysis"] == ("full", None)
 

@@ -10,7 +10,7 @@ from vitcifar.release.cache import open_network, release_weights
 
 
 def test_training_can_start_from_the_weights_of_a_version(registry: Any, published: Any) -> None:
-    weights = registry.state_dict("models:/toy@champion")
+    weights = release_weights(registry.pull("champion", pytorch=True))
     expected = published.networks[1].state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.releases import publish
 
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.inference.session import OnnxClassifier
@@ -16,7 +17,7 @@ from vitcifar.model.network import build_network
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry import gates
 from vitcifar.registry.card import model_card
-from vitcifar.registry.registry import Registry, publish
+from vitcifar.registry.registry import Registry
 from vitcifar.release import quantize as quantizing
 from vitcifar.release.export import export_onnx
 from vitcifar.release.quantize import Candidate, activation_ranges, evaluate_candidate, quantize
@@ -146,6 +147,6 @@ def test_a_release_that_serves_in_int8_is_evaluated_in_int8(
     assert served["agreement"] == (predictions == score.predictions).mean()
     assert (served["num_edge_cases"], served["evaluation"]["fingerprint"]) == (18, "f" * 64)
     assert version.test_accuracy == (predictions == test.labels).mean()
-    found = gates.check_gates(eight, number, "champion", gates.Policy())
+    found = gates.check_gates(eight, version, "champion", None, gates.Policy())
     assert next(gate for gate in found if gate.name == "accuracy").value == version.test_accuracy
     assert "model.int8.onnx serves: it agrees with the network on" in model_card(version, release)

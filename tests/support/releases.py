@@ -8,7 +8,7 @@ import mlflow
 from support.toys import make_onnx
 
 from vitcifar.registry.registry import register
-from vitcifar.release.build import MODEL_TAG
+from vitcifar.release.build import MODEL_TAG, build_release
 from vitcifar.release.manifest import LOADER_MODULE, Manifest, read_manifest, write_manifest
 
 CHECKS = {"parity": {"max_logit_difference": 0.0}, "test": {"accuracy": 0.5}}
@@ -36,6 +36,12 @@ def make_release(folder: Path, release_id: str = "toy", **fields: Any) -> str:
         **{"model_name": "toy", "run_id": "r" * 32, **fields},
     )
     return write_manifest(release, folder)
+
+
+def publish(network: Any, **more: Any) -> int:
+    """Build a release of a network and register it; returns the version's number."""
+    built = build_release(network, **more)
+    return register(built.manifest, built.model_id, built.digest)
 
 
 def add_version(folder: Path, release_id: str, model_name: str = "toy") -> int:

@@ -86,13 +86,15 @@ class Published:
 def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> Published:
     import mlflow
     import torch
+    from support.releases import publish
 
     from vitcifar import tracking
     from vitcifar.config import resolve
     from vitcifar.data.sources import open_source
     from vitcifar.data.splits import make_splits
     from vitcifar.model.network import build_network
-    from vitcifar.registry.registry import Registry, publish
+    from vitcifar.registry.aliases import move_alias
+    from vitcifar.registry.registry import Registry
 
     uri = settle(folder, patch)
     config = resolve("digits", train_per_class=2, validation_per_class=2, test_per_class=2, model_name="toy")
@@ -109,7 +111,7 @@ def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> Published:
         number = publish(network, splits=splits, evaluation={"accuracy": 0.1}, config=config, run_id=run_id)
         networks[number] = network
     client.set_terminated(run_id)
-    Registry("toy").move_alias("champion", 1, reason="the first")
+    move_alias(Registry("toy"), "champion", 1, reason="the first")
     tracking.connect(uri)
     return Published(
         uri=uri, folder=folder, model_name="toy", splits=splits, networks=networks, config=config, run_id=run_id

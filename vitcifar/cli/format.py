@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from vitcifar.registry.aliases import Event
     from vitcifar.registry.diff import Difference
     from vitcifar.registry.policy import Gate
+    from vitcifar.registry.registry import Version
     from vitcifar.registry.repair import Finding
-    from vitcifar.registry.version import Version
     from vitcifar.release.latency import LatencyTable
 
 

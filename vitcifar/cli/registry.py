@@ -60,9 +60,9 @@ def diff(registry: "Registry", before: str, after: str) -> None:
     \b
     vitcifar diff 1 champion
     """
-    from vitcifar.registry.diff import diff
+    from vitcifar.registry.diff import compare_releases
 
-    format.print_differences(diff(registry, before, after))
+    format.print_differences(compare_releases(registry.pull(before), registry.pull(after)))
 
 
 @options.command()
@@ -210,5 +210,5 @@ def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs
         dataset = test_images(release)
     except DataError as error:
         click.echo(f"Note: {error} The accuracies are those recorded with the version.", err=True)
-    result = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
-    format.print_latency(result.table)
+    table = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
+    format.print_latency(table)

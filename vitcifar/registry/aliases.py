@@ -10,7 +10,8 @@ import getpass
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
+from operator import itemgetter
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,7 @@ def check_alias(alias: str) -> None:
     """Raises RegistryError for an alias that reads as a version number, and for MLflow's reserved ones."""
     if alias == "latest" or re.fullmatch(r"[vV]?\d+", alias) or not re.fullmatch(r"[A-Za-z_][\w-]{0,99}", alias):
         raise RegistryError(
-            f"{alias!r} is not a valid alias: use a word of letters, digits, '-' and '_', such as challenger; "
-            "`latest`, numbers and names such as v3 are reserved."
+            f"{alias!r} is not a valid alias: use letters, digits, '-' and '_'; `latest`, 3 and v3 are reserved."
         )
 
 
@@ -47,9 +47,7 @@ def parse_uri(uri: str) -> tuple[str, str]:
     """models:/NAME/VERSION or models:/NAME@ALIAS -> the name and the version or alias. Raises RegistryError."""
     match = re.fullmatch(r"models:/(?P<name>[^/@]+)[/@](?P<spec>[^/@]+)", uri)
     if match is None:
-        raise RegistryError(
-            f"{uri!r} is not the URI of a version: type models:/vitcifar/3 or models:/vitcifar@champion."
-        )
+        raise RegistryError(f"{uri!r} is not the URI of a version: type models:/NAME/VERSION or models:/NAME@ALIAS.")
     return match["name"], match["spec"]
 
 
@@ -72,17 +70,18 @@ class Event:
     def stamp(self) -> str:
         return self.when.replace("-", "").replace(":", "")
 
-    def age(self) -> float:
-        """Seconds since the event was recorded."""
-        return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(self.when)).total_seconds()
-
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
 
 
 def new_event(alias: str, before: int | None, after: int | None, kind: str, reason: str, **more: Any) -> Event:
+    """An event of now, by the user who is logged in."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    who, reason = whoami(), reason[:MAX_REASON]
+    try:
+        who = getpass.getuser()
+    except (KeyError, OSError):
+        who = "unknown"
+    reason = reason[:MAX_REASON]
     return Event(alias=alias, before=before, after=after, kind=kind, reason=reason, who=who, when=when, **more)
 
 
@@ -91,16 +90,8 @@ def new_key(event: Event) -> str:
     return f"{PREFIX}{event.alias}/{event.stamp}-{secrets.token_hex(4)}"
 
 
-def whoami() -> str:
-    """The user's login name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
-def keyed_events(tags: Mapping[str, str]) -> list[tuple[str, Event]]:
-    """The events recorded in a registered model's tags, each with its key, in order of time."""
+def read_events(tags: Mapping[str, str], alias: str | None = None) -> dict[str, Event]:
+    """The events of one alias, or of all, recorded in a registered model's tags, by key and in order of time."""
     found = []
     for key, value in tags.items():
         if not key.startswith(PREFIX):
@@ -111,16 +102,12 @@ def keyed_events(tags: Mapping[str, str]) -> list[tuple[str, Event]]:
             event = Event(**{**fields, "gates": gates})
         except (ValueError, TypeError, AttributeError):
             continue  # not written by vitcifar
-        found.append((key, event))
-    return sorted(found, key=lambda entry: (entry[1].when, entry[0]))
+        if alias in (None, event.alias):
+            found.append((event.when, key, event))
+    return {key: event for _, key, event in sorted(found, key=itemgetter(0, 1))}
 
 
-def read_events(tags: Mapping[str, str], alias: str | None = None) -> list[Event]:
-    """The events of one alias, or of all, recorded in a registered model's tags, in order of time."""
-    return [event for _, event in keyed_events(tags) if alias in (None, event.alias)]
-
-
-def previous_holders(events: Sequence[Event], holder: int | None) -> list[int]:
+def previous_holders(events: Iterable[Event], holder: int | None) -> list[int]:
     """Versions that an alias pointed to before `holder`, the most recent last.
 
     They form a stack: a promotion pushes its version, a rollback pops every version above its own, and dropping the
@@ -146,7 +133,7 @@ def previous_holders(events: Sequence[Event], holder: int | None) -> list[int]:
 def move_alias(
     registry: "Registry",
     alias: str,
-    number: int,
+    number: int | None,
     kind: str = "promote",
     reason: str = "",
     *,
@@ -155,35 +142,39 @@ def move_alias(
 ) -> Event:
     """Point an alias to a verified version: record the move, move it, record that it is done. Checks no gate.
 
-    `expected` is the version the alias must point to until then (None = no version, ... = any). Raises RegistryError
-    when the alias was moved concurrently.
+    Without a version the alias is removed. `expected` is the version that the alias must point to until then (None = no
+    version, ... = any). Raises RegistryError when the alias was moved concurrently.
     """
-    check_alias(alias)
+    if number is not None:
+        check_alias(alias)
     holder = registry.aliases().get(alias)
-    if expected is not ... and holder != expected:
-        raise _moved_concurrently(registry, alias, expected, holder)
+    if expected is not ...:
+        _require_holder(registry, alias, expected, holder)
     event = new_event(alias, holder, number, kind, reason, **more)
     done = dataclasses.replace(event, done=True)
-    if holder == number:
+    if number is not None and holder == number:
         return done
     key = new_key(event)
     with reaching(mlflow.get_tracking_uri()):
         registry.client.set_registered_model_tag(registry.model_name, key, event.to_json())
         _set_alias(registry, alias, number)
         registry.client.set_registered_model_tag(registry.model_name, key, done.to_json())
-    if (now := registry.aliases().get(alias)) != number:
-        raise _moved_concurrently(registry, alias, number, now)
+    _require_holder(registry, alias, number, registry.aliases().get(alias))
     return done
 
 
-def _moved_concurrently(registry: "Registry", alias: str, before: int | None, now: int | None) -> RegistryError:
-    return RegistryError(
-        f"{alias!r} of {registry.model_name} was moved concurrently (from {before or 'nothing'} to "
-        f"{now or 'nothing'}): see `vitcifar history` and try again."
-    )
+def _require_holder(registry: "Registry", alias: str, expected: int | None, holder: int | None) -> None:
+    if holder != expected:
+        moved = f"(from {expected or 'nothing'} to {holder or 'nothing'})"
+        raise RegistryError(
+            f"{alias!r} of {registry.model_name} was moved concurrently {moved}: see `vitcifar history` and try again."
+        )
 
 
-def _set_alias(registry: "Registry", alias: str, number: int) -> None:
+def _set_alias(registry: "Registry", alias: str, number: int | None) -> None:
+    if number is None:
+        registry.client.delete_registered_model_alias(registry.model_name, alias)
+        return
     try:
         registry.client.set_registered_model_alias(registry.model_name, alias, str(number))
     except MlflowException as error:
@@ -193,15 +184,6 @@ def _set_alias(registry: "Registry", alias: str, number: int) -> None:
         registry.client.set_registered_model_alias(registry.model_name, alias, str(number))
 
 
-def drop_alias(registry: "Registry", alias: str, reason: str) -> Event:
-    """Remove an alias and record it."""
-    event = dataclasses.replace(new_event(alias, registry.aliases().get(alias), None, "drop", reason), done=True)
-    with reaching(mlflow.get_tracking_uri()):
-        registry.client.set_registered_model_tag(registry.model_name, new_key(event), event.to_json())
-        registry.client.delete_registered_model_alias(registry.model_name, alias)
-    return event
-
-
 def rollback(registry: "Registry", alias: str, to: str | int | None, reason: str) -> Event:
     """See `Registry.rollback`. Reads the store five times."""
     check_alias(alias)
@@ -209,8 +191,9 @@ def rollback(registry: "Registry", alias: str, to: str | int | None, reason: str
         raise RegistryError("A rollback needs a reason: add --reason.")
     versions, tags = registry.read()
     holder = next((version.number for version in versions if alias in version.aliases), None)
-    events = read_events(tags, alias)
-    if to is None and (to := rollback_target(events, holder, {version.number for version in versions})) is None:
+    events = read_events(tags, alias).values()
+    existing = {version.number for version in versions}
+    if to is None and (to := rollback_target(events, holder, existing)) is None:
         deleted = previous_holders(events, holder)[-1:]
         found = f"Version {deleted[0]}, which held" if deleted else "No version held"
         raise RegistryError(
@@ -227,7 +210,7 @@ def rollback(registry: "Registry", alias: str, to: str | int | None, reason: str
     return move_alias(registry, alias, version.number, "rollback", reason, expected=holder)
 
 
-def rollback_target(events: Sequence[Event], holder: int | None, existing: Set[int]) -> int | None:
+def rollback_target(events: Iterable[Event], holder: int | None, existing: Set[int]) -> int | None:
     """The most recent previous holder of an alias that still exists; None without one."""
     targets = [number for number in previous_holders(events, holder) if number in existing and number != holder]
     return targets[-1] if targets else None

@@ -3,12 +3,12 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vitcifar.registry.registry import Registry
 from vitcifar.release.manifest import Manifest
 
+SERVING = ("serves", "image_size", "temperature", "threshold", "preprocessing")
 MAX_ITEMS = 20  # of a list that is shown; a longer or nested one is shown as its length and a hash
 
 
@@ -22,11 +22,6 @@ class Difference:
     after: Any
 
 
-def diff(registry: Registry, before: str | int, after: str | int) -> list[Difference]:
-    """Every difference from version `before` to version `after`. Raises VitCifarError."""
-    return compare_releases(registry.pull(before), registry.pull(after))
-
-
 def compare_releases(before: Manifest, after: Manifest) -> list[Difference]:
     """Every difference between two releases, section by section."""
     left, right = sections(before), sections(after)
@@ -35,9 +30,9 @@ def compare_releases(before: Manifest, after: Manifest) -> list[Difference]:
 
 def compare_sections(section: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Difference]:
     for name in sorted(before.keys() | after.keys()):
-        pair = before.get(name), after.get(name)
-        if pair[0] != pair[1]:
-            yield Difference(section=section, name=name, before=pair[0], after=pair[1])
+        left, right = before.get(name), after.get(name)
+        if left != right:
+            yield Difference(section=section, name=name, before=left, after=right)
 
 
 def sections(release: Manifest) -> dict[str, dict[str, Any]]:
@@ -50,15 +45,7 @@ def sections(release: Manifest) -> dict[str, dict[str, Any]]:
         "data": flatten({"fingerprint": release.fingerprint, "class_names": release.class_names} | release.counts),
         "metrics": metrics(release.checks.get("test", {})),
         "checks": flatten(checks),
-        "serving": flatten(
-            {
-                "serves": release.serves,
-                "image_size": release.image_size,
-                "temperature": release.temperature,
-                "threshold": release.threshold,
-                "preprocessing": release.preprocessing,
-            }
-        ),
+        "serving": flatten({name: getattr(release, name) for name in SERVING}),
         "code": flatten(release.git | {"run_id": release.run_id}),
         "environment": flatten(release.environment),
         "files": dict(release.files),
@@ -77,12 +64,10 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(inner, Mapping):
             flat |= flatten(inner, f"{prefix}{name}.")
         elif isinstance(inner, (list, tuple)):
-            short = len(inner) <= MAX_ITEMS and not any(isinstance(item, (list, tuple, Mapping)) for item in inner)
-            flat[f"{prefix}{name}"] = list(inner) if short else f"{len(inner)} entries, {_hash(inner)}"
+            flat[f"{prefix}{name}"] = list(inner)
+            if len(inner) > MAX_ITEMS or any(isinstance(item, (list, tuple, Mapping)) for item in inner):
+                digest = hashlib.sha256(json.dumps(inner, sort_keys=True).encode()).hexdigest()[:12]
+                flat[f"{prefix}{name}"] = f"{len(inner)} entries, {digest}"
         else:
             flat[f"{prefix}{name}"] = inner
     return flat
-
-
-def _hash(entries: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]

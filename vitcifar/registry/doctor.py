@@ -5,45 +5,50 @@ broken, its aliases moved back. No version is deleted, and an unreachable store 
 """
 
 import dataclasses
+import datetime
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import mlflow
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from vitcifar.errors import VitCifarError
-from vitcifar.registry.aliases import read_events
-from vitcifar.registry.registry import LINK_TAG, NOT_FOUND, Registry, link
+from vitcifar.errors import ReleaseError, VitCifarError
+from vitcifar.registry.aliases import PREFIX, read_events
+from vitcifar.registry.registry import BROKEN_TAG, LINK_TAG, NOT_FOUND, Registry, Version, link, register
 from vitcifar.registry.repair import (
+    WAIT,
     Finding,
-    abandoned_exports,
     cached_manifest,
     can_restore,
-    empty_model,
+    find,
     mark_broken,
-    missing_store,
-    orphaned_models,
     restore,
     restore_previous,
-    unfinished_promotions,
 )
-from vitcifar.registry.version import BROKEN_TAG, Version
-from vitcifar.release.artifacts import Mismatch, find_mismatch, has_root, root_of
+from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, has_root, list_files, root_of
+from vitcifar.release.build import LOGGED_NAME, MODEL_TAG, STAGING_PREFIX
+from vitcifar.release.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
 from vitcifar.tracking import reaching
 
 STALE_SECONDS = 3600.0  # younger unfinished work may belong to a running process
-__all__ = ["STALE_SECONDS", "Finding", "diagnose", "repair"]
 
 
 def diagnose(registry: Registry, *, stale_seconds: float = STALE_SECONDS) -> list[Finding]:
     """Find every problem, in the order in which to repair them; changes nothing. Raises TrackingError."""
     with reaching(mlflow.get_tracking_uri()):
-        orphans = list(orphaned_models(registry, stale_seconds))
+        orphans = list(_orphaned_models(registry, stale_seconds))
         return [
-            *abandoned_exports(),
+            *_abandoned_exports(),
             *orphans,
-            *([] if orphans else empty_model(registry, stale_seconds)),
-            *unfinished_promotions(registry, stale_seconds),
+            *([] if orphans else _empty_model(registry, stale_seconds)),
+            *_unfinished_promotions(registry, stale_seconds),
             *_incomplete_versions(registry),
             *_invalid_aliases(registry),
         ]
@@ -73,79 +78,141 @@ def _apply(finding: Finding) -> Finding:
     return dataclasses.replace(finding, fixed=True)
 
 
+def _abandoned_exports() -> Iterator[Finding]:
+    """Temporary folders of exports whose process has ended."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{STAGING_PREFIX}[0-9]*-*"):
+        process = folder.name.removeprefix(STAGING_PREFIX).partition("-")[0]
+        if process.isdecimal() and folder.is_dir() and not _is_running(int(process)):
+            yield find("abandoned export", str(folder), partial(shutil.rmtree, folder))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it is another user's
+    return True
+
+
+def _orphaned_models(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
+    """Stored models without a version: registered if the release is complete and checked, deleted if not."""
+    registered = {version.source for version in registry.list()}
+    experiments = [entry.experiment_id for entry in registry.client.search_experiments()]
+    ours = f"name = '{LOGGED_NAME}' AND tags.{MODEL_TAG} = '{registry.model_name}'"
+    for model in mlflow.search_logged_models(experiments, filter_string=ours, output_format="list"):
+        name, status, location = model.model_id, model.status, model.artifact_location
+        if f"models:/{name}" in registered or LINK_TAG in model.tags:
+            continue  # with the tag it was a version once, which was deleted on purpose
+        if _is_recent((model.creation_timestamp or 0) / 1000, stale_seconds):
+            yield find("unfinished model", name, waiting=True, status=status)
+        elif status == LoggedModelStatus.READY and not list_files(get_artifact_repository(location)):
+            yield find("missing store", f"stored model {name}", folder=root_of(location))
+        elif (release := _complete_release(model)) is None:
+            yield find("orphaned model", name, partial(registry.client.delete_logged_model, name), status=status)
+        else:
+            yield find("unregistered release", name, partial(register, release[0], name, release[1]))
+
+
+def _is_recent(timestamp: float, stale_seconds: float) -> bool:
+    return time.time() - timestamp < stale_seconds
+
+
+def _complete_release(model: LoggedModel) -> tuple[Manifest, str] | None:
+    """The manifest of a stored model and its digest, if parity was checked and every file is there unchanged."""
+    with tempfile.TemporaryDirectory(prefix="pulled-") as folder:
+        path = Path(folder) / MANIFEST_FILE
+        try:
+            download_file(get_artifact_repository(model.artifact_location), MANIFEST_FILE, Path(folder))
+            release, digest = read_manifest(path), sha256_of(path)
+        except ReleaseError:
+            return None
+    if "parity" not in release.checks or find_mismatch(model.artifact_location, digest):
+        return None
+    return dataclasses.replace(release, folder=None), digest
+
+
+def _empty_model(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
+    """A registered model without a version, created for one that was never registered."""
+    if registry.list():
+        return
+    try:
+        model = registry.client.get_registered_model(registry.model_name)
+    except MlflowException:
+        return
+    if not model.tags:
+        recent = _is_recent((model.creation_timestamp or 0) / 1000, stale_seconds)
+        action = partial(_delete_if_empty, registry)
+        yield find("empty model", registry.model_name, action, waiting=recent, fix=WAIT if recent else "")
+
+
+def _delete_if_empty(registry: Registry) -> None:
+    if not registry.list():  # a release may have been registered since
+        registry.client.delete_registered_model(registry.model_name)
+
+
+def _unfinished_promotions(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
+    """Moves of an alias that were recorded and not marked as done."""
+    versions, tags = registry.read()
+    holders = {alias: version.number for version in versions for alias in version.aliases}
+    events = read_events(tags)
+    for key, event in events.items():
+        if event.done:
+            continue
+        later = [other.before for other in events.values() if other.alias == event.alias and other.when > event.when]
+        applied = event.after in (holders.get(event.alias), *later[:1])  # the holder now, or at the next move
+        action = partial(registry.client.delete_registered_model_tag, registry.model_name, key)
+        fix, move = "delete the record", f"{event.alias} was not moved to version {event.after}"
+        if applied:
+            done = dataclasses.replace(event, done=True).to_json()
+            action = partial(registry.client.set_registered_model_tag, registry.model_name, key, done)
+            fix, move = "complete the record", f"{event.alias} was moved to version {event.after}"
+        recent = _is_recent(datetime.datetime.fromisoformat(event.when).timestamp(), stale_seconds)
+        subject = key.removeprefix(PREFIX)
+        yield find("unfinished promotion", subject, action, waiting=recent, fix=WAIT if recent else fix, move=move)
+
+
 def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
     """Versions with missing, changed or unexpected files, and those that MLflow's page does not link."""
-    versions = [version for version in registry.list() if version.digest is not None]
-    locations = {version.number: registry.location(version) for version in versions}
-    mismatches = {
-        version.number: find_mismatch(locations[version.number], str(version.digest), cached_manifest(version))
-        for version in versions
-    }
-    is_store_there = any(not mismatch.empty for mismatch in mismatches.values())
-    for version in versions:
-        name, mismatch, location = _name(version), mismatches[version.number], locations[version.number]
+    compared = []
+    for version in registry.list():
+        if version.digest is not None:
+            location = registry.location(version)
+            compared.append((version, location, find_mismatch(location, version.digest, cached_manifest(version))))
+    is_store_there = any(not mismatch.empty for *_, mismatch in compared)
+    for version, location, mismatch in compared:
+        name = f"{version.model_name} {version.number}"
         if mismatch.empty and not has_root(location, is_store_there):
-            yield missing_store(name, root_of(location))
+            yield find("missing store", name, folder=root_of(location))
         elif mismatch:
-            yield _incomplete(registry, version, mismatch)
+            yield _incomplete(registry, version, name, mismatch)
         elif version.broken:
-            yield Finding(
-                kind="restored version",
-                subject=name,
-                message=f"it is marked as broken ({version.broken}) and is complete again",
-                fix="remove the mark",
-                action=partial(registry.tag, version.number, BROKEN_TAG, None),
-            )
-        yield from _unlinked(registry, version)
+            action = partial(registry.tag, version.number, BROKEN_TAG, None)
+            yield find("restored version", name, action, why=version.broken)
+        yield from _unlinked(registry, version, name)
 
 
-def _name(version: Version) -> str:
-    return f"{version.model_name} {version.number}"
+def _incomplete(registry: Registry, version: Version, name: str, mismatch: Mismatch) -> Finding:
+    if can_restore(version, mismatch):
+        action = partial(restore, registry, version, mismatch)
+        return find("incomplete version", name, action, mismatch=mismatch)
+    marked = version.broken is not None and not version.aliases
+    back = f"move {', '.join(version.aliases)} back and " if version.aliases else ""
+    fix = "it is marked as broken: vitcifar prune will delete it" if marked else f"{back}mark it as broken"
+    action = partial(mark_broken, registry, version, str(mismatch))
+    return find("broken version", name, action, waiting=marked, fix=fix, mismatch=mismatch)
 
 
-def _unlinked(registry: Registry, version: Version) -> Iterator[Finding]:
+def _unlinked(registry: Registry, version: Version, name: str) -> Iterator[Finding]:
     model_id = version.source.removeprefix("models:/")
     try:
         linked = LINK_TAG in registry.client.get_logged_model(model_id).tags
     except MlflowException as error:
         if error.error_code not in NOT_FOUND:
             raise
-        yield Finding(
-            kind="deleted model",
-            subject=_name(version),
-            message="the logged model behind it was deleted in MLflow, and `mlflow gc` would delete its files",
-            fix="register it again (vitcifar reproduce, vitcifar train) before anyone runs mlflow gc",
-        )
+        yield find("deleted model", name)
         return
     if not linked:
-        yield Finding(
-            kind="unlinked version",
-            subject=_name(version),
-            message="MLflow's page of the logged model does not show the version",
-            fix="link it",
-            action=partial(link, registry.model_name, version.number, model_id),
-        )
-
-
-def _incomplete(registry: Registry, version: Version, mismatch: Mismatch) -> Finding:
-    if can_restore(version, mismatch):
-        return Finding(
-            kind="incomplete version",
-            subject=_name(version),
-            message=str(mismatch),
-            fix="restore it from the cache of this machine",
-            action=partial(restore, registry, version, mismatch),
-        )
-    marked = version.broken is not None and not version.aliases
-    back = f"move {', '.join(version.aliases)} back and " if version.aliases else ""
-    return Finding(
-        kind="broken version",
-        subject=_name(version),
-        message=f"{mismatch}; the cache of this machine has no complete copy",
-        fix="it is marked as broken: vitcifar prune will delete it" if marked else f"{back}mark it as broken",
-        waiting=marked,
-        action=partial(mark_broken, registry, version, str(mismatch)),
-    )
+        yield find("unlinked version", name, partial(link, registry.model_name, version.number, model_id))
 
 
 def _invalid_aliases(registry: Registry) -> Iterator[Finding]:
@@ -153,21 +220,12 @@ def _invalid_aliases(registry: Registry) -> Iterator[Finding]:
     versions, tags = registry.read()
     if not versions:
         return
-    for version in versions:
-        for alias in version.aliases if version.digest is None else ():
-            yield _invalid_alias(registry, alias, version.number, "foreign alias", "which vitcifar did not register")
-    existing, held = {version.number for version in versions}, {name for v in versions for name in v.aliases}
-    last = {event.alias: event for event in read_events(tags) if event.done}
-    for alias, event in last.items():
-        if event.after is not None and event.after not in existing and alias not in held:
-            yield _invalid_alias(registry, alias, event.after, "dangling alias", "which was deleted")
-
-
-def _invalid_alias(registry: Registry, alias: str, number: int, kind: str, why: str) -> Finding:
-    return Finding(
-        kind=kind,
-        subject=alias,
-        message=f"it points to version {number}, {why}",
-        fix="point it to its previous version",
-        action=partial(restore_previous, registry, alias, number),
-    )
+    holders = {alias: version for version in versions for alias in version.aliases}
+    existing = {version.number for version in versions}
+    events = [event for event in read_events(tags).values() if event.done and event.alias not in holders]
+    last = {event.alias: event.after for event in events}
+    foreign = {alias: version.number for alias, version in holders.items() if version.digest is None}
+    dangling = {alias: number for alias, number in last.items() if number and number not in existing}
+    for kind, aliases in (("foreign alias", foreign), ("dangling alias", dangling)):
+        for alias, number in aliases.items():
+            yield find(kind, alias, partial(restore_previous, registry, alias, number), number=number)

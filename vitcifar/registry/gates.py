@@ -1,6 +1,7 @@
 """The gates of a promotion: each measures one property of a version against its limit and passes or fails."""
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +14,11 @@ from vitcifar.inference.session import OnnxClassifier
 from vitcifar.registry.aliases import Event, check_alias, move_alias, new_event
 from vitcifar.registry.benchmark import recorded_p95
 from vitcifar.registry.policy import Gate, Policy
-from vitcifar.registry.registry import Registry
-from vitcifar.registry.version import Version
+from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
 
-__all__ = ["Gate", "Policy", "Promotion", "Verdict", "check_gates", "promote", "read_verdicts"]
 PREFIX = "gates/"
 NO_SCORES = "its scores on the test images are not recorded, train it again"
 OPTIONS = {  # that set the limit of a gate
@@ -51,15 +50,7 @@ class Verdict:
     gates: tuple[Gate, ...]
 
 
-def promote(
-    registry: Registry,
-    spec: str | int,
-    alias: str = "champion",
-    *,
-    policy: Policy | None = None,
-    force: bool = False,
-    reason: str = "",
-) -> Promotion:
+def promote(registry: Registry, spec: str | int, alias: str, *, policy: Policy, force: bool, reason: str) -> Promotion:
     """See `Registry.promote`; the verdict is recorded on the version whether the alias is moved or not."""
     check_alias(alias)
     if force and not reason.strip():
@@ -68,7 +59,7 @@ def promote(
     version = registry.find(spec, versions)
     holder = next((other for other in versions if alias in other.aliases), None)
     before = holder.number if holder else None
-    gates = _check(registry, version, alias, holder, policy or Policy())
+    gates = check_gates(registry, version, alias, holder, policy)
     failed = [gate for gate in gates if not gate.passed]
     forced = force and bool(failed) and gates[0].passed
     event = new_event(alias, before, version.number, "promote", reason, forced=forced)
@@ -88,39 +79,32 @@ def _advice(number: int, gates: tuple[Gate, ...]) -> str:
     if not gates[0].passed:
         return "An incomplete release cannot be forced: type vitcifar doctor."
     options = ", ".join(OPTIONS[gate.name] for gate in gates if not gate.passed and gate.name in OPTIONS)
-    return (
-        f"{f'Limits: {options}. ' if options else ''}To override: vitcifar promote {number} --force yes --reason WHY."
-    )
+    limits = f"Limits: {options}. " if options else ""
+    return f"{limits}To override: vitcifar promote {number} --force yes --reason WHY."
 
 
 def read_verdicts(version: Version) -> list[Verdict]:
     """Every recorded attempt to promote a version, in order of time."""
     names = [key.removeprefix(PREFIX).split("/") for key in version.tags if key.startswith(PREFIX)]
-    return [_read_verdict(version, alias, stamp) for alias, stamp in sorted(names, key=lambda name: name[1])]
+    verdicts = []
+    for alias, stamp in sorted(names, key=lambda name: name[1]):
+        fields = json.loads(version.tags[f"{PREFIX}{alias}/{stamp}"])
+        verdict = Verdict(
+            alias=alias,
+            when=f"{datetime.datetime.fromisoformat(stamp):%Y-%m-%d %H:%M:%S}Z",
+            who=fields.get("who", "unknown"),
+            outcome="passed" if fields["passed"] else "overridden" if fields["forced"] else "rejected",
+            reason=fields.get("reason", ""),
+            gates=tuple(map(Gate.from_dict, fields["gates"])),
+        )
+        verdicts.append(verdict)
+    return verdicts
 
 
-def _read_verdict(version: Version, alias: str, stamp: str) -> Verdict:
-    fields = json.loads(version.tags[f"{PREFIX}{alias}/{stamp}"])
-    return Verdict(
-        alias=alias,
-        when=f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}:{stamp[13:15]}Z",
-        who=fields.get("who", "unknown"),
-        outcome="passed" if fields["passed"] else "overridden" if fields["forced"] else "rejected",
-        reason=fields.get("reason", ""),
-        gates=tuple(map(Gate.from_dict, fields["gates"])),
-    )
-
-
-def check_gates(registry: Registry, spec: str | int, alias: str, policy: Policy) -> tuple[Gate, ...]:
-    """Check every gate of a version, in order; without a complete release only the first, `files`."""
-    versions = registry.list()
-    holder = next((version for version in versions if alias in version.aliases), None)
-    return _check(registry, registry.find(spec, versions), alias, holder, policy)
-
-
-def _check(
+def check_gates(
     registry: Registry, version: Version, alias: str, holder: Version | None, policy: Policy
 ) -> tuple[Gate, ...]:
+    """Check every gate of a version against the holder of an alias; without a complete release only `files`."""
     try:
         registry.verify_store(version)
         release = registry.pull_version(version)
@@ -130,9 +114,9 @@ def _check(
     return (
         Gate(name="files", passed=True, message="complete, every sha256 as registered", value=len(release.files)),
         _parity(release.checks),
-        _accuracy(evaluation, policy),
-        _champion(registry, version, alias, holder, evaluation, policy),
-        _calibration(evaluation, policy),
+        _score(evaluation, "accuracy", policy.min_accuracy),
+        _champion(registry, alias, holder if holder != version else None, evaluation, policy),
+        _score(evaluation, "calibration", policy.max_ece),
         _latency(version, release, policy),
         _golden(release, policy),
     )
@@ -159,25 +143,25 @@ def _parity(checks: Mapping[str, Any]) -> Gate:
     return Gate(name="parity", passed=passed, message=message, value=difference, limit=MAX_LOGIT_DIFFERENCE)
 
 
-def _accuracy(evaluation: Evaluation | None, policy: Policy) -> Gate:
+def _score(evaluation: Evaluation | None, name: str, limit: float) -> Gate:
+    """The accuracy against its minimum, or the calibration error against its maximum."""
     if evaluation is None:
-        return Gate(name="accuracy", passed=False, message=NO_SCORES, limit=policy.min_accuracy)
-    accuracy, missing = evaluation.accuracy, policy.min_accuracy - evaluation.accuracy
-    message = f"{evaluation.accuracy_text()}, minimum {policy.min_accuracy:.4f}"
-    message += f", {missing:.4f} too low" if missing > 0 else ""
-    return Gate(name="accuracy", passed=missing <= 0, message=message, value=accuracy, limit=policy.min_accuracy)
+        return Gate(name=name, passed=False, message=NO_SCORES, limit=limit)
+    if name == "accuracy":
+        value, excess, wrong = evaluation.accuracy, limit - evaluation.accuracy, "too low"
+        message = f"{evaluation.accuracy_text()}, minimum {limit:.4f}"
+    else:
+        value, excess, wrong = evaluation.ece, evaluation.ece - limit, "too high"
+        message = f"expected calibration error {value:.4f}, maximum {limit:.4f}"
+    message += f", {excess:.4f} {wrong}" if excess > 0 else ""
+    return Gate(name=name, passed=excess <= 0, message=message, value=value, limit=limit)
 
 
 def _champion(
-    registry: Registry,
-    version: Version,
-    alias: str,
-    holder: Version | None,
-    evaluation: Evaluation | None,
-    policy: Policy,
+    registry: Registry, alias: str, holder: Version | None, evaluation: Evaluation | None, policy: Policy
 ) -> Gate:
-    """The paired test against the version that the alias points to."""
-    if policy.require == "none" or holder is None or holder.number == version.number:
+    """The paired test against the other version that the alias points to."""
+    if policy.require == "none" or holder is None:
         why = "require is none" if policy.require == "none" else f"{alias} points to no other version"
         return Gate(name="champion", passed=True, required=False, message=why)
     try:
@@ -210,28 +194,17 @@ def _summary(comparison: Comparison, policy: Policy) -> str:
     return text
 
 
-def _calibration(evaluation: Evaluation | None, policy: Policy) -> Gate:
-    if evaluation is None:
-        return Gate(name="calibration", passed=False, message=NO_SCORES, limit=policy.max_ece)
-    ece, excess = evaluation.ece, evaluation.ece - policy.max_ece
-    message = f"expected calibration error {ece:.4f}, maximum {policy.max_ece:.4f}"
-    message += f", {excess:.4f} too high" if excess > 0 else ""
-    return Gate(name="calibration", passed=excess <= 0, message=message, value=ece, limit=policy.max_ece)
-
-
 def _latency(version: Version, release: Manifest, policy: Policy) -> Gate:
     """The 95th percentile of one image: from this machine's latency table of the version, else measured now."""
     p95, origin = recorded_p95(version, release), "recorded"
     if p95 is None:
         (p95,), origin = onnx_p95([release.onnx_path]), "measured"
-    limit = policy.max_p95_ms or None
-    excess = p95 - limit if limit else 0.0
-    maximum = (
-        f"maximum {limit:g} ms{f', {excess:.3g} ms too slow' if excess > 0 else ''}" if limit else "no maximum set"
-    )
-    message = f"{p95:.1f} ms at the 95th percentile, {origin} on this machine, {maximum}"
-    required = limit is not None
-    return Gate(name="latency", passed=excess <= 0, required=required, message=message, value=p95, limit=limit)
+    message = f"{p95:.1f} ms at the 95th percentile, {origin} on this machine, "
+    limit = policy.max_p95_ms
+    if not limit:
+        return Gate(name="latency", passed=True, required=False, message=f"{message}no maximum set", value=p95)
+    message += f"maximum {limit:g} ms" + (f", {p95 - limit:.3g} ms too slow" if p95 > limit else "")
+    return Gate(name="latency", passed=p95 <= limit, message=message, value=p95, limit=limit)
 
 
 def _golden(release: Manifest, policy: Policy) -> Gate:

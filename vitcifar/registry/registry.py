@@ -1,51 +1,75 @@
-"""The model registry: its versions, how they are found, verified and pulled, and how a release becomes a version."""
+"""The model registry: its versions, how they are found, verified and pulled, and how a release becomes a version.
+
+A version is named by a spec: its number (3 or "v3"), an alias ("champion" or "@champion") or "latest".
+"""
 
 import builtins
 import contextlib
 import dataclasses
+import datetime
+import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from vitcifar.config import TrainConfig
-from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, RegistryError, ReleaseError, TrackingError
-from vitcifar.registry.aliases import (
-    Event,
-    check_alias,
-    check_model_name,
-    move_alias,
-    parse_uri,
-    read_events,
-    rollback,
-    rollback_target,
-)
+from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback, rollback_target
 from vitcifar.registry.policy import Policy
-from vitcifar.registry.version import DIGEST_TAG, Version, find_version, latest_number, to_version
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
-from vitcifar.release.build import build_release
 from vitcifar.release.cache import fetch
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
-    from vitcifar.model.network import Classifier
     from vitcifar.registry.gates import Promotion
 
 LINK_TAG = "mlflow.modelVersions"  # MLflow's own: its page of a logged model shows the versions
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-__all__ = ["Registry", "Version", "check_alias", "check_model_name", "latest_number", "parse_uri"]
+DIGEST_TAG = "release_digest"
+BROKEN_TAG = "broken"  # on a version whose release the doctor found incomplete: what is wrong with it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Version:
+    """One registered version, as the registry lists it."""
+
+    model_name: str
+    number: int
+    aliases: tuple[str, ...]
+    status: str
+    created: str  # UTC, ISO 8601
+    run_id: str
+    source: str
+    tags: Mapping[str, str]
+
+    @property
+    def digest(self) -> str | None:
+        """The sha256 of its release.json; None for a version that vitcifar did not register."""
+        return self.tags.get(DIGEST_TAG)
+
+    @property
+    def broken(self) -> str | None:
+        """What is wrong with its files, if the doctor marked it as broken."""
+        return self.tags.get(BROKEN_TAG)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        return float(self.tags["test_accuracy"]) if "test_accuracy" in self.tags else None
+
+
+def latest_number(versions: Sequence[Version]) -> int | None:
+    """The version that `latest` names: the highest number not marked as broken."""
+    complete = [version.number for version in versions if version.broken is None]
+    return max(complete or [version.number for version in versions], default=None)
 
 
 class Registry:
-    """The versions of one model in the registry that MLflow is connected to (`tracking.connect`).
-
-    A version is named by a spec: its number (3 or "v3"), an alias ("champion" or "@champion") or "latest".
-    """
+    """The versions of one model in the registry that MLflow is connected to (`tracking.connect`)."""
 
     def __init__(self, model_name: str) -> None:
         """Raises RegistryError for an invalid name; reads nothing."""
@@ -54,17 +78,11 @@ class Registry:
         self.client = mlflow.MlflowClient()
 
     def list(self) -> Sequence[Version]:
-        """Return every version, the newest first; none when the model does not exist.
-
-        Raises TrackingError when the store is unreachable.
-        """
+        """Return every version, the newest first; none when the model does not exist. Raises TrackingError."""
         return self.read()[0]
 
     def show(self, spec: str | int) -> Version:
-        """Return one version.
-
-        Raises RegistryError, naming the versions and aliases there are, when it does not exist.
-        """
+        """Return one version. Raises RegistryError, naming the versions and aliases there are."""
         return self.find(spec, self.list())
 
     def resolve(self, spec: str | int) -> int:
@@ -76,11 +94,8 @@ class Registry:
         return {alias: int(number) for alias, number in self._model().aliases.items()}
 
     def history(self, alias: str | None = None) -> Sequence[Event]:
-        """Return every recorded move of one alias, or of all, the oldest first.
-
-        Raises RegistryError when the model does not exist.
-        """
-        return read_events(self._model().tags, alias)
+        """Return every recorded move of one alias, or of all, the oldest first. Raises RegistryError."""
+        return [*read_events(self._model().tags, alias).values()]
 
     def pull(self, spec: str | int, *, pytorch: bool = False) -> Manifest:
         """Download a version's release into the cache, verify every file and return its manifest.
@@ -107,7 +122,7 @@ class Registry:
         """
         from vitcifar.registry import gates  # which imports this module
 
-        return gates.promote(self, spec, alias, policy=policy, force=force, reason=reason)
+        return gates.promote(self, spec, alias, policy=policy or Policy(), force=force, reason=reason)
 
     def rollback(self, alias: str = "champion", *, to: str | int | None = None, reason: str) -> Event:
         """Point an alias back to its previous version, or to another one, `to`, that held it before.
@@ -116,26 +131,6 @@ class Registry:
         version, ReleaseError when its release is incomplete.
         """
         return rollback(self, alias, to, reason)
-
-    def move_alias(self, alias: str, number: int, *, reason: str = "") -> Event:
-        """Point an alias to a version, recorded as a promotion, without verifying it and without gates.
-
-        For tests and migrations; use `promote`. Raises RegistryError when the alias was moved concurrently.
-        """
-        return move_alias(self, alias, number, reason=reason)
-
-    @staticmethod
-    def pull_uri(uri: str, *, pytorch: bool = False) -> Manifest:
-        """Like `pull`, for models:/NAME/VERSION or models:/NAME@ALIAS."""
-        name, spec = parse_uri(uri)
-        return Registry(name).pull(spec, pytorch=pytorch)
-
-    @staticmethod
-    def state_dict(uri: str) -> dict[str, Any]:
-        """Return the network's weights in a release, to start training from; loaded without pickle."""
-        from vitcifar.release.cache import release_weights  # imports torch
-
-        return release_weights(Registry.pull_uri(uri, pytorch=True))
 
     def read(self) -> tuple[Sequence[Version], Mapping[str, str]]:
         """The versions, the newest first, and the tags of the registered model, in two reads of the store."""
@@ -149,14 +144,39 @@ class Registry:
         if not found:
             return [], {}
         model = self._model()
-        versions = [to_version(entry, model.aliases) for entry in found]
+        aliases = [(alias, int(number)) for alias, number in sorted(model.aliases.items())]
+        versions = [
+            Version(
+                model_name=entry.name,
+                number=int(entry.version),
+                aliases=tuple(alias for alias, number in aliases if number == int(entry.version)),
+                status=str(entry.status),
+                created=f"{datetime.datetime.fromtimestamp(entry.creation_timestamp // 1000, datetime.UTC):%FT%TZ}",
+                run_id=entry.run_id or "",
+                source=entry.source or "",
+                tags=dict(entry.tags),
+            )
+            for entry in found
+        ]
         return sorted(versions, key=lambda version: version.number, reverse=True), model.tags
 
     def find(self, spec: str | int, versions: Sequence[Version]) -> Version:
         """One of these versions. Raises RegistryError as `show` does."""
         if not versions:
             raise RegistryError(self._not_found())
-        return find_version(self.model_name, versions, spec)
+        name = str(spec).strip().removeprefix("@")
+        number = int(name.lstrip("vV")) if re.fullmatch(r"[vV]?[0-9]{1,9}", name) else None
+        if name == "latest":
+            number = latest_number(versions)
+        for version in versions:
+            if version.number == number or name in version.aliases:
+                return version
+        holders = {alias: version.number for version in versions for alias in version.aliases}
+        known = ", ".join(f"{alias} ({number})" for alias, number in sorted(holders.items())) or "none"
+        numbers = ", ".join(str(version.number) for version in reversed(versions[:20]))
+        near = difflib.get_close_matches(name, [*holders, "latest"], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise RegistryError(f"{self.model_name} has no version {name!r}: there are {numbers}; aliases: {known}.{hint}")
 
     def pull_version(self, version: Version, *, pytorch: bool = False) -> Manifest:
         """`pull` for a version that was read before."""
@@ -179,10 +199,8 @@ class Registry:
     def digest_of(self, version: Version) -> str:
         """The sha256 of its release.json. Raises ReleaseError for a version that vitcifar did not register."""
         if version.digest is None:
-            raise ReleaseError(
-                f"{self.model_name} {version.number} was not released by vitcifar (it has no tag {DIGEST_TAG}): "
-                "choose another version."
-            )
+            name = f"{self.model_name} {version.number}"
+            raise ReleaseError(f"{name} was not released by vitcifar (no tag {DIGEST_TAG}): choose another version.")
         return version.digest
 
     def location(self, version: Version) -> str:
@@ -241,7 +259,7 @@ def prune(registry: Registry, *, keep: int, dry_run: bool = True) -> list[Versio
     versions, tags = registry.read()
     existing = {version.number for version in versions}
     targets = {
-        rollback_target(read_events(tags, alias), version.number, existing)
+        rollback_target(read_events(tags, alias).values(), version.number, existing)
         for version in versions
         for alias in version.aliases
     }
@@ -250,24 +268,6 @@ def prune(registry: Registry, *, keep: int, dry_run: bool = True) -> list[Versio
         for version in unused:
             registry.delete(version)
     return unused
-
-
-def publish(
-    network: "Classifier",
-    *,
-    splits: Splits,
-    evaluation: Mapping[str, Any],
-    config: TrainConfig,
-    run_id: str,
-    int8: bool = False,
-) -> int:
-    """Build a release of a trained network and register it; returns the version's number.
-
-    Raises ReleaseError when a check fails: nothing is registered then.
-    """
-    check_model_name(config.model_name)
-    built = build_release(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id, int8=int8)
-    return register(built.manifest, built.model_id, built.digest)
 
 
 def register(release: Manifest, model_id: str, digest: str) -> int:

@@ -1,26 +1,39 @@
-"""Findings of the doctor, what killed processes leave behind, and how a damaged version is repaired."""
+"""The problems that the doctor knows, and how each is repaired."""
 
 import dataclasses
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
-from mlflow.entities import LoggedModel, LoggedModelStatus
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from vitcifar.errors import ReleaseError
-from vitcifar.registry.aliases import PREFIX, Event, drop_alias, keyed_events, move_alias, previous_holders
-from vitcifar.registry.registry import LINK_TAG, Registry, register
-from vitcifar.registry.version import BROKEN_TAG, Version
-from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, list_files, root_of
-from vitcifar.release.build import LOGGED_NAME, MODEL_TAG, STAGING_PREFIX
+from vitcifar.registry.aliases import move_alias, previous_holders
+from vitcifar.registry.registry import BROKEN_TAG, Registry, Version
+from vitcifar.release.artifacts import Mismatch
 from vitcifar.release.cache import cache_dir
 from vitcifar.release.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
+
+Action = Callable[[], object]
+WAIT = "wait for the process that works on it; if there is none: --stale-seconds 0"
+PROBLEMS = {  # what is wrong, and the repair or what a person has to do
+    "abandoned export": ("the process that wrote it has ended", "delete the folder"),
+    "unfinished model": ("status {status}, not registered yet", WAIT),
+    "orphaned model": ("status {status}, an incomplete release without a version", "delete it"),
+    "unregistered release": ("a complete and checked release without a version", "register it as the next version"),
+    "missing store": (
+        "none of its files is in {folder}, which may not be mounted",
+        "restore that folder; delete the release in MLflow if the folder cannot be restored",
+    ),
+    "empty model": ("it has no version and no history", "delete the name"),
+    "unfinished promotion": ("{move}, and the record does not say so", "complete the record"),
+    "incomplete version": ("{mismatch}", "restore it from the cache of this machine"),
+    "broken version": ("{mismatch}; the cache of this machine has no complete copy", "mark it as broken"),
+    "restored version": ("it is marked as broken ({why}) and is complete again", "remove the mark"),
+    "deleted model": ("its logged model was deleted in MLflow", "run vitcifar reproduce before mlflow gc deletes it"),
+    "unlinked version": ("MLflow's page of the logged model does not show the version", "link it"),
+    "foreign alias": ("it points to version {number}, which is not of vitcifar", "point it to its previous version"),
+    "dangling alias": ("it points to version {number}, which was deleted", "point it to its previous version"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +46,16 @@ class Finding:
     fix: str
     fixed: bool = False
     waiting: bool = False  # nothing to do now
-    action: Callable[[], object] | None = dataclasses.field(default=None, repr=False, compare=False)
+    action: Action | None = dataclasses.field(default=None, repr=False, compare=False)
+
+
+def find(
+    kind: str, subject: str, action: Action | None = None, *, waiting: bool = False, fix: str = "", **details: object
+) -> Finding:
+    """A finding of a kind in PROBLEMS, `details` put into its message; `fix` replaces the usual one."""
+    message, usual = PROBLEMS[kind]
+    message = message.format(**details)
+    return Finding(kind=kind, subject=subject, message=message, fix=fix or usual, waiting=waiting, action=action)
 
 
 def cached_manifest(version: Version) -> Manifest | None:
@@ -78,6 +100,7 @@ def mark_broken(registry: Registry, version: Version, why: str) -> None:
 def restore_previous(registry: Registry, alias: str, holder: int) -> None:
     """Point an alias to its most recent previous holder with a complete release; without one, drop the alias."""
     versions, events = {version.number: version for version in registry.list()}, registry.history(alias)
+    reason = f"doctor: version {holder} is not a complete release"
     for number in reversed(previous_holders(events, holder)):
         if number == holder or number not in versions:
             continue
@@ -85,174 +108,6 @@ def restore_previous(registry: Registry, alias: str, holder: int) -> None:
             registry.verify_store(versions[number])
         except ReleaseError:
             continue
-        move_alias(registry, alias, number, "rollback", f"doctor: version {holder} is not a complete release")
+        move_alias(registry, alias, number, "rollback", reason)
         return
-    drop_alias(registry, alias, f"doctor: version {holder} is not a complete release, nor is any previous holder")
-
-
-def finalize(registry: Registry, key: str, event: Event, applied: bool) -> None:
-    """Complete the record of a move that was applied; delete that of one that was not."""
-    if applied:
-        done = dataclasses.replace(event, done=True)
-        registry.client.set_registered_model_tag(registry.model_name, key, done.to_json())
-    else:
-        registry.client.delete_registered_model_tag(registry.model_name, key)
-
-
-WAIT = "wait for the process that works on it; if there is none: --stale-seconds 0"
-
-
-def missing_store(subject: str, folder: str) -> Finding:
-    """No file of a release is in the store, and nothing shows that the store itself is there."""
-    return Finding(
-        kind="missing store",
-        subject=subject,
-        message=f"none of its files is in {folder}, which may not be mounted",
-        fix="restore that folder; delete the release in MLflow if the folder cannot be restored",
-    )
-
-
-def abandoned_exports() -> Iterator[Finding]:
-    """Temporary folders of exports whose process has ended."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{STAGING_PREFIX}[0-9]*-*"):
-        process = folder.name.removeprefix(STAGING_PREFIX).partition("-")[0]
-        if process.isdecimal() and folder.is_dir() and not _is_running(int(process)):
-            yield Finding(
-                kind="abandoned export",
-                subject=str(folder),
-                message="the process that wrote it has ended",
-                fix="delete the folder",
-                action=partial(shutil.rmtree, folder),
-            )
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
-
-
-def orphaned_models(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
-    """Stored models without a version: registered if the release is complete and checked, deleted if not."""
-    registered = {version.source for version in registry.list()}
-    for model in _logged_models(registry):
-        if f"models:/{model.model_id}" in registered or LINK_TAG in model.tags:
-            continue  # with the tag it was a version once, which was deleted on purpose
-        if _is_recent(model.creation_timestamp, stale_seconds):
-            yield Finding(
-                kind="unfinished model",
-                subject=model.model_id,
-                message=f"status {model.status}, not registered yet",
-                fix=WAIT,
-                waiting=True,
-            )
-            continue
-        if model.status == LoggedModelStatus.READY and not list_files(get_artifact_repository(model.artifact_location)):
-            yield missing_store(f"stored model {model.model_id}", root_of(model.artifact_location))
-            continue
-        release = _complete_release(model)
-        if release is None:
-            yield Finding(
-                kind="orphaned model",
-                subject=model.model_id,
-                message=f"status {model.status}, an incomplete release without a version",
-                fix="delete it",
-                action=partial(registry.client.delete_logged_model, model.model_id),
-            )
-        else:
-            yield Finding(
-                kind="unregistered release",
-                subject=model.model_id,
-                message="a complete and checked release without a version",
-                fix="register it as the next version",
-                action=partial(register, release[0], model.model_id, release[1]),
-            )
-
-
-def _is_recent(timestamp_ms: int | None, stale_seconds: float) -> bool:
-    return time.time() - (timestamp_ms or 0) / 1000 < stale_seconds
-
-
-def _logged_models(registry: Registry) -> list[LoggedModel]:
-    experiments = [entry.experiment_id for entry in registry.client.search_experiments()]
-    found: list[LoggedModel] = []
-    token = None
-    while token != "":
-        page = registry.client.search_logged_models(
-            experiments,
-            filter_string=f"name = '{LOGGED_NAME}' AND tags.{MODEL_TAG} = '{registry.model_name}'",
-            page_token=token,
-        )
-        found.extend(page)
-        token = page.token or ""
-    return found
-
-
-def _complete_release(model: LoggedModel) -> tuple[Manifest, str] | None:
-    """The manifest of a stored model and its digest, if parity was checked and every file is there unchanged."""
-    with tempfile.TemporaryDirectory(prefix="pulled-") as folder:
-        path = Path(folder) / MANIFEST_FILE
-        try:
-            download_file(get_artifact_repository(model.artifact_location), MANIFEST_FILE, Path(folder))
-            release, digest = read_manifest(path), sha256_of(path)
-        except ReleaseError:
-            return None
-    if "parity" not in release.checks or find_mismatch(model.artifact_location, digest):
-        return None
-    return dataclasses.replace(release, folder=None), digest
-
-
-def empty_model(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
-    """A registered model without a version, created for one that was never registered."""
-    if registry.list():
-        return
-    try:
-        model = registry.client.get_registered_model(registry.model_name)
-    except MlflowException:
-        return
-    if not model.tags:
-        recent = _is_recent(model.creation_timestamp, stale_seconds)
-        yield Finding(
-            kind="empty model",
-            subject=registry.model_name,
-            message="it has no version and no history",
-            fix=WAIT if recent else "delete the name",
-            waiting=recent,
-            action=partial(_delete_if_empty, registry),
-        )
-
-
-def _delete_if_empty(registry: Registry) -> None:
-    if not registry.list():  # a release may have been registered since
-        registry.client.delete_registered_model(registry.model_name)
-
-
-def unfinished_promotions(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
-    """Moves of an alias that were recorded and not marked as done."""
-    versions, tags = registry.read()
-    holders = {alias: version.number for version in versions for alias in version.aliases}
-    events = keyed_events(tags)
-    for key, event in events:
-        if event.done:
-            continue
-        recent = event.age() < stale_seconds
-        applied = event.after in (holders.get(event.alias), _next_before(events, event))
-        state = "was moved" if applied else "was not moved"
-        yield Finding(
-            kind="unfinished promotion",
-            subject=key.removeprefix(PREFIX),
-            message=f"{event.alias} {state} to version {event.after}, and the record does not say so",
-            fix=WAIT if recent else "complete the record" if applied else "delete the record",
-            waiting=recent,
-            action=partial(finalize, registry, key, event, applied),
-        )
-
-
-def _next_before(events: Sequence[tuple[str, Event]], event: Event) -> int | None:
-    """The version that the event's alias pointed to when it was moved the next time."""
-    later = [other for _, other in events if other.alias == event.alias and other.when > event.when]
-    return later[0].before if later else None
+    move_alias(registry, alias, None, "drop", f"{reason}, nor is any previous holder")
