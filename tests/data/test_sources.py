@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitcifar.data.contact_sheet import TILE, contact_sheet
+from vitcifar.data.contact_sheet import contact_sheet
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits
@@ -183,6 +183,8 @@ def test_the_sample_of_cifar10_gives_balanced_splits(sample):
 
 
 # Preview
+
+TILE = 72  # pixels, the side of an image on a sheet
 
 
 def some(num: int, class_names: tuple[str, ...], size: tuple[int, int] = (8, 8)) -> ImageDataset:

@@ -54,8 +54,7 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     content = source if isinstance(source, bytes) else _read_file(source, name)
     if not content:
         raise ImageError(f"{name} is empty.")
-    if len(content) > MAX_BYTES:
-        raise _too_many_bytes(name, len(content))
+    _check_size(len(content), name)
     image = _open(content, name)
     _check_header(image, content, name)
     return convert_image(image, name)
@@ -77,8 +76,7 @@ def _read_file(path: Path, name: str) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block forever
             raise ImageError(f"{name} is not a file.")
-        if status.st_size > MAX_BYTES:
-            raise _too_many_bytes(name, status.st_size)
+        _check_size(status.st_size, name)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {name}.") from error
@@ -86,9 +84,10 @@ def _read_file(path: Path, name: str) -> bytes:
         raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
 
 
-def _too_many_bytes(name: str, size: int) -> ImageError:
-    limit = f"{MAX_BYTES // 2**20} MiB"
-    return ImageError(f"{name} is {size / 2**20:.0f} MiB, the limit is {limit}: save a smaller image, or as JPEG.")
+def _check_size(num_bytes: int, name: str) -> None:
+    if num_bytes > MAX_BYTES:
+        size, limit = f"{num_bytes / 2**20:.0f} MiB", f"{MAX_BYTES // 2**20} MiB"
+        raise ImageError(f"{name} is {size}, the limit is {limit}: save a smaller image, or as JPEG.")
 
 
 def _open(content: bytes, name: str) -> Image.Image:
@@ -153,11 +152,9 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} has 32-bit or signed pixel values of unknown range: save it with 8 bits per channel.")
     if image.has_transparency_data:
         return image.convert("RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
     if image.mode == "LAB":
         raise ImageError(f"{name} has LAB colours: save it as RGB.")
-    return image.convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _scale_16_bits(image: Image.Image) -> Image.Image:
