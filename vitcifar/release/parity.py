@@ -12,7 +12,6 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.edge_cases import edge_case_files, to_png
 from vitcifar.data.image import read_image
 from vitcifar.errors import ReleaseError
-from vitcifar.inference.session import OnnxClassifier
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
@@ -37,6 +36,7 @@ def check_parity(network: "Classifier", onnx_path: Path, dataset: ImageDataset) 
 
     The ONNX model starts from the bytes of an image file, as in serving; the network from the pixels used in training.
     """
+    from vitcifar.inference.session import OnnxClassifier  # onnxruntime writes into the temporary folder when imported
     from vitcifar.model.network import evaluation_mode
     from vitcifar.model.predict import predict_logits
 
