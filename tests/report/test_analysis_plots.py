@@ -7,7 +7,7 @@ import pytest
 from support.reports import texts
 
 from vitcifar.report import style
-from vitcifar.report.analysis_plots import comparison_chart, ood_chart, robustness_heatmap, slice_chart
+from vitcifar.report.plots import comparison_chart, ood_chart, robustness_heatmap, slice_chart
 
 
 def intervals(axes):

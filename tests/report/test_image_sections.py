@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.reports import HOSTILE
 
-from vitcifar.report.image_sections import (
+from vitcifar.report.sections import (
     attention_section,
     errors_section,
     highlight,
