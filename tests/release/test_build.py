@@ -23,15 +23,6 @@ def test_release_json_records_where_the_release_comes_from(registry: Any, publis
     assert release.preprocessing["resize"] == "bilinear, antialiased"
 
 
-def test_a_git_state_that_is_passed_in_is_not_read_from_the_run(
-    published: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(build, "git_of", lambda run_id: pytest.fail("the tags of the run were read"))
-    details = {"splits": published.splits, "evaluation": {}, "config": published.config, "run_id": "r"}
-    release = build.describe(published.networks[1], **details, git={"commit": "abc", "dirty": True})
-    assert release.git == {"commit": "abc", "dirty": True}
-
-
 def test_a_failed_check_stores_and_registers_nothing(
     registry: Any, published: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,9 +74,8 @@ class Source:
 
 def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     """One array when all images have one size, else the unchanged list."""
-    if images and all(image.shape == images[0].shape for image in images):
-        return np.stack(images)  # (N, H, W, 3)
-    return images
+    same = images and all(image.shape == images[0].shape for image in images)
+    return np.stack(images) if same else images  # (N, H, W, 3)
 
 
 def group_by_size(images: Sequence[np.ndarray], max_batch: int, *, max_pixels: int | None = None) -> list[list[int]]:

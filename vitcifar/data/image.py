@@ -22,12 +22,12 @@ MAX_ASPECT = 32  # longer side / shorter side
 MAX_SCANS = 200  # of a progressive JPEG: each costs a pass over all pixels and can be a few bytes long
 LONGEST_SIDE = 1024  # pixels; larger images are scaled down to this
 
-# Unsupported files that users upload: offset of the signature, signature, name.
+# Unsupported files that users upload: offset of the signature, signature in lower case, name.
 UNSUPPORTED = (
     (4, b"ftyphei", "a HEIC image"),
     (4, b"ftypmif", "a HEIC image"),
     (4, b"ftypavi", "an AVIF image"),
-    (0, b"%PDF", "a PDF"),
+    (0, b"%pdf", "a PDF"),
     (0, b"<svg", "an SVG drawing"),
 )
 
@@ -97,11 +97,9 @@ def _open(content: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS:,} pixels, the limit: scale it down.") from error
     except UnidentifiedImageError as error:
-        kind = "not a supported image"
-        start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
-        for offset, mark, known in UNSUPPORTED:
-            if start[offset : offset + len(mark)].lower() == mark.lower():
-                kind = known
+        start = content.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
+        kinds = [kind for offset, mark, kind in UNSUPPORTED if start.startswith(mark, offset)]
+        kind = kinds[0] if kinds else "not a supported image"
         choices = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise ImageError(f"{name} is {kind}, or it is broken: save it as {choices}.") from error
     except Exception as error:  # Pillow may raise anything on a broken header

@@ -14,7 +14,8 @@ from vitcifar.data.sources import open_source
 from vitcifar.errors import DataError
 
 MAX_LISTED = 20  # classes in an error message
-Classes = dict[str, list[int]]  # class name -> indices of its images in a part, in hash order
+PARTS = {"train": "train", "validation": "train", "test": "test"}  # split -> part of the source
+Classes = dict[str, np.ndarray]  # class name -> indices of its images in a part, in hash order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,8 +72,7 @@ def make_splits(
         test_per_class=test_per_class,
         seed=seed,
     )
-    parts = {"train": "train", "validation": "train", "test": "test"}
-    return Splits(**{split: source.read(part, indices[split]) for split, part in parts.items()})
+    return Splits(**{split: source.read(part, indices[split]) for split, part in PARTS.items()})
 
 
 def choose_indices(
@@ -84,40 +84,28 @@ def choose_indices(
     a larger training subset contains the smaller one, and validation does not change with it. 0 = all that is left
     (training), all (test). Raises DataError with the counts of every class that has too few.
     """
-    train_keys, test_keys = hash_keys(seed, "train", source.ids("train")), hash_keys(seed, "test", source.ids("test"))
-    train_classes = _ordered_classes(source, "train", train_keys)
-    test_classes = _ordered_classes(source, "test", test_keys)
-    _check_counts(train_classes, test_classes, train_per_class, validation_per_class, test_per_class)
-    train, validation = [], []
-    for indices in train_classes.values():
-        rest = len(indices) - validation_per_class
-        train.append(indices[: train_per_class or rest])
-        validation.append(indices[rest:])
-    test = [indices[: test_per_class or None] for indices in test_classes.values()]
-    return {
-        "train": _in_hash_order(train, train_keys),
-        "validation": _in_hash_order(validation, train_keys),
-        "test": _in_hash_order(test, test_keys),
+    orders, classes = {}, {}
+    for part in ("train", "test"):
+        orders[part] = order = _hash_order(seed, part, source.ids(part))
+        labels = source.labels(part)[order]
+        classes[part] = {name: order[labels == label] for label, name in enumerate(source.class_names)}
+    train, test = classes["train"].values(), classes["test"].values()
+    _check_counts(classes["train"], classes["test"], train_per_class, validation_per_class, test_per_class)
+    chosen = {
+        "train": [indices[: train_per_class or len(indices) - validation_per_class] for indices in train],
+        "validation": [indices[len(indices) - validation_per_class :] for indices in train],
+        "test": [indices[: test_per_class or None] for indices in test],
+    }
+    return {  # the hash order of all images, which shuffles the classes
+        split: orders[PARTS[split]][np.isin(orders[PARTS[split]], np.concatenate(indices))]
+        for split, indices in chosen.items()
     }
 
 
-def hash_keys(seed: int, part: str, ids: Iterable[str]) -> list[bytes]:
-    """The sort key of each image: sha256 of seed, part and id, independent of any random generator's version."""
-    return [hashlib.sha256(f"{seed}:{part}:{id}".encode()).digest() for id in ids]
-
-
-def _ordered_classes(source: Source, part: str, keys: list[bytes]) -> Classes:
-    classes: Classes = {name: [] for name in source.class_names}
-    labels = source.labels(part)
-    for index in sorted(range(len(keys)), key=keys.__getitem__):
-        classes[source.class_names[labels[index]]].append(index)
-    return classes
-
-
-def _in_hash_order(chosen: list[list[int]], keys: list[bytes]) -> np.ndarray:
-    """The indices of all classes in hash order, which shuffles the classes."""
-    everything = (index for indices in chosen for index in indices)
-    return np.array(sorted(everything, key=keys.__getitem__), dtype=np.int64)
+def _hash_order(seed: int, part: str, ids: Iterable[str]) -> np.ndarray:
+    """The indices of the images by sha256 of seed, part and id, independent of any random generator's version."""
+    keys = [hashlib.sha256(f"{seed}:{part}:{id}".encode()).digest() for id in ids]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
 def _check_counts(train_classes: Classes, test_classes: Classes, train: int, validation: int, test: int) -> None:

@@ -62,7 +62,7 @@ def build_release(
     With `int8` the int8 candidates are evaluated too and an accepted one serves, else the float file. Raises
     ReleaseError when a check fails: nothing is stored then.
     """
-    release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id)
+    release = describe(network, splits, evaluation, config, run_id)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
         staged = Path(folder) / "staged"
         staged.mkdir()
@@ -114,12 +114,7 @@ def _add_checks(release: Manifest, checks: Mapping[str, Any]) -> Manifest:
 
 
 def describe(
-    network: "Classifier",
-    *,
-    splits: Splits,
-    evaluation: Mapping[str, Any],
-    config: TrainConfig,
-    run_id: str,
+    network: "Classifier", splits: Splits, evaluation: Mapping[str, Any], config: TrainConfig, run_id: str
 ) -> Manifest:
     """The manifest of a network, without the checks that need the exported file and without the hashes."""
     from vitcifar.model.network import MEAN, STD, weights_sha256

@@ -55,8 +55,7 @@ class LatencyTable:
     rows: tuple[Row, ...]
 
     def row(self, format: str, num_threads: int) -> Row | None:
-        found = [row for row in self.rows if (row.format, row.num_threads) == (format, num_threads)]
-        return found[0] if found else None
+        return next((row for row in self.rows if (row.format, row.num_threads) == (format, num_threads)), None)
 
     def with_accuracies(self, accuracies: Mapping[str, float]) -> "LatencyTable":
         """The table with the accuracies of the formats in `accuracies`, None for the others."""
@@ -168,20 +167,17 @@ def _rows(release: Manifest, formats: "Mapping[str, Format]", num_threads: int, 
         calls[name] = functools.partial(open_format(num_threads), [image])
         calls[name]()
         cold[name] = 1e3 * (time.perf_counter() - start)
-    rows = []
-    for name, times in time_in_turns(calls, num_runs=num_runs).items():
-        path = formats[name][1]
-        rows.append(
-            Row(
-                format=name,
-                num_threads=num_threads,
-                file_bytes=path.stat().st_size if path else 0,
-                accuracy=None,
-                cold_ms=round(cold[name], 3),
-                **{f"p{p}_ms": round(float(np.percentile(times, p)), 3) for p in (50, 95, 99)},
-            )
+    return [
+        Row(
+            format=name,
+            num_threads=num_threads,
+            file_bytes=path.stat().st_size if (path := formats[name][1]) else 0,
+            accuracy=None,
+            cold_ms=round(cold[name], 3),
+            **{f"p{p}_ms": round(float(np.percentile(times, p)), 3) for p in (50, 95, 99)},
         )
-    return rows
+        for name, times in time_in_turns(calls, num_runs=num_runs).items()
+    ]
 
 
 def _formats(release: Manifest, network: "Classifier | None") -> dict[str, Format]:

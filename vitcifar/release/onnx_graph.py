@@ -117,10 +117,8 @@ def build_graph(network: "Classifier", *, int8: bool, ranges: Mapping[str, Range
 def to_proto(graph: GraphBuilder, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> ModelProto:
     """The graph as an ONNX model with the metadata of a release."""
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])]
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(class_names)])
-        for name in ("logits", "probabilities")
-    ]
+    shape: list[str | int | None] = ["N", len(class_names)]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("logits", "probabilities")]
     proto = helper.make_model(
         helper.make_graph(graph.nodes, "vision_transformer", inputs, outputs, list(graph.constants.values())),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
