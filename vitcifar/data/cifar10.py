@@ -1,5 +1,6 @@
 """CIFAR-10, read by torchvision's own code; the archive is downloaded completely or not at all."""
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -47,10 +48,8 @@ class Cifar10(Source):
 
 
 def _load(folder: Path, dataset: Cifar10Reader) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(RuntimeError):  # torchvision: the files are missing or broken
         return _read(folder, dataset)
-    except RuntimeError:  # torchvision: the files are missing or broken
-        pass
     if not _is_complete(folder, dataset) and (problem := why_unreachable(dataset.url)):  # before anything is written
         raise _unavailable(folder, dataset, f"{_host(dataset)} cannot be reached ({problem})")
     try:

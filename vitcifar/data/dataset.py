@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Source:
     name: str
 
     def __init__(
-        self, class_names: Sequence[str], labels: Mapping[str, np.ndarray], ids: Mapping[str, tuple[str, ...]]
+        self, class_names: Iterable[str], labels: Mapping[str, np.ndarray], ids: Mapping[str, tuple[str, ...]]
     ) -> None:
         self.class_names = tuple(class_names)
         self._labels, self._ids = labels, ids

@@ -63,12 +63,22 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
 def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
     """An opened PIL image -> uint8 (H, W, 3), by the rules of `read_image`; may modify the image. Raises ImageError."""
     try:
-        upright = _decode(image, name)
+        image.draft("RGB", _bounded(image.size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never too small
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # after load: a PNG may carry EXIF at its end
+        image = _to_8_bits(image, name)
+        size = _bounded(image.size)
+        if size != image.size:  # before the conversion to RGB, which would need four channels of a large image
+            image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        if image.mode == "RGBA":
+            background = Image.new("RGB", image.size, "white")
+            background.paste(image, mask=image)
+            image = background
+        return np.array(image.convert("RGB"))  # (H, W, 3)
     except ImageError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
         raise ImageError(f"{name} is broken or incomplete: its pixels cannot be decoded ({error}).") from error
-    return np.array(upright)  # (H, W, 3)
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -119,23 +129,6 @@ def _check_header(image: Image.Image, content: bytes, name: str) -> None:
         raise ImageError(f"{name} is a JPEG with more than {MAX_SCANS} scans: save it again as a baseline JPEG.")
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Scale down before the conversion to RGB, so that a large image never takes its full memory in four channels."""
-    size = _bounded(image.size)
-    image.draft("RGB", size)  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never below `size`
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)  # after load: a PNG may carry EXIF at its end
-    image = _to_8_bits(image, name)
-    size = _bounded(image.size)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-    if image.mode == "RGBA":
-        background = Image.new("RGB", image.size, "white")
-        background.paste(image, mask=image)
-        return background
-    return image.convert("RGB")
-
-
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:
     width, height = size
     scale = min(1.0, LONGEST_SIDE / max(width, height))
@@ -144,8 +137,13 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """To L, RGB or RGBA. Pillow alone silently saturates 16 bits to white and turns fractions to black."""
-    if image.mode.startswith("I;16"):
-        return _scale_16_bits(image)
+    if image.mode.startswith("I;16"):  # the upper 8 bits, as Pillow converts 16-bit colours
+        tags = getattr(image, "tag_v2", {})
+        num_bits = tags.get(258, (16,))[0]  # BitsPerSample: 12 or 16
+        values = np.asarray(image) >> (num_bits - 8)
+        if tags.get(262) == 0:  # PhotometricInterpretation: zero is white
+            values = 255 - values
+        return Image.fromarray(values.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32-bit or signed pixel values of unknown range: save it with 8 bits per channel.")
     if image.has_transparency_data:
@@ -153,13 +151,3 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "LAB":
         raise ImageError(f"{name} has LAB colours: save it as RGB.")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _scale_16_bits(image: Image.Image) -> Image.Image:
-    """The upper 8 bits, as Pillow converts 16-bit colours."""
-    tags = getattr(image, "tag_v2", {})
-    num_bits = tags.get(258, (16,))[0]  # BitsPerSample: 12 or 16
-    values = np.asarray(image) >> (num_bits - 8)
-    if tags.get(262) == 0:  # PhotometricInterpretation: zero is white
-        values = 255 - values
-    return Image.fromarray(values.astype(np.uint8))

@@ -48,11 +48,7 @@ class Digits(Source):
         test = np.sort(np.concatenate([indices[::4][:DIGITS_TEST_PER_CLASS] for indices in classes]))
         parts = {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
         ids = {part: tuple(f"digits/{index:04d}" for index in chosen) for part, chosen in parts.items()}
-        super().__init__(
-            [str(name) for name in digits.target_names],
-            {part: labels[chosen] for part, chosen in parts.items()},
-            ids,
-        )
+        super().__init__(map(str, digits.target_names), {part: labels[chosen] for part, chosen in parts.items()}, ids)
         self._pixels: dict[str, np.ndarray] = {part: pixels[chosen] for part, chosen in parts.items()}
 
     def _images(self, part: str, indices: np.ndarray) -> np.ndarray:

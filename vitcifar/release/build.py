@@ -29,8 +29,6 @@ from vitcifar.release.parity import check_parity
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from vitcifar.model.network import Classifier
 
 LOGGED_NAME = "release"
@@ -74,7 +72,20 @@ def build_release(
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
         put_examples(splits.test, staged / "examples")
-        return log_release(program, staged, release)
+        digests: list[str] = []  # filled by the flavor: MLflow deletes the folder before `log` returns
+        with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
+            info = Model.log(
+                artifact_path=None,
+                name=LOGGED_NAME,
+                flavor=flavor,
+                run_id=run_id,
+                tags={MODEL_TAG: release.model_name},
+                program=program,
+                staged=staged,
+                release=release,
+                digests=digests,
+            )
+    return Built(manifest=release, model_id=info.model_id, digest=digests[0])
 
 
 @contextlib.contextmanager
@@ -137,24 +148,6 @@ def describe(
         environment=environment(),
         checks={"test": dict(evaluation), "weights_sha256": weights},
     )
-
-
-def log_release(program: "ExportedProgram", staged: Path, release: Manifest) -> Built:
-    """Store the three flavors as a logged model of the run."""
-    digests: list[str] = []  # filled by the flavor: MLflow deletes the folder before `log` returns
-    with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
-        info = Model.log(
-            artifact_path=None,
-            name=LOGGED_NAME,
-            flavor=flavor,
-            run_id=release.run_id,
-            tags={MODEL_TAG: release.model_name},
-            program=program,
-            staged=staged,
-            release=release,
-            digests=digests,
-        )
-    return Built(manifest=release, model_id=info.model_id, digest=digests[0])
 
 
 @functools.cache

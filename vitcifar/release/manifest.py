@@ -125,7 +125,6 @@ def served_evaluation(release: Manifest) -> dict[str, Any]:
 
 
 def _check_types(path: Path, release: Manifest) -> None:
-    """Reject a release.json with values of other types than the code expects. Raises ReleaseError."""
     types: dict[str, type | tuple[type, ...]] = {
         "image_size": int,
         "temperature": (int, float),

@@ -1,6 +1,6 @@
 """Sections of a report: one function per part of the evaluation and the analysis; and their images as one sheet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -43,26 +43,24 @@ def summary(evaluation: Evaluation, analysis: Analysis) -> Section:
     )
 
 
-def analysis_numbers(analysis: Analysis) -> list[Number]:
+def analysis_numbers(analysis: Analysis) -> Iterator[Number]:
     """One number of each part of the analysis that exists, for the summary."""
-    numbers = []
     if threshold := analysis.threshold:
         note = f"threshold {threshold.confidence:.2f}, coverage {threshold.coverage:.0%}"
-        numbers.append(Number(name="Precision at threshold", value=f"{threshold.precision:.1%}", note=note))
+        yield Number(name="Precision at threshold", value=f"{threshold.precision:.1%}", note=note)
     if analysis.slices:
         weakest = min(analysis.slices, key=lambda row: row.accuracy)
         note = f"{weakest.property}: {weakest.name}, {weakest.count:,} images"
-        numbers.append(Number(name="Weakest slice", value=f"{weakest.accuracy:.1%}", note=note))
+        yield Number(name="Weakest slice", value=f"{weakest.accuracy:.1%}", note=note)
     if robustness := analysis.robustness:
         note = f"mean over {len(robustness.names)} corruptions; clean {robustness.clean_accuracy:.1%}"
-        numbers.append(Number(name="Corruption accuracy", value=f"{robustness.mean_accuracy:.1%}", note=note))
+        yield Number(name="Corruption accuracy", value=f"{robustness.mean_accuracy:.1%}", note=note)
     if analysis.ood:
         best = analysis.ood[0]
-        numbers.append(Number(name="OOD AUROC", value=f"{best.auroc:.3f}", note=f"by {best.name.replace('_', ' ')}"))
+        yield Number(name="OOD AUROC", value=f"{best.auroc:.3f}", note=f"by {best.name.replace('_', ' ')}")
     if analysis.duplicates is not None:
         note = f"between splits; {sum(pair.same_pixels for pair in analysis.duplicates)} with identical pixels"
-        numbers.append(Number(name="Near-duplicates", value=f"{len(analysis.duplicates):,}", note=note))
-    return numbers
+        yield Number(name="Near-duplicates", value=f"{len(analysis.duplicates):,}", note=note)
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -192,9 +190,8 @@ def duplicate_section(duplicates: Sequence[Duplicate]) -> Section:
     """Images of one split with a near-duplicate in another, by their ids."""
     if not duplicates:
         return Section(title="Near-duplicates", text="No image has a near-duplicate in another split.")
-    text = (
-        f"{len(duplicates):,} pairs between splits, {sum(d.same_pixels for d in duplicates):,} with identical pixels."
-    )
+    num_identical = sum(pair.same_pixels for pair in duplicates)
+    text = f"{len(duplicates):,} pairs between splits, {num_identical:,} with identical pixels."
     if len(duplicates) > MAX_DUPLICATES:
         text += f" The first {MAX_DUPLICATES} are shown."
     yes = {True: "yes", False: "no"}
