@@ -165,7 +165,7 @@ def test_the_classes_come_mixed():
 def test_indices_are_chosen_without_reading_an_image():
     source = FakeSource([9, 9], [9, 9])
     members = choose_indices(source, train_per_class=3, validation_per_class=2, test_per_class=4, seed=0)
-    assert (len(members.train), len(members.validation), len(members.test)) == (6, 4, 8)
+    assert {split: len(indices) for split, indices in members.items()} == {"train": 6, "validation": 4, "test": 8}
     assert source.num_read == 0
 
 

@@ -1,36 +1,26 @@
 """CIFAR-10, read by torchvision's own code; the archive is downloaded completely or not at all."""
 
-import hashlib
+import contextlib
 import http.client
 import os
 import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.dataset import Source
 from vitcifar.data.download import STALL_SECONDS, socket_timeout, why_unreachable
 from vitcifar.errors import DataError
 
-
-class Cifar10Reader(Protocol):
-    """What is used of the class torchvision.datasets.CIFAR10."""
-
-    url: str
-    filename: str
-    tgz_md5: str
-
-    def __call__(self, root: Path, *, train: bool = True, download: bool = False) -> Any:
-        """Open one part; raises RuntimeError when the files are missing or broken."""
+Cifar10Reader = Any  # the class torchvision.datasets.CIFAR10, whose module has no types
 
 
-class Cifar10:
+class Cifar10(Source):
     """The 50,000 training and 10,000 test images of CIFAR-10, 32 x 32 pixels, in memory as uint8.
 
     `dataset` is the torchvision class that reads it (None = torchvision.datasets.CIFAR10). Raises DataError.
@@ -44,32 +34,24 @@ class Cifar10:
 
             dataset = torchvision.datasets.CIFAR10
         parts = _load(data_dir.expanduser(), dataset)
-        self.class_names = tuple(parts["train"].classes)
-        self._images = {part: loaded.data for part, loaded in parts.items()}  # (N, 32, 32, 3)
-        self._labels = {part: np.array(loaded.targets, dtype=np.int64) for part, loaded in parts.items()}
+        labels = {part: np.array(loaded.targets, dtype=np.int64) for part, loaded in parts.items()}
+        ids = {part: tuple(f"{part}/{index:05d}" for index in range(len(labels[part]))) for part in parts}
+        super().__init__(parts["train"].classes, labels, ids)
+        self._pixels = {part: loaded.data for part, loaded in parts.items()}  # (N, 32, 32, 3)
 
-    def labels(self, part: str) -> np.ndarray:
-        return self._labels[part]
-
-    def ids(self, part: str) -> tuple[str, ...]:
-        return tuple(f"{part}/{index:05d}" for index in range(len(self._labels[part])))
-
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
-        indices = np.asarray(indices, dtype=np.int64)
-        source = self._images[part]
+    def _images(self, part: str, indices: np.ndarray) -> np.ndarray:
+        source = self._pixels[part]
         images = np.empty((len(indices), *source.shape[1:]), dtype=np.uint8)
         for row, index in enumerate(indices):  # the source is channels-first in memory: fancy indexing copies twice
             images[row] = source[index]
-        ids = tuple(f"{part}/{index:05d}" for index in indices)
-        return ImageDataset(images=images, labels=self._labels[part][indices], class_names=self.class_names, ids=ids)
+        return images
 
 
 def _load(folder: Path, dataset: Cifar10Reader) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(RuntimeError):  # torchvision: the files are missing or broken
         return _read(folder, dataset)
-    except RuntimeError:  # torchvision: the files are missing or broken
-        pass
-    _check_available(folder, dataset)  # before anything is written
+    if not _is_complete(folder, dataset) and (problem := why_unreachable(dataset.url)):  # before anything is written
+        raise _unavailable(folder, dataset, f"{_host(dataset)} cannot be reached ({problem})")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".cifar10.lock"):  # of two processes, the second waits and then finds the archive
@@ -87,15 +69,10 @@ def _read(folder: Path, dataset: Cifar10Reader) -> dict[str, Any]:
 
 
 def _is_complete(folder: Path, dataset: Cifar10Reader) -> bool:
-    archive = folder / dataset.filename
-    return archive.is_file() and _md5(archive) == dataset.tgz_md5
+    from vitcifar.data.torchvision_compat import torchvision
 
-
-def _check_available(folder: Path, dataset: Cifar10Reader) -> None:
-    if not _is_complete(folder, dataset):
-        problem = why_unreachable(dataset.url)
-        if problem:
-            raise _unavailable(folder, dataset, f"{_host(dataset)} cannot be reached ({problem})")
+    complete: bool = torchvision.datasets.utils.check_integrity(folder / dataset.filename, dataset.tgz_md5)
+    return complete
 
 
 def _unavailable(folder: Path, dataset: Cifar10Reader, problem: str) -> DataError:
@@ -106,7 +83,7 @@ def _unavailable(folder: Path, dataset: Cifar10Reader, problem: str) -> DataErro
 
 
 def _host(dataset: Cifar10Reader) -> str:
-    return urllib.parse.urlsplit(dataset.url).netloc
+    return urllib.parse.urlsplit(str(dataset.url)).netloc
 
 
 def _download(folder: Path, dataset: Cifar10Reader) -> None:
@@ -124,8 +101,3 @@ def _download(folder: Path, dataset: Cifar10Reader) -> None:
         raise _unavailable(folder, dataset, problem) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vitcifar.data.dataset import ImageDataset
 
@@ -81,7 +81,9 @@ def tile_sheet(
         draw.rectangle((x, y, x + side - 1, y + side - 1), fill=PANEL)
         if tile is None:
             continue
-        image = _fit(tile.image, side)
+        image = Image.fromarray(tile.image)
+        resampling = Image.Resampling.NEAREST if max(image.size) < side else Image.Resampling.LANCZOS
+        image = ImageOps.contain(image, (side, side), resampling)
         sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
         bold, plain = _font(12, bold=True), _font(12)
         draw.text((x, y + side + 2), _cut(tile.title, bold, side), fill=COLOURS[tile.tone], font=bold)
@@ -89,22 +91,14 @@ def tile_sheet(
     return sheet
 
 
-def _fit(pixels: np.ndarray, side: int) -> Image.Image:
-    """An image scaled so that its longer side has `side` pixels."""
-    image = Image.fromarray(pixels)
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-
-
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text on one line, its end replaced by an ellipsis where it is wider than `width` pixels."""
     text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "…") > width:
+            text = text[:-1]
+        text += "…"
+    return text
 
 
 @cache
@@ -113,4 +107,4 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / name), size)
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf" / name, size)

@@ -1,9 +1,9 @@
-"""Labelled images in memory, uint8, and the fingerprint of their content."""
+"""Labelled images in memory, uint8, the sources they are read from, and the fingerprint of their content."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,10 +30,8 @@ class ImageDataset:
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
         """The images at these indices, in this order."""
         indices = np.asarray(indices, dtype=np.int64)
-        if isinstance(self.images, np.ndarray):
-            images: np.ndarray | list[np.ndarray] = self.images[indices]
-        else:
-            images = stack([self.images[index] for index in indices])
+        images = self.images
+        images = images[indices] if isinstance(images, np.ndarray) else stack([images[index] for index in indices])
         ids = tuple(self.ids[index] for index in indices)
         return ImageDataset(images=images, labels=self.labels[indices], class_names=self.class_names, ids=ids)
 
@@ -43,11 +41,41 @@ class ImageDataset:
         return dict(zip(self.class_names, counted.tolist(), strict=True))
 
 
+class Source:
+    """Images that are read on demand, in a part "train" and a part "test"; labels and ids are known at once.
+
+    `labels` are int64 (N,), indices into `class_names`; `ids` are a unique name of each image, in the same order.
+    """
+
+    name: str
+
+    def __init__(
+        self, class_names: Iterable[str], labels: Mapping[str, np.ndarray], ids: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self._labels, self._ids = labels, ids
+
+    def labels(self, part: str) -> np.ndarray:
+        return self._labels[part]
+
+    def ids(self, part: str) -> tuple[str, ...]:
+        return self._ids[part]
+
+    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
+        """The images at these indices of the part, in this order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        ids = tuple(self._ids[part][index] for index in indices)
+        images, labels = self._images(part, indices), self._labels[part][indices]
+        return ImageDataset(images=images, labels=labels, class_names=self.class_names, ids=ids)
+
+    def _images(self, part: str, indices: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        raise NotImplementedError
+
+
 def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     """One array when all images have one size, else the unchanged list."""
-    if images and all(image.shape == images[0].shape for image in images):
-        return np.stack(images)  # (N, H, W, 3)
-    return images
+    same = images and all(image.shape == images[0].shape for image in images)
+    return np.stack(images) if same else images  # (N, H, W, 3)
 
 
 def group_by_size(images: Sequence[np.ndarray], max_batch: int, *, max_pixels: int | None = None) -> list[list[int]]:

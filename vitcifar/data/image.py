@@ -22,12 +22,12 @@ MAX_ASPECT = 32  # longer side / shorter side
 MAX_SCANS = 200  # of a progressive JPEG: each costs a pass over all pixels and can be a few bytes long
 LONGEST_SIDE = 1024  # pixels; larger images are scaled down to this
 
-# Unsupported files that users upload: offset of the signature, signature, name.
+# Unsupported files that users upload: offset of the signature, signature in lower case, name.
 UNSUPPORTED = (
     (4, b"ftyphei", "a HEIC image"),
     (4, b"ftypmif", "a HEIC image"),
     (4, b"ftypavi", "an AVIF image"),
-    (0, b"%PDF", "a PDF"),
+    (0, b"%pdf", "a PDF"),
     (0, b"<svg", "an SVG drawing"),
 )
 
@@ -54,8 +54,7 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     content = source if isinstance(source, bytes) else _read_file(source, name)
     if not content:
         raise ImageError(f"{name} is empty.")
-    if len(content) > MAX_BYTES:
-        raise _too_many_bytes(name, len(content))
+    _check_size(len(content), name)
     image = _open(content, name)
     _check_header(image, content, name)
     return convert_image(image, name)
@@ -64,12 +63,22 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
 def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
     """An opened PIL image -> uint8 (H, W, 3), by the rules of `read_image`; may modify the image. Raises ImageError."""
     try:
-        upright = _decode(image, name)
+        image.draft("RGB", _bounded(image.size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never too small
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # after load: a PNG may carry EXIF at its end
+        image = _to_8_bits(image, name)
+        size = _bounded(image.size)
+        if size != image.size:  # before the conversion to RGB, which would need four channels of a large image
+            image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        if image.mode == "RGBA":
+            background = Image.new("RGB", image.size, "white")
+            background.paste(image, mask=image)
+            image = background
+        return np.array(image.convert("RGB"))  # (H, W, 3)
     except ImageError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
         raise ImageError(f"{name} is broken or incomplete: its pixels cannot be decoded ({error}).") from error
-    return np.array(upright)  # (H, W, 3)
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -77,8 +86,7 @@ def _read_file(path: Path, name: str) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block forever
             raise ImageError(f"{name} is not a file.")
-        if status.st_size > MAX_BYTES:
-            raise _too_many_bytes(name, status.st_size)
+        _check_size(status.st_size, name)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {name}.") from error
@@ -86,9 +94,10 @@ def _read_file(path: Path, name: str) -> bytes:
         raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
 
 
-def _too_many_bytes(name: str, size: int) -> ImageError:
-    limit = f"{MAX_BYTES // 2**20} MiB"
-    return ImageError(f"{name} is {size / 2**20:.0f} MiB, the limit is {limit}: save a smaller image, or as JPEG.")
+def _check_size(num_bytes: int, name: str) -> None:
+    if num_bytes > MAX_BYTES:
+        size, limit = f"{num_bytes / 2**20:.0f} MiB", f"{MAX_BYTES // 2**20} MiB"
+        raise ImageError(f"{name} is {size}, the limit is {limit}: save a smaller image, or as JPEG.")
 
 
 def _open(content: bytes, name: str) -> Image.Image:
@@ -98,11 +107,9 @@ def _open(content: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS:,} pixels, the limit: scale it down.") from error
     except UnidentifiedImageError as error:
-        kind = "not a supported image"
-        start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
-        for offset, mark, known in UNSUPPORTED:
-            if start[offset : offset + len(mark)].lower() == mark.lower():
-                kind = known
+        start = content.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
+        kinds = [kind for offset, mark, kind in UNSUPPORTED if start.startswith(mark, offset)]
+        kind = kinds[0] if kinds else "not a supported image"
         choices = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise ImageError(f"{name} is {kind}, or it is broken: save it as {choices}.") from error
     except Exception as error:  # Pillow may raise anything on a broken header
@@ -122,23 +129,6 @@ def _check_header(image: Image.Image, content: bytes, name: str) -> None:
         raise ImageError(f"{name} is a JPEG with more than {MAX_SCANS} scans: save it again as a baseline JPEG.")
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Scale down before the conversion to RGB, so that a large image never takes its full memory in four channels."""
-    size = _bounded(image.size)
-    image.draft("RGB", size)  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never below `size`
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)  # after load: a PNG may carry EXIF at its end
-    image = _to_8_bits(image, name)
-    size = _bounded(image.size)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-    if image.mode == "RGBA":
-        background = Image.new("RGB", image.size, "white")
-        background.paste(image, mask=image)
-        return background
-    return image.convert("RGB")
-
-
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:
     width, height = size
     scale = min(1.0, LONGEST_SIDE / max(width, height))
@@ -147,24 +137,17 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """To L, RGB or RGBA. Pillow alone silently saturates 16 bits to white and turns fractions to black."""
-    if image.mode.startswith("I;16"):
-        return _scale_16_bits(image)
+    if image.mode.startswith("I;16"):  # the upper 8 bits, as Pillow converts 16-bit colours
+        tags = getattr(image, "tag_v2", {})
+        num_bits = tags.get(258, (16,))[0]  # BitsPerSample: 12 or 16
+        values = np.asarray(image) >> (num_bits - 8)
+        if tags.get(262) == 0:  # PhotometricInterpretation: zero is white
+            values = 255 - values
+        return Image.fromarray(values.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32-bit or signed pixel values of unknown range: save it with 8 bits per channel.")
     if image.has_transparency_data:
         return image.convert("RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
     if image.mode == "LAB":
         raise ImageError(f"{name} has LAB colours: save it as RGB.")
-    return image.convert("RGB")
-
-
-def _scale_16_bits(image: Image.Image) -> Image.Image:
-    """The upper 8 bits, as Pillow converts 16-bit colours."""
-    tags = getattr(image, "tag_v2", {})
-    num_bits = tags.get(258, (16,))[0]  # BitsPerSample: 12 or 16
-    values = np.asarray(image) >> (num_bits - 8)
-    if tags.get(262) == 0:  # PhotometricInterpretation: zero is white
-        values = 255 - values
-    return Image.fromarray(values.astype(np.uint8))
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")

@@ -1,16 +1,14 @@
 """Data sources: CIFAR-10, an image folder, or scikit-learn's digits; each has a train and a test part."""
 
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from vitcifar.data.cifar10 import Cifar10
-from vitcifar.data.dataset import ImageDataset, stack
+from vitcifar.data.dataset import Source, stack
 from vitcifar.data.image import read_image
 from vitcifar.errors import DataError
 
@@ -18,22 +16,6 @@ SOURCES = ("cifar10", "folder", "digits")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 DIGITS_TEST_PER_CLASS = 40
-
-
-class Source(Protocol):
-    """Labels and ids are known at once; images are read on demand. `part` is "train" or "test"."""
-
-    name: str
-    class_names: tuple[str, ...]
-
-    def labels(self, part: str) -> np.ndarray:
-        """int64 (N,), in the order of `ids`."""
-
-    def ids(self, part: str) -> tuple[str, ...]:
-        """A unique name of each image."""
-
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
-        """The images at these indices of the part, in this order."""
 
 
 def open_source(name: str, data_dir: Path) -> Source:
@@ -47,7 +29,7 @@ def open_source(name: str, data_dir: Path) -> Source:
     raise DataError(f"There is no data source {name!r}: choose one of {', '.join(SOURCES)}.")
 
 
-class Digits:
+class Digits(Source):
     """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 pixels, grey, no network.
 
     The test part is fixed: every fourth image up to 40 per class, so that it covers all writers.
@@ -60,29 +42,21 @@ class Digits:
 
         digits = load_digits()
         grey = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # 0..16 -> 0..255
-        self.class_names = tuple(str(name) for name in digits.target_names)
-        self._images: np.ndarray = np.repeat(grey[..., None], 3, axis=3)  # (1797, 8, 8, 3)
-        self._labels: np.ndarray = digits.target.astype(np.int64)
-        classes = [np.flatnonzero(self._labels == label) for label in range(len(self.class_names))]
+        pixels: np.ndarray = np.repeat(grey[..., None], 3, axis=3)  # (1797, 8, 8, 3)
+        labels = digits.target.astype(np.int64)
+        classes = [np.flatnonzero(labels == label) for label in range(len(digits.target_names))]
         test = np.sort(np.concatenate([indices[::4][:DIGITS_TEST_PER_CLASS] for indices in classes]))
-        self._indices = {"train": np.setdiff1d(np.arange(len(self._labels)), test), "test": test}
+        parts = {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
+        ids = {part: tuple(f"digits/{index:04d}" for index in chosen) for part, chosen in parts.items()}
+        super().__init__(map(str, digits.target_names), {part: labels[chosen] for part, chosen in parts.items()}, ids)
+        self._pixels: dict[str, np.ndarray] = {part: pixels[chosen] for part, chosen in parts.items()}
 
-    def labels(self, part: str) -> np.ndarray:
-        labels: np.ndarray = self._labels[self._indices[part]]
-        return labels
-
-    def ids(self, part: str) -> tuple[str, ...]:
-        return tuple(f"digits/{index:04d}" for index in self._indices[part])
-
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
-        chosen = self._indices[part][np.asarray(indices, dtype=np.int64)]
-        ids = tuple(f"digits/{index:04d}" for index in chosen)
-        return ImageDataset(
-            images=self._images[chosen], labels=self._labels[chosen], class_names=self.class_names, ids=ids
-        )
+    def _images(self, part: str, indices: np.ndarray) -> np.ndarray:
+        images: np.ndarray = self._pixels[part][indices]
+        return images
 
 
-class Folder:
+class Folder(Source):
     """Image files in `<dir>/train/<class>/` and `<dir>/test/<class>/`, of any classes and sizes."""
 
     name = "folder"
@@ -92,31 +66,19 @@ class Folder:
         if not self._dir.is_dir():
             raise DataError(f"There is no folder {self._dir}: name the image folder with --data-dir.")
         classes = {part: _class_folders(self._dir, part) for part in ("train", "test")}
-        self.class_names = _class_names(self._dir, classes)
-        self._ids: dict[str, tuple[str, ...]] = {}
-        self._labels: dict[str, np.ndarray] = {}
+        class_names = _class_names(self._dir, classes)
+        labels, ids = {}, {}
         for part in classes:
-            files = [_image_files(self._dir / part / name) for name in self.class_names]
-            self._ids[part] = tuple(
-                f"{part}/{name}/{file}" for name, inside in zip(self.class_names, files, strict=True) for file in inside
-            )
-            self._labels[part] = np.repeat(np.arange(len(files), dtype=np.int64), [len(inside) for inside in files])
+            files = {name: _image_files(self._dir / part / name) for name in class_names}
+            ids[part] = tuple(f"{part}/{name}/{file}" for name, inside in files.items() for file in inside)
+            labels[part] = np.repeat(np.arange(len(files), dtype=np.int64), [len(inside) for inside in files.values()])
+        super().__init__(class_names, labels, ids)
 
-    def labels(self, part: str) -> np.ndarray:
-        return self._labels[part]
-
-    def ids(self, part: str) -> tuple[str, ...]:
-        return self._ids[part]
-
-    def read(self, part: str, indices: Sequence[int] | np.ndarray) -> ImageDataset:
-        indices = np.asarray(indices, dtype=np.int64)
-        ids = tuple(self._ids[part][index] for index in indices)
+    def _images(self, part: str, indices: np.ndarray) -> np.ndarray | list[np.ndarray]:
         with ThreadPoolExecutor() as pool:  # decoding releases the GIL
-            reading = pool.map(read_image, (self._dir / id for id in ids))
-            images = list(tqdm(reading, total=len(ids), desc=f"Reading {part}", unit="image", disable=None))
-        return ImageDataset(
-            images=stack(images), labels=self._labels[part][indices], class_names=self.class_names, ids=ids
-        )
+            reading = pool.map(read_image, (self._dir / self._ids[part][index] for index in indices))
+            images = tqdm(reading, total=len(indices), desc=f"Reading {part}", unit="image", disable=None)
+            return stack(list(images))
 
 
 def _class_folders(root: Path, part: str) -> set[str]:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.dataset import ImageDataset, fingerprint
-from vitcifar.data.sources import Source, open_source
+from vitcifar.data.dataset import ImageDataset, Source, fingerprint
+from vitcifar.data.sources import open_source
 from vitcifar.errors import DataError
 
 MAX_LISTED = 20  # classes in an error message
+PARTS = {"train": "train", "validation": "train", "test": "test"}  # split -> part of the source
+Classes = dict[str, np.ndarray]  # class name -> indices of its images in a part, in hash order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,15 +50,6 @@ class Splits:
         return {split: dataset.counts() for split, dataset in self.datasets.items()}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class SplitIndices:
-    """The images of each split: indices into the part of the source, in the order of the split."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-
 def read_splits(config: TrainConfig) -> Splits:
     """The splits that a config selects; raises DataError."""
     return make_splits(
@@ -79,90 +72,59 @@ def make_splits(
         test_per_class=test_per_class,
         seed=seed,
     )
-    return Splits(
-        train=source.read("train", indices.train),
-        validation=source.read("train", indices.validation),
-        test=source.read("test", indices.test),
-    )
+    return Splits(**{split: source.read(part, indices[split]) for split, part in PARTS.items()})
 
 
 def choose_indices(
     source: Source, *, train_per_class: int, validation_per_class: int, test_per_class: int, seed: int
-) -> SplitIndices:
-    """Order each class by hash: training takes from the front, validation from the back, test from the test part.
+) -> dict[str, np.ndarray]:
+    """Split -> indices into its part of the source, in the order of the split; reads no image.
 
-    So a larger training subset contains the smaller one, and validation does not change with it. 0 = all that is left
-    (training), all (test). Reads no image. Raises DataError with the counts of every class that has too few.
+    Each class is ordered by hash: training takes from the front, validation from the back, test from the test part. So
+    a larger training subset contains the smaller one, and validation does not change with it. 0 = all that is left
+    (training), all (test). Raises DataError with the counts of every class that has too few.
     """
-    train_keys, test_keys = hash_keys(seed, "train", source.ids("train")), hash_keys(seed, "test", source.ids("test"))
-    train_classes = _ordered_classes(source, "train", train_keys)
-    test_classes = _ordered_classes(source, "test", test_keys)
-    _check_counts(
-        train_classes,
-        test_classes,
-        train_per_class=train_per_class,
-        validation_per_class=validation_per_class,
-        test_per_class=test_per_class,
-    )
-    train, validation = [], []
-    for indices in train_classes.values():
-        rest = len(indices) - validation_per_class
-        train.append(indices[: train_per_class or rest])
-        validation.append(indices[rest:])
-    test = [indices[: test_per_class or None] for indices in test_classes.values()]
-    return SplitIndices(
-        train=_in_hash_order(train, train_keys),
-        validation=_in_hash_order(validation, train_keys),
-        test=_in_hash_order(test, test_keys),
-    )
+    orders, classes = {}, {}
+    for part in ("train", "test"):
+        orders[part] = order = _hash_order(seed, part, source.ids(part))
+        labels = source.labels(part)[order]
+        classes[part] = {name: order[labels == label] for label, name in enumerate(source.class_names)}
+    train, test = classes["train"].values(), classes["test"].values()
+    _check_counts(classes["train"], classes["test"], train_per_class, validation_per_class, test_per_class)
+    chosen = {
+        "train": [indices[: train_per_class or len(indices) - validation_per_class] for indices in train],
+        "validation": [indices[len(indices) - validation_per_class :] for indices in train],
+        "test": [indices[: test_per_class or None] for indices in test],
+    }
+    return {  # the hash order of all images, which shuffles the classes
+        split: orders[PARTS[split]][np.isin(orders[PARTS[split]], np.concatenate(indices))]
+        for split, indices in chosen.items()
+    }
 
 
-def hash_keys(seed: int, part: str, ids: Iterable[str]) -> list[bytes]:
-    """The sort key of each image: sha256 of seed, part and id, independent of any random generator's version."""
-    return [hashlib.sha256(f"{seed}:{part}:{id}".encode()).digest() for id in ids]
+def _hash_order(seed: int, part: str, ids: Iterable[str]) -> np.ndarray:
+    """The indices of the images by sha256 of seed, part and id, independent of any random generator's version."""
+    keys = [hashlib.sha256(f"{seed}:{part}:{id}".encode()).digest() for id in ids]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
-def _ordered_classes(source: Source, part: str, keys: list[bytes]) -> dict[str, list[int]]:
-    """Class name -> indices of its images in the part, in hash order."""
-    classes: dict[str, list[int]] = {name: [] for name in source.class_names}
-    labels = source.labels(part)
-    for index in sorted(range(len(keys)), key=keys.__getitem__):
-        classes[source.class_names[labels[index]]].append(index)
-    return classes
-
-
-def _in_hash_order(chosen: list[list[int]], keys: list[bytes]) -> np.ndarray:
-    """The indices of all classes in hash order, which shuffles the classes."""
-    everything = (index for indices in chosen for index in indices)
-    return np.array(sorted(everything, key=keys.__getitem__), dtype=np.int64)
-
-
-def _check_counts(
-    train_classes: dict[str, list[int]],
-    test_classes: dict[str, list[int]],
-    *,
-    train_per_class: int,
-    validation_per_class: int,
-    test_per_class: int,
-) -> None:
+def _check_counts(train_classes: Classes, test_classes: Classes, train: int, validation: int, test: int) -> None:
     problems = []
-    needed = (train_per_class or 1) + validation_per_class
-    short = _short(train_classes, needed)
-    if short:
-        left = min(map(len, train_classes.values())) - validation_per_class
+    needed = (train or 1) + validation
+    if short := _short(train_classes, needed):
+        left = min(map(len, train_classes.values())) - validation
         cure = f"type --train-per-class {left}" if left > 0 else "type a smaller --validation-per-class"
-        asked = f"{train_per_class or 'at least 1'} for training and {validation_per_class} for validation"
+        asked = f"{train or 'at least 1'} for training and {validation} for validation"
         problems.append(f"{asked} per class need {needed}, but {short} ({cure})")
-    short = _short(test_classes, test_per_class or 1)
-    if short:
+    if short := _short(test_classes, test or 1):
         fewest = min(map(len, test_classes.values()))
         cure = f"type --test-per-class {fewest}" if fewest else "add some"
-        problems.append(f"for the test {test_per_class or 'at least 1'} per class are needed, but {short} ({cure})")
+        problems.append(f"for the test {test or 'at least 1'} per class are needed, but {short} ({cure})")
     if problems:
         raise DataError(f"Too few images: {'; '.join(problems)}.")
 
 
-def _short(classes: dict[str, list[int]], needed: int) -> str:
+def _short(classes: Classes, needed: int) -> str:
     """The classes with fewer images than needed, with their counts ("" = none)."""
     short = [f"{name} has {len(indices)}" for name, indices in classes.items() if len(indices) < needed]
     listed = ", ".join(short[:MAX_LISTED])

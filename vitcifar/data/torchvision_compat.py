@@ -8,7 +8,6 @@ import importlib
 import sys
 from types import ModuleType
 
-_DETECTION_OPERATORS = ("nms", "qnms")
 _libraries: list[object] = []  # a declaration lives as long as its library object
 
 
@@ -21,17 +20,13 @@ def import_torchvision() -> ModuleType:
             raise
     for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[module]
-    _declare_operators()
-    return importlib.import_module("torchvision")
-
-
-def _declare_operators() -> None:
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for operator in _DETECTION_OPERATORS:
+    for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     _libraries.append(library)
+    return importlib.import_module("torchvision")
 
 
 torchvision = import_torchvision()

@@ -33,12 +33,8 @@ class Mismatch:
         return bool(self.missing_or_changed or self.unexpected)
 
     def __str__(self) -> str:
-        parts = []
-        if self.missing_or_changed:
-            parts.append(f"missing or changed in the store: {', '.join(self.missing_or_changed)}")
-        if self.unexpected:
-            parts.append(f"unexpected in the store: {', '.join(self.unexpected)}")
-        return "; ".join(parts)
+        problems = {"missing or changed": self.missing_or_changed, "unexpected": self.unexpected}
+        return "; ".join(f"{problem} in the store: {', '.join(names)}" for problem, names in problems.items() if names)
 
 
 def find_mismatch(location: str, digest: str, known: Manifest | None = None) -> Mismatch:

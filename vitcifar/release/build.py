@@ -29,8 +29,6 @@ from vitcifar.release.parity import check_parity
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from vitcifar.model.network import Classifier
 
 LOGGED_NAME = "release"
@@ -62,7 +60,7 @@ def build_release(
     With `int8` the int8 candidates are evaluated too and an accepted one serves, else the float file. Raises
     ReleaseError when a check fails: nothing is stored then.
     """
-    release = describe(network, splits=splits, evaluation=evaluation, config=config, run_id=run_id)
+    release = describe(network, splits, evaluation, config, run_id)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
         staged = Path(folder) / "staged"
         staged.mkdir()
@@ -74,7 +72,20 @@ def build_release(
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
         put_examples(splits.test, staged / "examples")
-        return log_release(program, staged, release)
+        digests: list[str] = []  # filled by the flavor: MLflow deletes the folder before `log` returns
+        with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
+            info = Model.log(
+                artifact_path=None,
+                name=LOGGED_NAME,
+                flavor=flavor,
+                run_id=run_id,
+                tags={MODEL_TAG: release.model_name},
+                program=program,
+                staged=staged,
+                release=release,
+                digests=digests,
+            )
+    return Built(manifest=release, model_id=info.model_id, digest=digests[0])
 
 
 @contextlib.contextmanager
@@ -114,12 +125,7 @@ def _add_checks(release: Manifest, checks: Mapping[str, Any]) -> Manifest:
 
 
 def describe(
-    network: "Classifier",
-    *,
-    splits: Splits,
-    evaluation: Mapping[str, Any],
-    config: TrainConfig,
-    run_id: str,
+    network: "Classifier", splits: Splits, evaluation: Mapping[str, Any], config: TrainConfig, run_id: str
 ) -> Manifest:
     """The manifest of a network, without the checks that need the exported file and without the hashes."""
     from vitcifar.model.network import MEAN, STD, weights_sha256
@@ -142,24 +148,6 @@ def describe(
         environment=environment(),
         checks={"test": dict(evaluation), "weights_sha256": weights},
     )
-
-
-def log_release(program: "ExportedProgram", staged: Path, release: Manifest) -> Built:
-    """Store the three flavors as a logged model of the run."""
-    digests: list[str] = []  # filled by the flavor: MLflow deletes the folder before `log` returns
-    with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
-        info = Model.log(
-            artifact_path=None,
-            name=LOGGED_NAME,
-            flavor=flavor,
-            run_id=release.run_id,
-            tags={MODEL_TAG: release.model_name},
-            program=program,
-            staged=staged,
-            release=release,
-            digests=digests,
-        )
-    return Built(manifest=release, model_id=info.model_id, digest=digests[0])
 
 
 @functools.cache

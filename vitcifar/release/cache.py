@@ -105,14 +105,10 @@ def _remove_stale(releases: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-PREFIX = "network."  # of the classifier inside the exported module
-NO_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-
-
 def release_weights(release: Manifest) -> "dict[str, Tensor]":
     """The state dict of the network of a verified release. Raises ReleaseError."""
-    module = load_module(release)
-    return {name.removeprefix(PREFIX): tensor for name, tensor in module.state_dict().items()}
+    state = load_module(release).state_dict()
+    return {name.removeprefix("network."): tensor for name, tensor in state.items()}  # as in model.network.Released
 
 
 def load_module(release: Manifest) -> "Module":
@@ -122,7 +118,7 @@ def load_module(release: Manifest) -> "Module":
 
     assert release.folder is not None
     try:
-        with environment_variable(NO_PICKLE, "false"):
+        with environment_variable("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false"):
             module: Module = mlflow.pytorch.load_model(str(release.folder))
             return module
     except MlflowException as error:

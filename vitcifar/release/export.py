@@ -46,8 +46,24 @@ def export_onnx(
     is one already.
     """
     import onnx
+    import torch
+    from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
-    proto = _to_onnx(program or trace(network))
+    program = program or trace(network)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["logits", "probabilities"],
+            external_data=False,
+            verbose=False,
+        )
+    assert exported is not None
+    ClearMetadataAndDocStringPass()(exported.model)  # source lines, as above
+    proto = exported.model_proto
     set_metadata(proto, network, class_names=class_names, release_id=release_id)
     onnx.save_model(proto, str(path))
 
@@ -72,23 +88,3 @@ def set_metadata(
     onnx.helper.set_model_props(proto, properties)
     proto.producer_name = "vitcifar"
     proto.producer_version = ""
-
-
-def _to_onnx(program: "ExportedProgram") -> "ModelProto":
-    import torch
-    from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
-
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's own deprecations
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits", "probabilities"],
-            external_data=False,
-            verbose=False,
-        )
-    assert exported is not None
-    ClearMetadataAndDocStringPass()(exported.model)  # source lines, as above
-    return exported.model_proto

@@ -26,7 +26,6 @@ NUM_RUNS = 30
 TURN_RUNS = 5
 # onnxruntime's threads spin for 45 ms after a run, torch's for 9 ms (onnxruntime 1.32, torch 2.13, 2 cores).
 REST_SECONDS = 0.1
-HEADER = ("format", "threads", "size MB", "accuracy", "cold ms", "p50 ms", "p95 ms", "p99 ms")
 Logits = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
 Format = tuple[Callable[[int], Logits], Path | None]  # opens it with a number of threads; its file
 
@@ -55,8 +54,7 @@ class LatencyTable:
     rows: tuple[Row, ...]
 
     def row(self, format: str, num_threads: int) -> Row | None:
-        found = [row for row in self.rows if (row.format, row.num_threads) == (format, num_threads)]
-        return found[0] if found else None
+        return next((row for row in self.rows if (row.format, row.num_threads) == (format, num_threads)), None)
 
     def with_accuracies(self, accuracies: Mapping[str, float]) -> "LatencyTable":
         """The table with the accuracies of the formats in `accuracies`, None for the others."""
@@ -65,6 +63,7 @@ class LatencyTable:
 
     def rows_as_text(self) -> list[list[str]]:
         """The header and the rows as strings: size in MB, accuracy in percent, times in ms, "-" = unknown."""
+        header = ["format", "threads", "size MB", "accuracy", "cold ms", "p50 ms", "p95 ms", "p99 ms"]
         rows = [
             [
                 row.format,
@@ -76,7 +75,7 @@ class LatencyTable:
             ]
             for row in self.rows
         ]
-        return [[*HEADER], *rows]
+        return [header, *rows]
 
     def to_json(self) -> str:
         return json.dumps({**dataclasses.asdict(self), "fingerprint": self.machine.fingerprint}, sort_keys=True)
@@ -168,20 +167,17 @@ def _rows(release: Manifest, formats: "Mapping[str, Format]", num_threads: int, 
         calls[name] = functools.partial(open_format(num_threads), [image])
         calls[name]()
         cold[name] = 1e3 * (time.perf_counter() - start)
-    rows = []
-    for name, times in time_in_turns(calls, num_runs=num_runs).items():
-        path = formats[name][1]
-        rows.append(
-            Row(
-                format=name,
-                num_threads=num_threads,
-                file_bytes=path.stat().st_size if path else 0,
-                accuracy=None,
-                cold_ms=round(cold[name], 3),
-                **{f"p{p}_ms": round(float(np.percentile(times, p)), 3) for p in (50, 95, 99)},
-            )
+    return [
+        Row(
+            format=name,
+            num_threads=num_threads,
+            file_bytes=path.stat().st_size if (path := formats[name][1]) else 0,
+            accuracy=None,
+            cold_ms=round(cold[name], 3),
+            **{f"p{p}_ms": round(float(np.percentile(times, p)), 3) for p in (50, 95, 99)},
         )
-    return rows
+        for name, times in time_in_turns(calls, num_runs=num_runs).items()
+    ]
 
 
 def _formats(release: Manifest, network: "Classifier | None") -> dict[str, Format]:
@@ -189,7 +185,7 @@ def _formats(release: Manifest, network: "Classifier | None") -> dict[str, Forma
     if network is not None:
         found["torch"] = (functools.partial(_torch_logits, network), None)
     if (pt2 := release.path(PT2_FILE)).is_file():
-        found["pt2"] = (lambda threads: _torch_logits(_pt2_network(release), threads), pt2)
+        found["pt2"] = (functools.partial(_pt2_logits, release), pt2)
     for name, file in (("onnx-fp32", ONNX_FILE), ("onnx-int8", INT8_FILE)):
         if file in release.files:
             found[name] = (functools.partial(_onnx_logits, release.path(file)), release.path(file))
@@ -211,8 +207,8 @@ def _torch_logits(network: "Callable[[Tensor], Tensor]", num_threads: int) -> Lo
     return logits
 
 
-def _pt2_network(release: Manifest) -> "Callable[[Tensor], Tensor]":
+def _pt2_logits(release: Manifest, num_threads: int) -> Logits:
     from vitcifar.release.cache import load_module
 
     module = load_module(release)
-    return lambda images: module(images)[0]
+    return _torch_logits(lambda images: module(images)[0], num_threads)

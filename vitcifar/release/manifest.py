@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -72,7 +72,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of release.json, with sorted keys: equal releases have equal files."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = dataclasses.asdict(self)
         del fields["folder"], fields["version"]
         return json.dumps(fields, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
@@ -125,7 +125,6 @@ def served_evaluation(release: Manifest) -> dict[str, Any]:
 
 
 def _check_types(path: Path, release: Manifest) -> None:
-    """Reject a release.json with values of other types than the code expects. Raises ReleaseError."""
     types: dict[str, type | tuple[type, ...]] = {
         "image_size": int,
         "temperature": (int, float),
@@ -174,11 +173,11 @@ def verify(
     """
     folder = Path(folder)
     where = where or str(folder)
-    _check_links(folder)
+    present = _names(folder)
     if digest is not None and (folder / MANIFEST_FILE).is_file():
         check_digest(folder, MANIFEST_FILE, digest, where)
     release = read_manifest(folder / MANIFEST_FILE)
-    present, listed = set(_names(folder)), set(release.files)
+    listed = release.files.keys()
     if missing := listed - present - optional:
         raise ReleaseError(f"The release in {where} lacks {', '.join(sorted(missing))}: run `vitcifar doctor`.")
     if unexpected := present - listed:
@@ -215,14 +214,9 @@ def check_mlmodel(folder: Path) -> None:
         raise ReleaseError(f"{path} contains code or unexpected flavors: do not open this release.")
 
 
-def _names(folder: Path) -> Iterator[str]:
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name != MANIFEST_FILE and name not in WRITTEN_LATER:
-            yield name
-
-
-def _check_links(folder: Path) -> None:
+def _names(folder: Path) -> set[str]:
+    """The files that release.json lists or should list; rejects links. Raises ReleaseError."""
+    names = set()
     for path in folder.rglob("*"):
         status = path.lstat()
         if stat.S_ISDIR(status.st_mode):
@@ -231,3 +225,5 @@ def _check_links(folder: Path) -> None:
             raise ReleaseError(f"{path} is a link or a device, not a regular file: do not open this release.")
         if status.st_nlink > 1:
             raise ReleaseError(f"{path} has hard links: do not open this release.")
+        names.add(path.relative_to(folder).as_posix())
+    return names - {MANIFEST_FILE} - WRITTEN_LATER

@@ -59,8 +59,7 @@ class GraphBuilder:
         added = self.constant(f"{name}.bias", bias)
         if not self.int8:
             return self.add("Add", self.add("MatMul", x, self.constant(f"{name}.weight", weight.T)), added)
-        x, x_scale, x_zero_point = self.quantize_input(x, name)
-        quantized, scales = self.quantize_weight(name, weight)
+        x, x_scale, x_zero_point, quantized, scales = self.quantize(x, name, weight)
         return self.add("MatMulIntegerToFloat", x, quantized, x_scale, scales, x_zero_point, "", added)
 
     def attention(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray, num_heads: int) -> str:
@@ -69,8 +68,7 @@ class GraphBuilder:
             parts = [f"{name}.{part}" for part in ("query", "key", "value")]
             projected = self.add_node("Split", [self.linear(x, name, weight, bias)], parts, axis=2, num_outputs=3)
             return self.add("MultiHeadAttention", *projected, num_heads=num_heads)
-        x, x_scale, x_zero_point = self.quantize_input(x, name)
-        quantized, scales = self.quantize_weight(name, weight)
+        x, x_scale, x_zero_point, quantized, scales = self.quantize(x, name, weight)
         added = self.constant(f"{name}.bias", bias)
         return self.add("QAttention", x, quantized, added, x_scale, scales, "", x_zero_point, num_heads=num_heads)
 
@@ -86,11 +84,13 @@ class GraphBuilder:
         x_zero_point = self.constant(f"{name}.input_zero_point", np.rint(-low / scale), np.uint8)
         return self.add("QuantizeLinear", x, x_scale, x_zero_point), x_scale, x_zero_point
 
-    def quantize_weight(self, name: str, weight: np.ndarray) -> tuple[str, str]:
-        """The weight (out, in) of a layer as symmetric int8 (in, out), and the scale of each output channel (out,)."""
+    def quantize(self, x: str, name: str, weight: np.ndarray) -> tuple[str, ...]:
+        """The input of a layer as `quantize_input` gives it, its weight (out, in) as symmetric int8 (in, out), and the
+        scale of each output channel (out,)."""
+        inputs = self.quantize_input(x, name)
         scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127
         quantized = self.constant(f"{name}.weight", np.rint(weight / scale[:, None]).T, np.int8)
-        return quantized, self.constant(f"{name}.scale", scale)
+        return *inputs, quantized, self.constant(f"{name}.scale", scale)
 
     def norm(self, x: str, name: str, layer: Any) -> str:
         weight = self.constant(f"{name}.weight", to_numpy(layer.weight))
@@ -117,10 +117,8 @@ def build_graph(network: "Classifier", *, int8: bool, ranges: Mapping[str, Range
 def to_proto(graph: GraphBuilder, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> ModelProto:
     """The graph as an ONNX model with the metadata of a release."""
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])]
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(class_names)])
-        for name in ("logits", "probabilities")
-    ]
+    shape: list[str | int | None] = ["N", len(class_names)]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("logits", "probabilities")]
     proto = helper.make_model(
         helper.make_graph(graph.nodes, "vision_transformer", inputs, outputs, list(graph.constants.values())),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
@@ -184,14 +182,9 @@ def _patches(graph: GraphBuilder, network: "Classifier", pixels: str) -> str:
 
 
 def _convolve(graph: GraphBuilder, layer: Any, name: str, kernel: np.ndarray, bias: np.ndarray, pixels: str) -> str:
-    weights = graph.constant(f"{name}.weight", kernel), graph.constant(f"{name}.bias", bias)
-    return graph.add(
-        "Conv",
-        *(pixels, *weights),
-        strides=list(layer.stride),
-        pads=list(layer.padding) * 2,
-        kernel_shape=list(layer.kernel_size),
-    )
+    inputs = pixels, graph.constant(f"{name}.weight", kernel), graph.constant(f"{name}.bias", bias)
+    strides, pads = list(layer.stride), list(layer.padding) * 2
+    return graph.add("Conv", *inputs, kernel_shape=list(layer.kernel_size), strides=strides, pads=pads)
 
 
 def _group_norm(graph: GraphBuilder, layer: Any, name: str, x: str) -> str:

@@ -75,12 +75,8 @@ def quantize(
     if best is not None:
         os.replace(paths[best.kind], onnx_path.with_name(INT8_FILE))
         reason = f"accurate enough, but the {best.kind} model is faster: {best.p95_ms:.1f} ms"
-        candidates = [
-            dataclasses.replace(candidate, accepted=False, reason=reason)
-            if candidate.accepted and candidate is not best
-            else candidate
-            for candidate in candidates
-        ]
+        slower = [candidate for candidate in accepted if candidate is not best]
+        candidates = [dataclasses.replace(c, accepted=False, reason=reason) if c in slower else c for c in candidates]
     for path in paths.values():
         path.unlink(missing_ok=True)
     return candidates

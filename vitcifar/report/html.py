@@ -55,6 +55,7 @@ class Section:
     tables: Sequence[Table] = ()
     tiles: Sequence[Tile] = ()
     columns: int = 0  # of the tiles; 0 = as many as fit
+    logged_as: str = ""  # the name under which a run logs the last figure, or the tiles as one image; "" = not at all
 
 
 def html_report(
@@ -73,12 +74,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": "{:.1%}".format,
-        "titles": _titles,
-        "svg_url": _svg_url,
-        "png_url": _png_url,
-    }
+    environment.filters |= {"percent": "{:.1%}".format, "titles": _titles, "svg_url": _svg_url, "png_url": _png_url}
     return environment.get_template("report.html.j2")
 
 

@@ -16,9 +16,8 @@ from vitcifar.evaluation.analysis import Analysis, analyze
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.metrics import Evaluation, evaluate
-from vitcifar.report import analysis_plots, image_sections, sections
+from vitcifar.report import plots, sections
 from vitcifar.report.html import Section, html_report
-from vitcifar.report.plots import figures, risk_coverage_curve
 from vitcifar.tracking import Run
 
 if TYPE_CHECKING:
@@ -72,9 +71,9 @@ def log_evaluation(run: Run, evaluation: Evaluation, dataset: ImageDataset, prob
     """Log metrics, JSON and figures of the test split; probabilities (N, K)."""
     run.log(0, {f"test/{name}": value for name, value in evaluation.scalars().items()})
     run.log_json("evaluation/test.json", evaluation.to_dict())
-    for name, figure in figures(evaluation).items():
+    for name, figure in plots.figures(evaluation).items():
         run.log_figure(f"test/{name}", figure)
-    run.log_image("test/mistakes", image_sections.sheet(image_sections.errors_section(dataset, probabilities)))
+    run.log_image("test/mistakes", sections.sheet(sections.errors_section(dataset, probabilities)))
 
 
 def log_report(
@@ -91,35 +90,18 @@ def log_report(
 ) -> None:
     """Log analysis and comparison as metrics, JSON and figures, and the report; probabilities (N, K)."""
     if analysis is not None:
-        log_analysis(run, analysis, evaluation, dataset, probabilities)
+        run.log(0, {f"analysis/{name}": value for name, value in analysis.scalars().items()})
+        run.log_json("evaluation/analysis.json", analysis.to_dict(dataset))
     if comparison is not None:
         run.log(0, {f"compare/{name}": value for name, value in comparison.scalars().items()})
         run.log_json("evaluation/comparison.json", comparison.to_dict())
-        run.log_figure("compare/difference", analysis_plots.comparison_chart(comparison))
     parts = report_sections(evaluation, dataset, probabilities, analysis, comparison)
+    for part in parts:
+        if part.logged_as and part.figures:
+            run.log_figure(part.logged_as, part.figures[-1])
+        elif part.logged_as:
+            run.log_image(part.logged_as, sections.sheet(part))
     run.log_text("report.html", html_report(title, parts, subtitle=subtitle, facts=facts))
-
-
-def log_analysis(
-    run: Run, analysis: Analysis, evaluation: Evaluation, dataset: ImageDataset, probabilities: np.ndarray
-) -> None:
-    """Log metrics, JSON and figures of an analysis; probabilities (N, K)."""
-    run.log(0, {f"analysis/{name}": value for name, value in analysis.scalars().items()})
-    run.log_json("evaluation/analysis.json", analysis.to_dict(dataset))
-    if analysis.threshold:
-        run.log_figure("analysis/threshold", risk_coverage_curve(evaluation, analysis.threshold))
-    if analysis.slices:
-        run.log_figure("analysis/slices", analysis_plots.slice_chart(analysis.slices, evaluation.accuracy))
-    if analysis.robustness:
-        run.log_figure("analysis/robustness", analysis_plots.robustness_heatmap(analysis.robustness))
-    if analysis.ood:
-        run.log_figure("analysis/ood", analysis_plots.ood_chart(analysis.ood))
-    if analysis.attention:
-        section = image_sections.attention_section(dataset, probabilities, analysis.attention)
-        run.log_image("analysis/attention", image_sections.sheet(section))
-    if analysis.nearest:
-        section = image_sections.nearest_section(dataset, probabilities, analysis.nearest)
-        run.log_image("analysis/nearest", image_sections.sheet(section))
 
 
 def report_sections(
@@ -134,11 +116,11 @@ def report_sections(
     parts = [
         sections.summary(evaluation, found),
         sections.comparison_section(comparison) if comparison else None,
-        image_sections.regressions_section(*images, comparison) if comparison and comparison.lost else None,
+        sections.regressions_section(*images, comparison) if comparison and comparison.lost else None,
         sections.class_section(evaluation),
-        image_sections.errors_section(*images),
-        image_sections.attention_section(*images, found.attention) if found.attention else None,
-        image_sections.nearest_section(*images, found.nearest) if found.nearest else None,
+        sections.errors_section(*images),
+        sections.attention_section(*images, found.attention) if found.attention else None,
+        sections.nearest_section(*images, found.nearest) if found.nearest else None,
         sections.confidence_section(evaluation, found.threshold),
         sections.slice_section(found.slices, evaluation) if found.slices else None,
         sections.robustness_section(found.robustness) if found.robustness else None,

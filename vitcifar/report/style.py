@@ -53,6 +53,8 @@ def dress(axes: Axes, title: str = "", *, note: str = "", grid: str = "y") -> No
     if grid != "none":
         axes.grid(axis=grid, color=GRID, linewidth=0.8)  # type: ignore[arg-type]
     axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=8.5, length=0)
+    if grid == "x":  # horizontal rows, whose names are read
+        axes.tick_params(axis="y", labelcolor=INK)
     axes.xaxis.label.set(color=MUTED, size=9)
     axes.yaxis.label.set(color=MUTED, size=9)
     if title:
