@@ -1,6 +1,5 @@
 """Evaluation of registered versions, and comparison of two of them, each as a run of its own."""
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from vitcifar.release.cache import open_network
 from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import data_name, log_datasets, log_evaluation, log_report, score
 
+OUTPUT_DIR = Path("runs")
+
 
 def evaluate_version(registry: Registry, spec: str, *, experiment: str, **options: Any) -> tuple[str, Evaluation]:
     """Evaluate the ONNX model of a version on its own test images, or on those that `options` select.
@@ -31,41 +32,27 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     version, and the metrics.
     """
     release = registry.pull(spec)
-    config = TrainConfig(**{**release.config, **options})
-    splits = read_splits(config)
-    check_classes(release, splits)
+    config, splits = read_images(release, **options)
     check_ood(config)
     network = open_network(registry.pull(str(release.version), pytorch=True)) if config.analysis == "full" else None
     classifier = OnnxClassifier(release.onnx_path)
+    name = f"evaluate-{registry.model_name}-{release.version}"
     tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
-    with start_run(experiment, f"evaluate-{registry.model_name}-{release.version}", tags) as run:
+    with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=name, tags=tags) as run:
         evaluation, logits = evaluate_onnx(classifier, release, splits)
-        probabilities = softmax(logits, release.temperature)
+        evaluated = (evaluation, splits.test, softmax(logits, release.temperature))
         log_datasets(run, config, {"test": splits.test}, splits)
-        log_evaluation(run, evaluation, splits.test, probabilities)
+        log_evaluation(run, *evaluated)
         if config.analysis == "none":
             return run.run_id, evaluation
-        others = trained_on(release, splits)
+        own = trained_on(release, splits)
         analysis = analyze(
-            evaluation,
-            splits.test,
-            logits,
-            config,
-            predictor=classifier.logits,
-            trained_on=others,
-            network=network,
+            evaluation, splits.test, logits, config, predictor=classifier.logits, trained_on=own, network=network
         )
-        note = "" if others else " Its training images are not available, so duplicates of them were not searched."
-        log_report(
-            run,
-            analysis,
-            evaluation,
-            splits.test,
-            probabilities,
-            title=f"{version_name(release)} on {data_name(config)}",
-            subtitle=f"Evaluated on {len(splits.test):,} images with its ONNX model.{note}",
-            facts=report_facts(release) | {"Run": run.run_id},
-        )
+        title = f"{version_name(release)} on {data_name(config)}"
+        note = "" if own else " Its training images are not available, so duplicates of them were not searched."
+        subtitle = f"Evaluated on {len(splits.test):,} images with its ONNX model.{note}"
+        log_report(run, analysis, *evaluated, title=title, subtitle=subtitle, facts=report_facts(release, run))
     return run.run_id, evaluation
 
 
@@ -85,38 +72,46 @@ def compare_versions(
     run and the verdict. Raises DataError when the two were tested on different images.
     """
     ours, theirs = registry.pull(spec), registry.pull(other_spec)
-    config = TrainConfig(**{**ours.config, **options})
-    splits = read_splits(config)
-    for release in (ours, theirs):
-        check_classes(release, splits)
-        if not options:
-            check_same_images(release, splits)
+    config, splits = read_images(ours, theirs, **options)
     title = f"{version_name(ours)} against {version_name(theirs)}"
     tags = {"compares": f"models:/{registry.model_name}/{ours.version}", "against": str(theirs.version)}
-    with start_run(experiment, title, tags) as run:
+    with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=title, tags=tags) as run:
         log_datasets(run, config, {"test": splits.test}, splits)
         evaluation, logits = evaluate_onnx(OnnxClassifier(ours.onnx_path), ours, splits)
         other, _ = evaluate_onnx(OnnxClassifier(theirs.onnx_path), theirs, splits)
         comparison = compare_evaluations(evaluation, other, margin=margin, detectable=detectable)
-        probabilities = softmax(logits, ours.temperature)
-        log_evaluation(run, evaluation, splits.test, probabilities)
-        against = f"{version_name(theirs)}, release {theirs.release_id}"
-        log_report(
-            run,
-            None,
-            evaluation,
-            splits.test,
-            probabilities,
-            title=title,
-            subtitle=f"Both evaluated on the same {len(splits.test):,} images with their ONNX models.",
-            facts=report_facts(ours) | {"Against": against, "Run": run.run_id},
-            comparison=comparison,
-        )
+        evaluated = (evaluation, splits.test, softmax(logits, ours.temperature))
+        log_evaluation(run, *evaluated)
+        subtitle = f"Both evaluated on the same {len(splits.test):,} images with their ONNX models."
+        facts = report_facts(ours, run) | {"Against": f"{version_name(theirs)}, release {theirs.release_id}"}
+        log_report(run, None, *evaluated, title=title, subtitle=subtitle, facts=facts, comparison=comparison)
     return run.run_id, comparison
 
 
-def start_run(experiment: str, run_name: str, tags: dict[str, str]) -> contextlib.AbstractContextManager[tracking.Run]:
-    return tracking.start_run(experiment=experiment, output_dir=Path("runs"), run_name=run_name, tags=tags)
+def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Splits]:
+    """The config of the first release with other `options`, and its images.
+
+    Raises DataError when their classes are not those of every release, or when several releases were tested on other
+    images than these and no options select images for all of them.
+    """
+    config = TrainConfig(**{**releases[0].config, **options})
+    splits = read_splits(config)
+    for release in releases:
+        if splits.class_names != release.class_names:
+            raise DataError(
+                f"{version_name(release)} has the classes {', '.join(release.class_names)}, the images "
+                f"have {', '.join(splits.class_names)}: name images of the same classes with --data and --data-dir."
+            )
+        recorded, now = release.checks.get("test", {}).get("fingerprint"), splits.fingerprints["test"]
+        if recorded is None:  # an old release: it has only the fingerprint of all splits
+            recorded, now = release.fingerprint, splits.fingerprint
+        if recorded != now and len(releases) > 1 and not options:
+            raise DataError(
+                f"{version_name(release)} was tested on other images (fingerprint {recorded[:12]}) than these "
+                f"({now[:12]}), so the two cannot be compared: name images for both with --data, --data-dir and "
+                "--test-per-class."
+            )
+    return config, splits
 
 
 def evaluate_onnx(classifier: OnnxClassifier, release: Manifest, splits: Splits) -> tuple[Evaluation, np.ndarray]:
@@ -134,49 +129,22 @@ def recorded_splits(release: Manifest) -> Splits | None:
     return splits if splits.fingerprint == release.fingerprint else None
 
 
-def test_images(release: Manifest) -> ImageDataset | None:
-    """The images that a version was tested on; None when they are missing or have changed."""
-    splits = recorded_splits(release)
-    return splits.test if splits else None
-
-
 def trained_on(release: Manifest, splits: Splits) -> Mapping[str, ImageDataset]:
     """The training and validation images of a version; empty when they are missing or have changed."""
     own = splits if splits.fingerprint == release.fingerprint else recorded_splits(release)
     return {"train": own.train, "validation": own.validation} if own else {}
 
 
-def check_classes(release: Manifest, splits: Splits) -> None:
-    """Raise DataError when the images have other classes than a version."""
-    if splits.class_names != release.class_names:
-        raise DataError(
-            f"{version_name(release)} has the classes {', '.join(release.class_names)}, the images "
-            f"have {', '.join(splits.class_names)}: name images of the same classes with --data and --data-dir."
-        )
-
-
-def check_same_images(release: Manifest, splits: Splits) -> None:
-    """Raise DataError when a version was tested on other images than these."""
-    recorded, now = release.checks.get("test", {}).get("fingerprint"), splits.fingerprints["test"]
-    if recorded is None:  # an old release: it has only the fingerprint of all splits
-        recorded, now = release.fingerprint, splits.fingerprint
-    if recorded != now:
-        raise DataError(
-            f"{version_name(release)} was tested on other images (fingerprint {recorded[:12]}) than these "
-            f"({now[:12]}), so the two cannot be compared: name images for both with --data, --data-dir and "
-            "--test-per-class."
-        )
-
-
 def version_name(release: Manifest) -> str:
     return f"{release.model_name} {release.version}"
 
 
-def report_facts(release: Manifest) -> dict[str, str]:
+def report_facts(release: Manifest, run: tracking.Run) -> dict[str, str]:
     """The facts under the title of a version's report."""
     return {
         "Version": version_name(release),
         "Release": release.release_id,
         "Trained by run": release.run_id,
         "Network": f"{release.config.get('arch', '')}, {release.image_size} pixels",
+        "Run": run.run_id,
     }
