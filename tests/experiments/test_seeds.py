@@ -75,7 +75,7 @@ def test_several_seeds_as_a_project_release_the_best_one(store, few_figures, mon
 
 
 def test_a_seed_that_fails_ends_the_parent_with_its_message_and_complete_ones_stay(store, few_figures, monkeypatch):
-    learn = pipeline.learn
+    learn = pipeline.fit_and_log
 
     def fail(run, network, splits, config, **more):
         if config.seed == 1:

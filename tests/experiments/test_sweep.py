@@ -103,7 +103,7 @@ def test_the_command_that_a_sweep_gives_trains_with_the_best_trials_settings(sto
 
 def test_two_processes_share_one_sweep_and_its_trials(store, monkeypatch, tmp_path):
     others = []
-    learn = pipeline.learn
+    learn = pipeline.fit_and_log
 
     def learn_beside(*args, **more):
         """Before the first trial of this process continues, another process has joined and finished one."""
@@ -158,7 +158,7 @@ def test_a_trial_whose_process_was_killed_before_its_first_heartbeat_fails(store
 
 def test_a_trial_that_another_process_marked_as_failed_does_not_end_the_sweep(store, monkeypatch):
     fake_learning(monkeypatch, [[0.2, 0.4], [0.3, 0.5]])
-    learn = pipeline.learn
+    learn = pipeline.fit_and_log
 
     def suspended(*args, **more):
         if not states()["FAIL"]:
@@ -177,14 +177,14 @@ def test_no_test_image_is_read_in_a_sweep(store, monkeypatch):
         raise AssertionError("the test images were read")
 
     seen = []
-    learn = pipeline.learn
+    learn = pipeline.fit_and_log
 
     def spy(run, network, splits, config, **more):
         seen.append({split: len(dataset) for split, dataset in splits.datasets.items()})
         return learn(run, network, splits, config, **more)
 
     monkeypatch.setattr(pipeline, "fit_and_log", spy)
-    monkeypatch.setattr(pipeline, "test", never)
+    monkeypatch.setattr(pipeline, "fit_and_test", never)
     monkeypatch.setattr(pipeline, "release", never)
     sweep(plan(num_trials=1))
     assert seen == [{"train": 100, "validation": 50, "test": 0}]

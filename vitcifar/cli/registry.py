@@ -201,7 +201,7 @@ def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs
     \b
     vitcifar benchmark --version champion --threads 1,2
     """
-    from vitcifar.experiments.evaluate import recorded_splits
+    from vitcifar.experiments.versions import recorded_splits
     from vitcifar.registry.benchmark import benchmark
 
     release = registry.pull(version)

@@ -67,11 +67,8 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
     """
     if config.resume != "none":
         raise ConfigError("resume continues one run: leave --seeds out.")
-    require_single_process("each seed is a run of its own", config.num_processes)
+    config, splits = prepare(config, "each seed is a run of its own")
     check_ood(config)
-    config = pipeline.resolve_names(config)
-    splits = read_splits(config)
-    check_network(config, splits.class_names)
     with pipeline.start_run(config) as parent:
         parent.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint, "num_seeds": num_seeds})
         runs: list[SeedRun] = []
@@ -87,10 +84,17 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
     return SeedRuns(run_id=parent.run_id, runs=tuple(runs), intervals=intervals, best=best, released=released)
 
 
-def require_single_process(reason: str, num_processes: int) -> None:
-    """Raise ConfigError when several processes are to train one run together."""
-    if num_processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
+    """The config of many runs, its names resolved, and their images, all checked before there is a run.
+
+    Raises VitCifarError; ConfigError with the `reason` when several processes are to train one run together.
+    """
+    if config.num_processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(f"Several processes train one run together, and {reason}: start one process.")
+    config = pipeline.resolve_names(config)
+    splits = read_splits(config)
+    check_network(config, splits.class_names)
+    return config, splits
 
 
 def train_seed(config: TrainConfig, splits: Splits, seed: int) -> SeedRun:

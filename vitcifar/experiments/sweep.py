@@ -21,12 +21,11 @@ import mlflow
 
 from vitcifar import pipeline, tracking
 from vitcifar.config import TrainConfig, deciding_settings, groups
-from vitcifar.data.splits import Splits, read_splits
+from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.experiments.search_space import Dimension
-from vitcifar.experiments.seeds import require_single_process
-from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, running_trials
-from vitcifar.model.network import check_network
+from vitcifar.experiments.seeds import prepare
+from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -69,11 +68,9 @@ def sweep(plan: SweepPlan) -> SweepResult:
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("A sweep needs Optuna, which is not installed: type pip install -e '.[sweep]'.")
-    require_single_process("each trial of a sweep is a run of its own", plan.config.num_processes)
-    plan = dataclasses.replace(plan, config=pipeline.resolve_names(plan.config))
-    splits = read_splits(plan.config)
+    config, splits = prepare(plan.config, "each trial of a sweep is a run of its own")
+    plan = dataclasses.replace(plan, config=config)
     splits = dataclasses.replace(splits, test=splits.test.subset([]))  # a sweep must not read the test split
-    check_network(plan.config, splits.class_names)
     path = plan.storage.absolute()
     lock = filelock.FileLock(f"{path}.lock")  # held while the sweep is opened and left
     try:
@@ -118,11 +115,7 @@ def open_study(plan: SweepPlan, splits: Splits) -> "Study":
             heartbeat_stale_trial_callback=partial(end_lost_trial, output_dir=Path(plan.config.output_dir)),
         )
         study = optuna.create_study(
-            storage=storage,
-            study_name=plan.name,
-            direction="maximize",
-            pruner=pruner,
-            load_if_exists=True,
+            storage=storage, study_name=plan.name, direction="maximize", pruner=pruner, load_if_exists=True
         )
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
@@ -146,10 +139,11 @@ def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking
         if best := log_result(parent, study, plan).best:
             parent.log(trial.number + 1, {"sweep/best_validation_accuracy": best.accuracy})
 
+    started = ("COMPLETE", "PRUNED", "RUNNING")
     while True:
-        if num_started(study) >= plan.num_trials:
+        if len(trials_in(study, *started)) >= plan.num_trials:
             wait_for_heartbeats(study, plan)
-        if num_started(study) >= plan.num_trials:
+        if len(trials_in(study, *started)) >= plan.num_trials:
             return
         try:
             study.optimize(partial(run_trial, plan=plan, splits=splits), n_trials=1, callbacks=[log])
@@ -159,22 +153,17 @@ def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking
             warnings.warn(f"A trial of this process had {LOST}; its settings are tried again.", stacklevel=2)
 
 
-def num_started(study: "Study") -> int:
-    """Number of trials that are finished or running."""
-    return sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in study.get_trials(deepcopy=False))
-
-
 def wait_for_heartbeats(study: "Study", plan: SweepPlan) -> None:
     """Wait until the trials of other processes end, at most for the grace period; trials without a process fail."""
     from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
-    numbers = {trial.number for trial in running_trials(study)}
+    numbers = {trial.number for trial in trials_in(study, "RUNNING")}
     deadline = time.monotonic() + GRACE_SECONDS + 2  # the storage counts whole seconds
-    while running_trials(study) and time.monotonic() < deadline:
+    while trials_in(study, "RUNNING") and time.monotonic() < deadline:
         time.sleep(0.5)
         fail_stale_trials(study)
-    for trial in running_trials(study):
+    for trial in trials_in(study, "RUNNING"):
         if trial.number in numbers and "process" not in trial.user_attrs:  # killed before the first heartbeat
             study.tell(trial.number, state=TrialState.FAIL)
             end_lost_trial(study, trial, Path(plan.config.output_dir))

@@ -90,13 +90,13 @@ def parent_run(study: "Study", plan: "SweepPlan", lock: filelock.BaseFileLock) -
     finally:
         with contextlib.suppress(Exception):  # an error that is being raised says more
             fail_stale_trials(study)
-            if running_trials(study):
+            if trials_in(study, "RUNNING"):
                 mlflow.MlflowClient().update_run(run_id, status="RUNNING")
         lock.release()
 
 
-def running_trials(study: "Study") -> list["FrozenTrial"]:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+def trials_in(study: "Study", *states: str) -> list["FrozenTrial"]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in states]
 
 
 def settings_of(trial: "FrozenTrial") -> dict[str, Any]:
