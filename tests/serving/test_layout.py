@@ -105,7 +105,7 @@ def test_predict_returns_the_prediction_of_a_version(client, registry, digit, ve
 
 @pytest.mark.parametrize(
     ("content", "version", "message"),
-    [(b"no image", "champion", r"bad\.png is not an image"), (make_image(), "9", "no version '9'")],
+    [(b"no image", "champion", r"bad\.png is not a supported image"), (make_image(), "9", "no version '9'")],
     ids=["file", "version"],
 )
 def test_predict_reports_what_is_wrong_in_one_sentence(client, tmp_path, content, version, message):
@@ -192,7 +192,7 @@ def test_a_person_reads_one_sentence_for_a_bad_file_and_continues(tab, digit, tm
     (tmp_path / "letter.png").write_text("Dear page,")
     upload(tab, tmp_path / "letter.png")
     tab.wait_for_selector(".card.error")
-    assert "letter.png is not an image" in tab.inner_text(".card.error")
+    assert "letter.png is not a supported image" in tab.inner_text(".card.error")
     assert "\n" not in tab.inner_text(".card.error p:last-child")
     screenshot(tab, "page-bad-file")
     tab.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")

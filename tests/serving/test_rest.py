@@ -64,7 +64,7 @@ def test_a_single_string_is_one_image(model):
         (["not base64!"], "The image is not base64"),
         ([encoded("red"), "@@"], "Image 2 is not base64"),
         (["data:image/png,abc"], "without base64"),
-        ([base64.b64encode(b"some text").decode()], "not an image"),
+        ([base64.b64encode(b"some text").decode()], "not a supported image"),
         ([base64.b64encode(make_image(size=(2000, 10))).decode()], "2000 x 10"),
         ([""], "empty"),
         ([None], "NoneType"),
