@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitcifar.cli import format, options
-from vitcifar.errors import DataError, GateError
+from vitcifar.errors import GateError
 from vitcifar.registry.policy import Policy
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def diff(registry: "Registry", before: str, after: str) -> None:
     \b
     vitcifar diff 1 champion
     """
-    from vitcifar.registry.diff import compare_releases
+    from vitcifar.registry.diff import diff
 
-    format.print_differences(compare_releases(registry.pull(before), registry.pull(after)))
+    format.print_differences(diff(registry, before, after))
 
 
 @options.command()
@@ -201,14 +201,15 @@ def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs
     \b
     vitcifar benchmark --version champion --threads 1,2
     """
-    from vitcifar.experiments.evaluate import test_images
+    from vitcifar.experiments.versions import recorded_splits
     from vitcifar.registry.benchmark import benchmark
 
-    release, dataset = registry.pull(version), None
+    release = registry.pull(version)
     assert release.version is not None
-    try:
-        dataset = test_images(release)
-    except DataError as error:
-        click.echo(f"Note: {error} The accuracies are those recorded with the version.", err=True)
-    table = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
-    format.print_latency(table)
+    splits = recorded_splits(release)
+    if splits is None:
+        note = "Note: Its test images are missing or have changed. The accuracies are those recorded with the version."
+        click.echo(note, err=True)
+    dataset = splits.test if splits else None
+    result = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
+    format.print_latency(result.table)

@@ -173,7 +173,7 @@ def evaluate(registry: "Registry", version: str, experiment: str, **values: Any)
     vitcifar evaluate --version champion --analysis full --ood digits
     vitcifar evaluate --version 3 --data folder --data-dir images --test-per-class 0
     """
-    from vitcifar.experiments.evaluate import evaluate_version
+    from vitcifar.experiments.versions import evaluate_version
 
     run_id, evaluation = evaluate_version(registry, version, experiment=experiment, **options.given(values))
     format.print_field("test accuracy", evaluation.accuracy_text())
@@ -215,7 +215,7 @@ def compare(
     vitcifar compare 3 champion
     vitcifar compare latest champion --margin 0.01
     """
-    from vitcifar.experiments.evaluate import compare_versions
+    from vitcifar.experiments.versions import compare_versions
 
     run_id, comparison = compare_versions(
         registry, version, other, experiment=experiment, margin=margin, detectable=detectable, **options.given(values)
@@ -257,7 +257,7 @@ def reproduce(registry: "Registry", version: str) -> None:
     \b
     vitcifar reproduce 3
     """
-    from vitcifar.experiments.reproduce import reproduce
+    from vitcifar.experiments.versions import reproduce
 
     result = reproduce(registry, version)
     format.print_differences(result.differences)

@@ -47,8 +47,7 @@ def predict(registry: "Registry", files: tuple[str, ...], version: str, output_f
     vitcifar predict cat.jpg dog.png
     vitcifar predict --version 3 --format json photos/*.jpg
     """
-    from vitcifar.serving.batch import PredictionTable, predict_files
-    from vitcifar.serving.loaded_model import open_version
+    from vitcifar.serving.loaded_model import PredictionTable, open_version, predict_files
 
     model = open_version(registry, version)
     table, num_failed = PredictionTable(model, files), 0

@@ -78,7 +78,13 @@ def parse_dimension(text: str) -> Dimension:
         raise ConfigError(f"{name} is the same in every trial: type --{name.replace('_', '-')} to set it.")
     if name not in FIELDS:
         raise ConfigError(f"There is no setting {name!r}: choose from {', '.join(SEARCHABLE)}.")
-    return parse_range(name, rest) if ".." in rest else parse_values(name, rest)
+    if ".." in rest:
+        return parse_range(name, rest)
+    values = tuple(dict.fromkeys(read_value(name, word) for word in rest.split(",")))
+    if len(values) == 1:
+        option = f"--{name.replace('_', '-')} {values[0]}"
+        raise ConfigError(f"{name} has one value to search, {values[0]!r}: type more, or {option} to set it.")
+    return Dimension(name=name, values=values)
 
 
 def parse_range(name: str, text: str) -> Dimension:
@@ -94,14 +100,6 @@ def parse_range(name: str, text: str) -> Dimension:
     if colon and low <= 0:
         raise ConfigError(f"{name} is searched from {low!r} on a log scale: type a lower end above 0.")
     return Dimension(name=name, low=low, high=high, log=bool(colon))
-
-
-def parse_values(name: str, text: str) -> Dimension:
-    values = tuple(read_value(name, word) for word in text.split(","))
-    if len(set(values)) < 2:
-        option = f"--{name.replace('_', '-')} {values[0]}"
-        raise ConfigError(f"{name} has one value to search, {values[0]!r}: type more, or {option} to set it.")
-    return Dimension(name=name, values=tuple(dict.fromkeys(values)))
 
 
 def read_value(name: str, word: str) -> Any:

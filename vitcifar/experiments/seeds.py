@@ -4,7 +4,10 @@ import dataclasses
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
 
 from vitcifar import pipeline, tracking
 from vitcifar.config import TrainConfig
@@ -12,14 +15,16 @@ from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
-from vitcifar.model.network import check_network
+from vitcifar.model.network import Classifier, check_network
+from vitcifar.report.style import BLUE, RED, dress, new_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from vitcifar.model.network import Classifier
-
+PAGE = Path(__file__).with_name("seeds.md.j2")  # of the parent in MLflow
 TEST_METRICS = ("accuracy", "f1_macro", "loss", "ece", "brier")
+EXPLANATION = (
+    "Mean over {} seeds that trained on the same images. The 95% interval is Student's t over the seeds: it covers the "
+    "variation from initialisation, shuffling and augmentation. It does not cover the choice of test images: each run "
+    "has an interval of its own for that."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,7 @@ class SeedRun:
     run_id: str
     metrics: Mapping[str, float]
     evaluation: Evaluation
-    network: "Classifier | None"  # of the best run only
+    network: Classifier | None  # of the best run only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,26 +67,34 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
     """
     if config.resume != "none":
         raise ConfigError("resume continues one run: leave --seeds out.")
-    require_single_process("each seed is a run of its own", config.num_processes)
+    config, splits = prepare(config, "each seed is a run of its own")
     check_ood(config)
-    config = pipeline.resolve_names(config)
-    splits = read_splits(config)
-    check_network(config, splits.class_names)
     with pipeline.start_run(config) as parent:
         parent.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint, "num_seeds": num_seeds})
         runs: list[SeedRun] = []
         for seed in range(config.seed, config.seed + num_seeds):
             runs = drop_networks([*runs, train_seed(config, splits, seed)])
-        intervals = log_seeds(parent, runs)
-        best = best_run(runs)
-        released = release_best(parent, best, splits, dataclasses.replace(config, seed=best.seed))
+        intervals, best = log_seeds(parent, runs), best_run(runs)
+        parent.set_tags({"best_seed": str(best.seed), "best_run": best.run_id})
+        assert best.network is not None
+        config = dataclasses.replace(config, seed=best.seed)
+        with pipeline.start_run(config, run_id=best.run_id, nested=True) as run:
+            released = pipeline.release(run, best.network, splits, config, best.evaluation)
+        parent.set_tags({"version": f"{released.model_name}/{released.version}"})
     return SeedRuns(run_id=parent.run_id, runs=tuple(runs), intervals=intervals, best=best, released=released)
 
 
-def require_single_process(reason: str, num_processes: int) -> None:
-    """Raise ConfigError when several processes are to train one run together."""
-    if num_processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
+    """The config of many runs, its names resolved, and their images, all checked before there is a run.
+
+    Raises VitCifarError; ConfigError with the `reason` when several processes are to train one run together.
+    """
+    if config.num_processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(f"Several processes train one run together, and {reason}: start one process.")
+    config = pipeline.resolve_names(config)
+    splits = read_splits(config)
+    check_network(config, splits.class_names)
+    return config, splits
 
 
 def train_seed(config: TrainConfig, splits: Splits, seed: int) -> SeedRun:
@@ -108,16 +121,6 @@ def drop_networks(runs: Sequence[SeedRun]) -> list[SeedRun]:
     return [run if run is best else dataclasses.replace(run, network=None) for run in runs]
 
 
-def release_best(parent: tracking.Run, best: SeedRun, splits: Splits, config: TrainConfig) -> pipeline.Trained:
-    """Release the best run under its own run id, and record it on the parent."""
-    parent.set_tags({"best_seed": str(best.seed), "best_run": best.run_id})
-    assert best.network is not None
-    with pipeline.start_run(config, run_id=best.run_id, nested=True) as run:
-        released = pipeline.release(run, best.network, splits, config, best.evaluation)
-    parent.set_tags({"version": f"{released.model_name}/{released.version}"})
-    return released
-
-
 def mean_interval(values: Sequence[float]) -> MeanInterval:
     """Mean, Student's t interval (95%, two-sided) and sample standard deviation of at least two values."""
     from scipy.stats import t
@@ -133,37 +136,18 @@ def log_seeds(parent: tracking.Run, runs: Sequence[SeedRun]) -> dict[str, MeanIn
     intervals = {name: mean_interval([run.metrics[name] for run in runs]) for name in names}
     rows = {name: dataclasses.asdict(interval) for name, interval in intervals.items()}
     parent.log(0, {f"seeds/{name}_{part}": value for name, row in rows.items() for part, value in row.items()})
-    parent.set_tags({"mlflow.note.content": describe(runs, intervals)})
+    explanation = EXPLANATION.format(len(runs))
+    page = jinja2.Template(PAGE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
+    text = page.render(explanation=explanation, runs=runs, intervals=intervals, best=best_run(runs))
+    parent.set_tags({"mlflow.note.content": text})
     seeds = [{"seed": run.seed, "run_id": run.run_id, **run.metrics} for run in runs]
-    parent.log_json("seeds.json", {"explanation": explanation(len(runs)), "seeds": seeds, "intervals": rows})
+    parent.log_json("seeds.json", {"explanation": explanation, "seeds": seeds, "intervals": rows})
     parent.log_figure("seeds/accuracy", plot_seeds(runs, intervals["test/accuracy"]))
     return intervals
 
 
-def explanation(num_seeds: int) -> str:
-    return (
-        f"Mean over {num_seeds} seeds that trained on the same images. The 95% interval is Student's t over the seeds: "
-        "it covers the variation from initialisation, shuffling and augmentation. It does not cover the choice of test "
-        "images: each run has an interval of its own for that."
-    )
-
-
-def describe(runs: Sequence[SeedRun], intervals: Mapping[str, MeanInterval]) -> str:
-    """Markdown for the parent's page in MLflow."""
-    lines = [explanation(len(runs)), "", "| metric | mean | 95% interval | standard deviation |", "|---|---|---|---|"]
-    for name, found in intervals.items():
-        lines.append(f"| {name} | {found.mean:.4f} | {found.low:.4f} to {found.high:.4f} | {found.deviation:.4f} |")
-    lines += ["", "| seed | validation accuracy | test accuracy | run |", "|---|---|---|---|"]
-    for run in runs:
-        accuracies = f"{run.metrics['validation/accuracy']:.4f} | {run.metrics['test/accuracy']:.4f}"
-        lines.append(f"| {run.seed} | {accuracies} | {run.run_id} |")
-    return "\n".join([*lines, "", f"Seed {best_run(runs).seed} is the best on validation and is released."])
-
-
-def plot_seeds(runs: Sequence[SeedRun], interval: MeanInterval) -> "Figure":
+def plot_seeds(runs: Sequence[SeedRun], interval: MeanInterval) -> Figure:
     """The test accuracy of each seed, with the mean and its interval."""
-    from vitcifar.report.style import BLUE, RED, dress, new_figure
-
     figure = new_figure(6.2, 3.4)
     axes = figure.subplots()
     axes.axhspan(interval.low, interval.high, color=BLUE, alpha=0.12, linewidth=0)

@@ -5,20 +5,26 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import jinja2
+import mlflow
+from matplotlib.figure import Figure
 
 from vitcifar import pipeline, tracking
 from vitcifar.config import TrainConfig, resolve
 from vitcifar.errors import TrackingError
+from vitcifar.report.style import BLUE, MUTED, RED, dress, heading, new_figure
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from optuna import Study
     from optuna.trial import FrozenTrial
 
     from vitcifar.experiments.sweep import SweepPlan
+
+PAGE = Path(__file__).with_name("sweep.md.j2")  # of the parent in MLflow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +50,17 @@ class SweepResult:
     failure: str  # of the last trial that could not be trained ("" = none)
 
 
-def has_parent(study: "Study") -> bool:
-    """Whether the sweep is resumed and so has a parent run; raises TrackingError when that run is missing."""
-    import mlflow
+def open_parent(study: "Study", plan: "SweepPlan") -> None:
+    """Create the parent run of a new sweep, or take the one that `mlflow run` created, and record it in the study.
 
+    Raises TrackingError when the sweep is resumed and its parent run is missing.
+    """
     parent_id = study.user_attrs.get("parent")
     if parent_id is None:
-        return False
+        with pipeline.start_run(plan.config, run_name=plan.name) as parent:
+            parent.log_params(study.user_attrs["recipe"])
+            study.set_user_attr("parent", parent.run_id)
+        return
     client = mlflow.MlflowClient()
     try:
         stage = client.get_run(parent_id).info.lifecycle_stage
@@ -63,20 +73,11 @@ def has_parent(study: "Study") -> bool:
         )
     if project_run := os.environ.get("MLFLOW_RUN_ID"):
         client.set_tag(project_run, "continues_in", parent_id)
-    return True
-
-
-def create_parent(study: "Study", plan: "SweepPlan") -> None:
-    """Create the parent run, or take the one that `mlflow run` created, and record it in the study."""
-    with pipeline.start_run(plan.config, run_name=plan.name) as parent:
-        parent.log_params(study.user_attrs["recipe"])
-        study.set_user_attr("parent", parent.run_id)
 
 
 @contextlib.contextmanager
 def parent_run(study: "Study", plan: "SweepPlan", lock: filelock.BaseFileLock) -> Iterator[tracking.Run]:
     """Continue the parent run. It stays RUNNING while a trial of another process is running, which then ends it."""
-    import mlflow
     from optuna.storages import fail_stale_trials
 
     run_id = study.user_attrs["parent"]
@@ -89,13 +90,13 @@ def parent_run(study: "Study", plan: "SweepPlan", lock: filelock.BaseFileLock) -
     finally:
         with contextlib.suppress(Exception):  # an error that is being raised says more
             fail_stale_trials(study)
-            if running_trials(study):
+            if trials_in(study, "RUNNING"):
                 mlflow.MlflowClient().update_run(run_id, status="RUNNING")
         lock.release()
 
 
-def running_trials(study: "Study") -> list["FrozenTrial"]:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+def trials_in(study: "Study", *states: str) -> list["FrozenTrial"]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in states]
 
 
 def settings_of(trial: "FrozenTrial") -> dict[str, Any]:
@@ -140,20 +141,16 @@ def summarize(study: "Study", plan: "SweepPlan") -> SweepResult:
     )
 
 
-def log_summary(parent: tracking.Run, study: "Study", plan: "SweepPlan") -> SweepResult:
-    """Write the table of trials and the best of them into the parent run's tags."""
-    result = summarize(study, plan)
-    tags = {"sweep": study.study_name, "mlflow.note.content": describe(result, study.get_trials(deepcopy=False))}
+def log_result(parent: tracking.Run, study: "Study", plan: "SweepPlan", *, files: bool = False) -> SweepResult:
+    """Write the trials and the best of them into the parent run's tags and, with `files`, into JSON and a figure."""
+    result, trials = summarize(study, plan), study.get_trials(deepcopy=False)
+    page = jinja2.Template(PAGE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
+    text = page.render(result=result, trials=trials, state=trial_state, settings_of=settings_of)
+    tags = {"sweep": study.study_name, "mlflow.note.content": text}
     if best := result.best:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id, "best_command": best.command}
     parent.set_tags(tags)
-    return result
-
-
-def log_result(parent: tracking.Run, study: "Study", plan: "SweepPlan") -> SweepResult:
-    """Write the tags of `log_summary`, sweep.json and the figure of the trials into the parent run."""
-    result, trials = log_summary(parent, study, plan), study.get_trials(deepcopy=False)
-    if result.best:
+    if best and files:
         rows = [
             {
                 **trial.user_attrs,
@@ -165,7 +162,7 @@ def log_result(parent: tracking.Run, study: "Study", plan: "SweepPlan") -> Sweep
             for trial in trials
         ]
         parent.log_json("sweep.json", {"result": dataclasses.asdict(result), "trials": rows})
-        parent.log_figure("sweep/trials", plot_trials(trials, result.best), step=len(trials))
+        parent.log_figure("sweep/trials", plot_trials(trials, best), step=len(trials))
     return result
 
 
@@ -177,35 +174,9 @@ def trial_state(trial: "FrozenTrial") -> str:
     return {"COMPLETE": "complete", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}[trial.state.name]
 
 
-def describe(result: SweepResult, trials: Sequence["FrozenTrial"]) -> str:
-    """Markdown for the parent's page in MLflow."""
-    lines = []
-    if best := result.best:
-        lines += [
-            f"Best of {result.num_complete + result.num_pruned} trials: **trial {best.number}** (run {best.run_id}) "
-            f"with {in_words(best.settings)}. Its validation accuracy, {best.accuracy:.4f}, is optimistic, because the "
-            "trial was selected on it. No test image was read. To train, test and release:",
-            "",
-            f"    {best.command}",
-            "",
-        ]
-    lines += ["| trial | state | validation accuracy | settings | run |", "|---|---|---|---|---|"]
-    for trial in trials:
-        accuracy = "" if trial.value is None else f"{trial.value:.4f}"
-        cells = (trial.number, trial_state(trial), accuracy, in_words(settings_of(trial)))
-        lines.append(f"| {' | '.join(map(str, cells))} | {trial.user_attrs.get('run_id', '')} |")
-    return "\n".join(lines)
-
-
-def in_words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def plot_trials(trials: Sequence["FrozenTrial"], best: BestTrial) -> "Figure":
+def plot_trials(trials: Sequence["FrozenTrial"], best: BestTrial) -> Figure:
     """Validation accuracy against each setting of the search space: complete trials, pruned ones, and the best."""
     from optuna.distributions import CategoricalDistribution
-
-    from vitcifar.report.style import BLUE, MUTED, RED, dress, heading, new_figure
 
     figure = new_figure(1.2 + 2.6 * len(best.settings), 3.6)
     panels = figure.subplots(1, len(best.settings), sharey=True, squeeze=False)[0]

@@ -1,5 +1,10 @@
-"""Starts the page of a version: checks the port, loads the version, starts the server and follows the alias."""
+"""Starts the page of a version: checks the port, loads the version, starts the server and follows the alias.
 
+The ASGI middleware decides which hosts the page serves and how large a request may be, and adds security headers.
+Starlette's TrustedHostMiddleware cannot allow every IP address, and its response does not name --allowed-hosts.
+"""
+
+import ipaddress
 import os
 import signal
 import socket
@@ -8,25 +13,44 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import ServingError
+from vitcifar.registry.registry import Registry
 from vitcifar.serving import layout
-from vitcifar.serving.middleware import ALL_INTERFACES, LOOPBACK, HostCheck, RequestLimits, SecurityHeaders
 from vitcifar.serving.model_pool import ModelPool
 
 if TYPE_CHECKING:
     import gradio
 
-    from vitcifar.registry.registry import Registry
-
 POLL_SECONDS = 2.0  # how often the pool polls the registry, and an open page the pool
 MAX_QUEUE_SIZE = 64  # predictions; the next request is rejected
 PAGE_CSS = Path(__file__).with_name("page.css")
+MAX_REQUEST_BYTES = MAX_BYTES * 4 // 3 + 2**20  # the largest image as base64, and the JSON around it
+ALL_INTERFACES = ("0.0.0.0", "::", "")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+# The page loads from, and connects to, its own server only, and no other page may frame it.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = (
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+)
 
 
 class Page:
@@ -56,12 +80,11 @@ class Page:
 
 
 def launch(
-    registry: "Registry",
+    registry: Registry,
     version: str = "champion",
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
-    num_threads: int = 0,
     allowed_hosts: tuple[str, ...] = (),
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
@@ -71,7 +94,7 @@ def launch(
     is not available, RegistryError or ReleaseError when the version cannot be loaded.
     """
     port = free_port(host, port)
-    pool = ModelPool(registry, version, num_threads=num_threads)
+    pool = ModelPool(registry, version)
     blocks = layout.build_page(pool, poll_seconds)
     try:
         start(blocks, pool, host, port, allowed_hosts)
@@ -149,3 +172,67 @@ def start(blocks: "gradio.Blocks", pool: ModelPool, host: str, port: int, allowe
         num_workers=0,
         footer_links=["api"],
     )
+
+
+class SecurityHeaders:
+    """Adds the security headers to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class HostCheck:
+    """Responds with status 400 to a Host header that does not name this server (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, host: str, allowed_hosts: tuple[str, ...] = ()) -> None:
+        self.app = app
+        self.any_ip_address = host in ALL_INTERFACES
+        self.names = {name.lower() for name in (*LOOPBACK, host, *allowed_hosts)} - {""}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self.allows(Headers(scope=scope).get("host", "")):
+            return await self.app(scope, receive, send)
+        detail = "This host name is not allowed: start the page with --allowed-hosts and the name."
+        await JSONResponse({"detail": detail}, 400)(scope, receive, send)
+
+    def allows(self, host: str) -> bool:
+        """Whether a Host header names this server. DNS can point a name elsewhere, but not an IP address."""
+        name = (host if host.endswith("]") else host.rsplit(":", 1)[0]).strip("[]").lower()
+        if name in self.names:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self.any_ip_address
+
+
+class RequestLimits:
+    """Responds with status 413 to a request that declares, or sends, more than `MAX_REQUEST_BYTES`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"The request is larger than {MAX_REQUEST_BYTES // 2**20} MiB: send a smaller image."
+        num_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > MAX_REQUEST_BYTES:
+                raise HTTPException(413, detail)
+            return message
+
+        if scope["type"] == "http" and int(Headers(scope=scope).get("content-length", 0)) > MAX_REQUEST_BYTES:
+            return await JSONResponse({"detail": detail}, 413)(scope, receive, send)
+        await self.app(scope, receive_limited, send)

@@ -35,7 +35,9 @@ def heading(model_name: str, class_names: Sequence[str]) -> str:
 def status(state: PoolState, seen_serial: int, selected: LoadedModel | None = None) -> str:
     """The version that predicts, any problem, and, for a page that showed an older state, the move of the alias."""
     model = selected or state.current
-    badges = f"{_aliases(state, model)} {_accuracy(state, model)}"
+    accuracy = next((v.test_accuracy for v in state.versions if v.number == model.version), None)
+    quiet = "" if accuracy is None else f'<span class="badge quiet">{percent(accuracy)} test accuracy</span>'
+    badges = f"{_aliases(state, model)} {quiet}"
     if model.version != state.current.version:
         badges += f' <span class="small">selected here; version {state.current.version} is the default</span>'
     lines = [f'<p class="now"><span class="dot"></span><b>{escape(model.name)}</b> {badges}</p>']
@@ -53,10 +55,19 @@ def prediction_card(prediction: Prediction, model: LoadedModel, state: PoolState
         f'</span><span class="value">{percent(value)}</span></li>'
         for name, value in list(prediction.probabilities.items())[:TOP_K]
     )
+    confidence = times = ""
+    if threshold := model.manifest.threshold:  # one line for every prediction: the height of the card does not change
+        confident = prediction.probability >= threshold
+        style, verdict = ("note quiet", "Confident: at least") if confident else ("note", "Not confident: below")
+        confidence = f'<p class="{style}">{verdict} this version\'s threshold of {percent(threshold)}</p>'
+    if timing := prediction.timing:
+        named = (("Decode", timing.decode_ms), ("Inference", timing.inference_ms), ("Total", timing.total_ms))
+        items = "".join(f"<div><dt>{name}</dt><dd>{milliseconds(value)}</dd></div>" for name, value in named)
+        times = f'<dl class="times">{items}</dl>'
     return (
         f'<section class="card prediction"><p class="small">Most likely</p>'
         f'<p class="verdict"><b>{escape(prediction.label)}</b><span>{percent(prediction.probability)}</span></p>'
-        f'{_confidence(prediction, model.manifest.threshold)}<ol class="bars">{bars}</ol>{_timing(prediction)}'
+        f'{confidence}<ol class="bars">{bars}</ol>{times}'
         f'<p class="by">Predicted by <b>{escape(model.name)}</b> {_aliases(state, model)}</p></section>'
     )
 
@@ -77,28 +88,5 @@ def error_card(message: str) -> str:
     )
 
 
-def _confidence(prediction: Prediction, threshold: float) -> str:
-    """One line for every prediction of a version with a threshold, so that the height of the card does not change."""
-    if not threshold:
-        return ""
-    if prediction.probability < threshold:
-        return f'<p class="note">Not confident: below this version\'s threshold of {percent(threshold)}</p>'
-    return f'<p class="note quiet">Confident: at least this version\'s threshold of {percent(threshold)}</p>'
-
-
-def _timing(prediction: Prediction) -> str:
-    timing = prediction.timing
-    if timing is None:
-        return ""
-    times = (("Decode", timing.decode_ms), ("Inference", timing.inference_ms), ("Total", timing.total_ms))
-    items = "".join(f"<div><dt>{name}</dt><dd>{milliseconds(value)}</dd></div>" for name, value in times)
-    return f'<dl class="times">{items}</dl>'
-
-
 def _aliases(state: PoolState, model: LoadedModel) -> str:
     return " ".join(f'<span class="badge">{escape(alias)}</span>' for alias in state.aliases(model.version))
-
-
-def _accuracy(state: PoolState, model: LoadedModel) -> str:
-    accuracy = next((v.test_accuracy for v in state.versions if v.number == model.version), None)
-    return "" if accuracy is None else f'<span class="badge quiet">{percent(accuracy)} test accuracy</span>'

@@ -126,7 +126,7 @@ def example_files(model: LoadedModel) -> list[Path]:
 
 
 def build_page(pool: ModelPool, poll_seconds: float) -> Any:
-    """The components of the page and their events."""
+    """The components of the page, their events, and the endpoint `/predict`, which takes an image and a version."""
     gradio = load_gradio()
     model = pool.state.current
     title = f"{model.model_name}: {len(model.class_names)} classes"
@@ -158,8 +158,29 @@ def build_page(pool: ModelPool, poll_seconds: float) -> Any:
         # Gradio would decode the image without our limits, and check the version against the list at its start.
         setattr(image, "preprocess", lambda upload: upload)  # noqa: B010
         setattr(version, "preprocess", str)  # noqa: B010
-        bind_page_events(pool, image, version, status, card, poll_seconds)
-        add_api(pool, image)
+        # Classify again after a new image, another selection or a move of the alias; poll the pool for changes.
+        seen = gradio.State(0)
+        at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        version.input(functools.partial(show_status, pool), [version, seen], status, **at_once)
+        gradio.on(
+            [image.change, version.input, status.change],
+            functools.partial(upload_card, pool),
+            [image, version],
+            card,
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+        for trigger in (blocks.load, gradio.Timer(poll_seconds).tick):
+            trigger(functools.partial(poll, pool), [seen, version], [seen, status, version], **at_once)
+        gradio.on(
+            [],
+            functools.partial(predict_api, pool),
+            [image, gradio.Textbox(value=pool.spec, label="version", visible=False)],
+            gradio.JSON(visible=False, label="prediction"),
+            api_name="predict",
+            api_description="Classify one image: label, probabilities, model, version, release_id, timing in "
+            "milliseconds.",
+        )
     return blocks
 
 
@@ -181,53 +202,18 @@ def add_examples(files: list[str], image: "gradio.Image") -> None:
     )
 
 
-def bind_page_events(
-    pool: ModelPool,
-    image: "gradio.Image",
-    version: "gradio.Dropdown",
-    status: "gradio.HTML",
-    card: "gradio.HTML",
-    poll_seconds: float,
-) -> None:
-    """Classify again after a new image, another selection or a move of the alias; poll the pool for changes."""
-    gradio = load_gradio()
-    seen_serial = gradio.State(0)
-    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-
-    def show_status(spec: str, seen: int) -> str:
-        try:
-            selected = pool.get(spec)
-        except VitCifarError:  # the card shows the error
-            selected = None
-        return html.status(pool.state, seen, selected)
-
-    def poll(seen: int, spec: str) -> tuple[Any, ...]:
-        serial = pool.state.serial
-        if seen == serial:
-            return gradio.skip(), gradio.skip(), gradio.skip()
-        return serial, show_status(spec, seen), gradio.Dropdown(version_choices(pool), value=spec)
-
-    version.input(show_status, [version, seen_serial], status, **at_once)
-    gradio.on(
-        [image.change, version.input, status.change],
-        functools.partial(upload_card, pool),
-        [image, version],
-        card,
-        trigger_mode="always_last",
-        api_visibility="private",
-    )
-    for trigger in (gradio.context.Context.root_block.load, gradio.Timer(poll_seconds).tick):
-        trigger(poll, [seen_serial, version], [seen_serial, status, version], **at_once)
+def show_status(pool: ModelPool, spec: str, seen_serial: int) -> str:
+    """The status for a page that has shown the state `seen_serial`."""
+    try:
+        selected = pool.get(spec)
+    except VitCifarError:  # the card shows the error
+        selected = None
+    return html.status(pool.state, seen_serial, selected)
 
 
-def add_api(pool: ModelPool, image: "gradio.Image") -> None:
-    """The endpoint `/predict`: an image and, instead of the default, a version."""
-    gradio = load_gradio()
-    gradio.on(
-        [],
-        functools.partial(predict_api, pool),
-        [image, gradio.Textbox(value=pool.spec, label="version", visible=False)],
-        gradio.JSON(visible=False, label="prediction"),
-        api_name="predict",
-        api_description="Classify one image: label, probabilities, model, version, release_id, timing in milliseconds.",
-    )
+def poll(pool: ModelPool, seen_serial: int, spec: str) -> tuple[Any, ...]:
+    """The serial, the status and the version list of a page, when the pool has changed since `seen_serial`."""
+    gradio, serial = load_gradio(), pool.state.serial
+    if seen_serial == serial:
+        return gradio.skip(), gradio.skip(), gradio.skip()
+    return serial, show_status(pool, spec, seen_serial), gradio.Dropdown(version_choices(pool), value=spec)

@@ -1,9 +1,10 @@
-"""A registered version in memory: the release is verified first, then its ONNX file is opened."""
+"""A registered version in memory, verified before its ONNX file is opened, and its predictions for many files."""
 
 import dataclasses
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import yaml
@@ -12,10 +13,8 @@ from PIL import Image
 from vitcifar.data.image import convert_image, read_image
 from vitcifar.errors import ImageError, RegistryError, ReleaseError, TrackingError
 from vitcifar.inference.session import MAX_BATCH, OnnxClassifier, Prediction
+from vitcifar.registry.registry import Registry
 from vitcifar.release.manifest import Manifest, verify
-
-if TYPE_CHECKING:
-    from vitcifar.registry.registry import Registry
 
 ImageSource = Path | str | bytes | np.ndarray | Image.Image
 Source = TypeVar("Source", bound=ImageSource)
@@ -53,16 +52,13 @@ class LoadedModel:
         any size. A single path, or the bytes of one file, gives a prediction with `timing` in milliseconds.
         Raises ImageError for an image that cannot be decoded, or an array of another type or shape.
         """
-        if isinstance(source, list):
-            return self._predict_list(source)
         if isinstance(source, str | Path | bytes):
             return self.classifier.predict(Path(source) if isinstance(source, str) else source)
-        return self.classifier.predict_images([read_source(source)])[0]
-
-    def _predict_list(self, sources: list[Source]) -> list[Prediction]:
+        if not isinstance(source, list):
+            return self.classifier.predict_images([read_source(source)])[0]
         predictions: list[Prediction] = []
-        for start in range(0, len(sources), MAX_BATCH):  # only one batch of decoded images is in memory at a time
-            batch = enumerate(sources[start : start + MAX_BATCH], start + 1)
+        for start in range(0, len(source), MAX_BATCH):  # only one batch of decoded images is in memory at a time
+            batch = enumerate(source[start : start + MAX_BATCH], start + 1)
             predictions += self.classifier.predict_images([read_source(item, f"Image {n}") for n, item in batch])
         return predictions
 
@@ -83,7 +79,7 @@ def read_source(source: ImageSource, name: str = "The image") -> np.ndarray:
     raise ImageError(f"{name} is {type(source).__name__}: expected a path, bytes, an array or a PIL image.")
 
 
-def open_version(registry: "Registry", spec: str | int, *, num_threads: int = 0) -> LoadedModel:
+def open_version(registry: Registry, spec: str | int, *, num_threads: int = 0) -> LoadedModel:
     """Pull a version (a number, an alias or `latest`), verify it, open it and run it once.
 
     `num_threads` 0 uses every core of this process. Raises RegistryError when there is no such version, ReleaseError
@@ -93,37 +89,29 @@ def open_version(registry: "Registry", spec: str | int, *, num_threads: int = 0)
     return _open(manifest, registry.model_name, manifest.version, num_threads)
 
 
-def open_folder(folder: Path, *, num_threads: int = 0) -> LoadedModel:
+def open_folder(folder: Path) -> LoadedModel:
     """Verify and open a release that MLflow downloaded into a folder, as the version that MLflow recorded there.
 
-    Raises ReleaseError when it is incomplete or changed, or is not the release that the registry has for this version.
+    Warns when the registry does not have that version. Raises ReleaseError when the release is incomplete or changed,
+    or is not the one that the registry has for this version.
     """
     record = folder / "registered_model_meta"
     if not record.is_file():
         manifest = verify(folder)
-        return _open(manifest, manifest.model_name, None, num_threads)
+        return _open(manifest, manifest.model_name, None)
     meta = yaml.safe_load(record.read_text(encoding="utf-8"))
-    name, version = str(meta["model_name"]), int(meta["model_version"])
-    return _open(verify(folder, digest=_registered_digest(name, version)), name, version, num_threads)
-
-
-def _registered_digest(model_name: str, number: int) -> str | None:
-    """The digest of a version in the registry; None, with a warning, when the registry does not have it."""
-    from vitcifar.registry.registry import Registry
-
-    registry = Registry(model_name)
+    registry, number, digest = Registry(str(meta["model_name"])), int(meta["model_version"]), None
     try:
-        version = registry.show(number)
+        digest = registry.digest_of(registry.show(number))
     except (RegistryError, TrackingError) as error:
+        name = f"{registry.model_name} {number}"
         warnings.warn(
-            f"{model_name} {number} was verified against its own release.json only, not against the registry: {error}",
-            stacklevel=2,
+            f"{name} was verified against its own release.json only, not against the registry: {error}", stacklevel=2
         )
-        return None
-    return registry.digest_of(version)
+    return _open(verify(folder, digest=digest), registry.model_name, number)
 
 
-def _open(manifest: Manifest, model_name: str, version: int | None, num_threads: int) -> LoadedModel:
+def _open(manifest: Manifest, model_name: str, version: int | None, num_threads: int = 0) -> LoadedModel:
     classifier = OnnxClassifier(manifest.onnx_path, num_threads=num_threads)
     if classifier.class_names != manifest.class_names or classifier.release_id != manifest.release_id:
         raise ReleaseError(
@@ -132,3 +120,39 @@ def _open(manifest: Manifest, model_name: str, version: int | None, num_threads:
         )
     classifier.warm()
     return LoadedModel(model_name=model_name, version=version, manifest=manifest, classifier=classifier)
+
+
+def predict_files(model: LoadedModel, paths: Iterable[Path | str]) -> Iterator[dict[str, Any]]:
+    """Classify files in order; each row is yielded as soon as it is ready.
+
+    A row has `path` and the keys of `Prediction.to_dict`, or `path` and `error`, one sentence that names the file.
+    """
+    for path in paths:
+        name = str(path) if str(path).isprintable() else repr(str(path))
+        try:
+            prediction = model.classifier.predict(Path(path), name)
+        except ImageError as error:
+            yield {"path": name, "error": str(error)}
+        else:
+            yield {"path": name, **prediction.to_dict(model.model_name, model.version)}
+
+
+class PredictionTable:
+    """Rows as lines of text under one heading; the widths are known in advance, so lines can be streamed."""
+
+    def __init__(self, model: LoadedModel, paths: Sequence[Path | str]) -> None:
+        self.path_width = max(len(str(path)) for path in ("file", *paths))
+        self.label_width = max(len(name) for name in ("label", *model.class_names))
+
+    def heading(self) -> str:
+        return f"{'file':<{self.path_width}}  {'label':<{self.label_width}}  probability  version  milliseconds"
+
+    def line(self, row: dict[str, Any]) -> str:
+        """The line of one row, or its error."""
+        if "error" in row:
+            return str(row["error"])
+        version = "-" if row["version"] is None else row["version"]
+        return (
+            f"{row['path']:<{self.path_width}}  {row['label']:<{self.label_width}}  "
+            f"{row['probabilities'][row['label']]:>11.3f}  {version:>7}  {row['timing']['total_ms']:>12.1f}"
+        )

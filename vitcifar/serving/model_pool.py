@@ -7,14 +7,10 @@ import dataclasses
 import datetime
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from vitcifar.errors import VitCifarError
-from vitcifar.registry.registry import latest_number
+from vitcifar.registry.registry import Registry, Version, latest_number
 from vitcifar.serving.loaded_model import LoadedModel, open_version
-
-if TYPE_CHECKING:
-    from vitcifar.registry.registry import Registry, Version
 
 MAX_RECENT = 2  # versions in memory besides the current one
 RETRY_SECONDS = 30.0  # before a version that could not be loaded is tried again
@@ -26,7 +22,7 @@ class PoolState:
 
     serial: int
     current: LoadedModel
-    versions: tuple["Version", ...]
+    versions: tuple[Version, ...]
     moved: str = ""  # the last move of the alias
     problem: str = ""  # why `current` is not the version that it should be
 
@@ -42,10 +38,9 @@ class ModelPool:
     Raises RegistryError or ReleaseError when this version cannot be loaded.
     """
 
-    def __init__(self, registry: "Registry", spec: str, *, num_threads: int = 0) -> None:
+    def __init__(self, registry: Registry, spec: str) -> None:
         self.registry = registry
         self.spec = spec
-        self.num_threads = num_threads
         self._recent: dict[int, LoadedModel] = {}  # by number; replaced, never modified, so reading needs no lock
         self._loading = threading.Lock()
         self._stop = threading.Event()
@@ -119,12 +114,12 @@ class ModelPool:
             return model
         with self._loading:  # one version at a time; another thread may just have loaded this one
             if (model := self._recent.get(number)) is None:
-                model = open_version(self.registry, number, num_threads=self.num_threads)
+                model = open_version(self.registry, number)
                 self._recent = dict([*self._recent.items(), (number, model)][-MAX_RECENT:])
             return model
 
 
-def resolve_spec(versions: tuple["Version", ...], spec: str) -> int | None:
+def resolve_spec(versions: tuple[Version, ...], spec: str) -> int | None:
     """The number that an alias, `latest` or a number selects among these versions; None when there is none."""
     if spec == "latest":
         return latest_number(versions)

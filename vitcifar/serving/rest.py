@@ -64,7 +64,13 @@ def read_images(model_input: Any) -> list[np.ndarray]:
     """The input of a pyfunc model -> images, each uint8 (H, W, 3). Raises ImageError with one sentence."""
     values = _column(model_input)
     if isinstance(values, np.ndarray) and values.ndim == 4:
-        return list(_pixels(values))
+        if values.shape[-1] != 3 or 0 in values.shape[1:]:
+            raise ImageError(f"The array is {values.shape}: expected (images, height, width, 3).")
+        if not np.issubdtype(values.dtype, np.integer) or (
+            values.size and not 0 <= values.min() <= values.max() <= 255
+        ):
+            raise ImageError(f"The array has {values.dtype} values outside 0 to 255: expected integers from 0 to 255.")
+        return list(values.astype(np.uint8, copy=False))
     items = np.asarray(values, dtype=object).ravel().tolist()
     if not items:
         raise ImageError(f"There is no image in the request: {USAGE}.")
@@ -84,16 +90,6 @@ def _column(model_input: Any) -> Any:
         raise ImageError(f"There is no column {COLUMN!r} among {got}: {USAGE}.")
     values = model_input[COLUMN if COLUMN in columns else columns[0]]
     return values if isinstance(values, str | bytes) else list(values)
-
-
-def _pixels(array: np.ndarray) -> np.ndarray:
-    if array.shape[-1] != 3 or 0 in array.shape[1:]:
-        raise ImageError(f"The array is {array.shape}: expected (images, height, width, 3).")
-    if array.dtype == np.uint8:
-        return array
-    if not np.issubdtype(array.dtype, np.integer) or (array.size and not 0 <= array.min() <= array.max() <= 255):
-        raise ImageError(f"The array has {array.dtype} values outside 0 to 255: expected integers from 0 to 255.")
-    return array.astype(np.uint8)
 
 
 def _read(item: Any, name: str) -> np.ndarray:
