@@ -178,38 +178,20 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
 
 def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> tuple[ClassScore, ...]:
     """Precision, recall and F1 of each class; 0 for a class without images or without predictions."""
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predictions, labels=np.arange(len(class_names)), zero_division=0
-    )
+    columns = precision_recall_fscore_support(labels, predictions, labels=np.arange(len(class_names)), zero_division=0)
     scores = []
-    for index, name in enumerate(class_names):
-        hits = int(((labels == index) & (predictions == index)).sum())
-        low, high = wilson_interval(hits, int(support[index]))
-        scores.append(
-            ClassScore(
-                name=name,
-                support=int(support[index]),
-                precision=float(precision[index]),
-                recall=float(recall[index]),
-                recall_low=low,
-                recall_high=high,
-                f1=float(f1[index]),
-            )
-        )
+    for name, p, r, f, n in zip(class_names, *(column.tolist() for column in columns), strict=True):
+        low, high = wilson_interval(round(r * n), n)
+        scores.append(ClassScore(name=name, support=n, precision=p, recall=r, recall_low=low, recall_high=high, f1=f))
     return tuple(scores)
 
 
 def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> tuple[ConfusedPair, ...]:
     """Every confused pair of classes, most frequent first."""
     pairs = [
-        ConfusedPair(
-            label=class_names[label],
-            prediction=class_names[prediction],
-            count=int(confusion[label, prediction]),
-            share=float(confusion[label, prediction] / confusion[label].sum()),
-        )
-        for label, prediction in np.argwhere(confusion)
-        if label != prediction
+        ConfusedPair(label=class_names[i], prediction=class_names[j], count=int(n), share=float(n / confusion[i].sum()))
+        for (i, j), n in np.ndenumerate(confusion)
+        if n and i != j
     ]
     return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.share)))
 
