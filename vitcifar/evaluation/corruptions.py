@@ -18,8 +18,7 @@ from scipy.signal import fftconvolve
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import wilson_interval
-from vitcifar.evaluation.metrics import Predictor
-from vitcifar.evaluation.slices import LUMA
+from vitcifar.evaluation.metrics import LUMA, Predictor
 
 Random = np.random.Generator
 

@@ -9,8 +9,8 @@ from matplotlib.ticker import PercentFormatter
 
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
+from vitcifar.evaluation.metrics import Slice
 from vitcifar.evaluation.ood import OODScore
-from vitcifar.evaluation.slices import Slice
 from vitcifar.report import style
 
 

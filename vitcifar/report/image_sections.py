@@ -7,8 +7,8 @@ from PIL import Image
 
 from vitcifar.data.contact_sheet import Tile, Tone, tile_sheet
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.evaluation.analysis import NearestImages
 from vitcifar.evaluation.compare import Comparison
-from vitcifar.evaluation.neighbors import NearestImages
 from vitcifar.report.html import Section
 
 

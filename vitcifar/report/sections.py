@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-from vitcifar.evaluation.analysis import Analysis
+from vitcifar.evaluation.analysis import Analysis, Duplicate
 from vitcifar.evaluation.calibration import Threshold, best_aurc
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
-from vitcifar.evaluation.metrics import Evaluation
-from vitcifar.evaluation.neighbors import Duplicate
+from vitcifar.evaluation.metrics import Evaluation, Slice
 from vitcifar.evaluation.ood import OODScore
-from vitcifar.evaluation.slices import Slice
 from vitcifar.report import analysis_plots, plots
 from vitcifar.report.html import Number, Section, Table
 
