@@ -39,14 +39,6 @@ class Comparison:
     gained: tuple[int, ...]  # indices of the images that only the challenger predicts correctly
     lost: tuple[int, ...]  # and only the champion
 
-    @property
-    def only_challenger_right(self) -> int:
-        return len(self.gained)
-
-    @property
-    def only_champion_right(self) -> int:
-        return len(self.lost)
-
     def scalars(self) -> dict[str, float]:
         """Every numeric field by its name."""
         return {f.name: float(getattr(self, f.name)) for f in dataclasses.fields(self) if f.type in (int, float)}

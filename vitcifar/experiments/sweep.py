@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
-    from vitcifar.training.loop import Log
+    from vitcifar.training.stages import Log
 
 # Processes that share a sweep must agree on these; the others change no trial.
 SHARED_SETTINGS = tuple(

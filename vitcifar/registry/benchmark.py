@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.inference.machine import this_machine
+from vitcifar.inference.session import this_machine
 from vitcifar.registry.registry import Registry
 from vitcifar.registry.version import Version
 from vitcifar.release.cache import open_network

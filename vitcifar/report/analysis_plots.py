@@ -108,8 +108,8 @@ def comparison_chart(comparison: Comparison) -> Figure:
     axes.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), xlabel="Accuracy of challenger minus champion (percentage points)")
     axes.set_yticks([0], [f"{comparison.confidence:.0%} interval"])
     note = (
-        f"only challenger correct: {comparison.only_challenger_right}; only champion correct: "
-        f"{comparison.only_champion_right}; McNemar p = {comparison.p_value:.2g}"
+        f"only challenger correct: {len(comparison.gained)}; only champion correct: "
+        f"{len(comparison.lost)}; McNemar p = {comparison.p_value:.2g}"
     )
     style.dress(axes, comparison.outcome.capitalize(), note=note, grid="x")
     axes.tick_params(axis="y", labelcolor=style.INK)

@@ -63,8 +63,8 @@ def comparison_section(comparison: Comparison) -> Section:
     numbers = [
         Number(name="Challenger", value=f"{comparison.accuracy:.1%}", note="accuracy of this version"),
         Number(name="Champion", value=f"{comparison.champion_accuracy:.1%}", note="accuracy of the other version"),
-        Number(name="Only challenger correct", value=f"{comparison.only_challenger_right}", note="images"),
-        Number(name="Only champion correct", value=f"{comparison.only_champion_right}", note="images"),
+        Number(name="Only challenger correct", value=f"{len(comparison.gained)}", note="images"),
+        Number(name="Only champion correct", value=f"{len(comparison.lost)}", note="images"),
         Number(name="McNemar p-value", value=f"{comparison.p_value:.2g}", note="exact, two-sided"),
     ]
     if comparison.margin:
