@@ -22,7 +22,8 @@ from vitcifar.release.cache import release_weights
 from vitcifar.report.log import analyze_trained, log_evaluation, log_inputs, score
 from vitcifar.training.checkpoint import LAST, resumed_config
 from vitcifar.training.distributed import broadcast, process_group, spawn_workers
-from vitcifar.training.loop import Log, TrainResult, fit, notify_on_stderr
+from vitcifar.training.loop import TrainResult, fit, notify_on_stderr
+from vitcifar.training.stages import Log
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

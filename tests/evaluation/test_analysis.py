@@ -149,8 +149,6 @@ def test_rollout_is_largest_at_the_patch_that_the_class_token_attends_to():
     assert np.unravel_index(full.argmax(), full.shape) == (1, 2)
 
 
-def test_rollout_of_patches_that_are_not_a_square_needs_their_grid():
-    attention = np.full((1, 1, 7, 7), 1 / 7)
-    assert rollout(attention, grid=(2, 3)).shape == (2, 3)
+def test_rollout_of_patches_that_are_not_a_square_is_rejected():
     with pytest.raises(AssertionError):
-        rollout(attention)
+        rollout(np.full((1, 1, 7, 7), 1 / 7))

@@ -80,7 +80,7 @@ def test_a_clearly_better_version_is_better_and_the_other_way_round_worse():
     comparison = c.compare_evaluations(better, worse)
     assert comparison.outcome == "better" and comparison.difference_low > 0
     assert comparison.difference == pytest.approx(22 / 250)
-    assert (comparison.only_challenger_right, comparison.only_champion_right) == (30, 8)
+    assert (len(comparison.gained), len(comparison.lost)) == (30, 8)
     assert comparison.gained == tuple(range(30)) and comparison.lost == tuple(range(30, 38))
     turned = c.compare_evaluations(worse, better)
     assert turned.outcome == "worse" and turned.difference == -comparison.difference

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.evaluation import neighbors as n
+from vitcifar.evaluation import analysis as n
 
 
 def some_images(images, labels=None, prefix="p"):

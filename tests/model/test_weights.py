@@ -8,9 +8,9 @@ from support.networks import CLASSES, random_images, tiny
 
 from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, TrainingError
-from vitcifar.model import weights
+from vitcifar.model import vit
 from vitcifar.model.network import build_network, check_network, weights_sha256
-from vitcifar.model.weights import check_weights, download
+from vitcifar.model.vit import check_weights, download
 
 
 def test_a_state_dict_from_a_file_restores_the_network(tmp_path):
@@ -126,7 +126,7 @@ def test_weights_in_torch_hubs_cache_are_used_without_a_network(tmp_path, monkey
 def test_weights_are_checked_without_loading_them(tmp_path, monkeypatch):
     file = tmp_path / "mine.pt"
     file.write_bytes(b"not read")
-    monkeypatch.setattr(weights.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(vit.torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "vit_b_16-c867db91.pth").write_bytes(b"not read")
     for name in ("none", "models:/vitcifar/1", str(file), "IMAGENET1K_V1"):

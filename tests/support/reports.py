@@ -9,14 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.evaluation.analysis import Analysis
+from vitcifar.evaluation.analysis import Analysis, find_duplicates, nearest_training, thumbnails
 from vitcifar.evaluation.calibration import fit_threshold, softmax
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.corruptions import evaluate_robustness
-from vitcifar.evaluation.metrics import Evaluation, evaluate
-from vitcifar.evaluation.neighbors import find_duplicates, nearest_training, thumbnails
+from vitcifar.evaluation.metrics import Evaluation, evaluate, evaluate_slices
 from vitcifar.evaluation.ood import evaluate_ood
-from vitcifar.evaluation.slices import evaluate_slices
 
 HOSTILE = ("cat", "<script>alert(1)</script>", "a & b $x_1$", "'\"><img src=x onerror=y>")
 NUM = 80

@@ -16,7 +16,7 @@ def test_every_image_is_taken_once_an_epoch_for_any_number_of_processes():
     for num_processes in (1, 2, 3):
         taken = []
         for rank in range(num_processes):
-            plan = plan_epoch(23, batch_size=8, num_micro_batches=2, key=(0, 1), rank=rank, num_processes=num_processes)
+            plan = plan_epoch(23, settings(accumulation_steps=2), 1, rank=rank, num_processes=num_processes)
             assert [batch.size for batch in plan] == [8, 8, 7]
             taken += [index for batch in plan for indices, _ in batch.micro_batches for index in indices]
         assert sorted(taken) == list(range(23))
@@ -24,10 +24,8 @@ def test_every_image_is_taken_once_an_epoch_for_any_number_of_processes():
 
 def test_the_order_differs_between_epochs_and_seeds():
     orders = [
-        tuple(
-            plan_epoch(50, batch_size=50, num_micro_batches=1, key=key, rank=0, num_processes=1)[0].micro_batches[0][0]
-        )
-        for key in ((0, 1), (0, 2), (1, 1), (1, 2))
+        tuple(plan_epoch(50, settings(seed=seed, batch_size=50), epoch, rank=0, num_processes=1)[0].micro_batches[0][0])
+        for seed, epoch in ((0, 1), (0, 2), (1, 1), (1, 2))
     ]
     assert len(set(orders)) == 4
 

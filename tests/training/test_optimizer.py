@@ -8,7 +8,7 @@ from support.training import CLASSES, Logged, settings, train
 
 from vitcifar.config import resolve
 from vitcifar.model.network import build_network
-from vitcifar.training.optimizer import EMA, build_optimizer, learning_rate
+from vitcifar.training.stages import EMA, build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

@@ -1,31 +1,53 @@
-"""The analysis of an evaluation beyond its metrics: which checks run, and their results."""
+"""The analysis of an evaluation beyond its metrics: which checks run, and their results.
+
+Shapes: N images, Q queries, D features, embeddings (N, D). Similarity is the cosine, 0 for a row of zeros."""
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
+from sklearn import config_context
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 from tqdm import tqdm
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import Threshold, apply_threshold
 from vitcifar.evaluation.corruptions import Robustness, evaluate_robustness
-from vitcifar.evaluation.metrics import Evaluation, Predictor
-from vitcifar.evaluation.neighbors import (
-    Duplicate,
-    NearestImages,
-    concat_embeddings,
-    find_duplicates,
-    nearest_training,
-    thumbnails,
-)
+from vitcifar.evaluation.metrics import Evaluation, Predictor, Slice, evaluate_slices
 from vitcifar.evaluation.ood import OODScore, evaluate_ood, ood_name, read_ood_images
-from vitcifar.evaluation.slices import Slice, evaluate_slices
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Duplicate:
+    """An image of one split that is also in another; `same_pixels` = identical, else a near-duplicate."""
+
+    split: str
+    id: str
+    other_split: str
+    other_id: str
+    similarity: float
+    same_pixels: bool
+    same_label: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class NearestImages:
+    """The k training images most similar to each query, best first."""
+
+    queries: np.ndarray  # (Q,) indices in the dataset of the queries
+    train: ImageDataset
+    indices: np.ndarray  # (Q, k) indices in `train`
+    cosines: np.ndarray  # (Q, k)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,14 +79,10 @@ class Analysis:
     def to_dict(self, dataset: ImageDataset) -> dict[str, Any]:
         """The results as JSON types, images by their ids."""
         nearest = None
-        if self.nearest:
-            train_ids = self.nearest.train.ids
-            rows = zip(self.nearest.queries, self.nearest.indices, self.nearest.cosines, strict=True)
+        if found := self.nearest:
             nearest = {
-                dataset.ids[query]: {
-                    train_ids[index]: float(cosine) for index, cosine in zip(row, cosines, strict=True)
-                }
-                for query, row, cosines in rows
+                dataset.ids[query]: {found.train.ids[index]: float(cosine) for index, cosine in zip(*row, strict=True)}
+                for query, *row in zip(found.queries, found.indices, found.cosines, strict=True)
             }
         maps = {dataset.ids[index]: patches.tolist() for index, patches in (self.attention or {}).items()}
         return {
@@ -85,6 +103,7 @@ NUM_NEAREST = 8  # errors
 # JPEG at quality 70, another brightness and twice the size stay above it. Of the 560,000 pairs across splits of
 # CIFAR-10's sample none reaches it, of the digits (8 x 8 pixels) one or two.
 DUPLICATE_COSINE = 0.99
+SEARCH_MEMORY = 64  # MiB of similarities at a time
 
 
 def analyze(
@@ -174,20 +193,97 @@ def balanced_indices(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(num_before, kind="stable")[:count])
 
 
-def rollout(attention: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:
-    """Attention rollout of one image (Abnar & Zuidema 2020): (L, h, T, T) -> (rows, columns) of patches, sum 1.
+def rollout(attention: np.ndarray) -> np.ndarray:
+    """Attention rollout of one image (Abnar & Zuidema 2020): (L, h, T, T) -> square of patches, sum 1.
 
-    Heads are averaged, the residual connection is half of every layer, and the layers are multiplied. `grid` is
-    needed if the patches do not form a square.
+    Heads are averaged, the residual connection is half of every layer, and the layers are multiplied.
     """
     num_tokens = attention.shape[-1]
-    assert attention.ndim == 4 and attention.shape[-2] == num_tokens, attention.shape
     side = round((num_tokens - 1) ** 0.5)
-    grid = grid or (side, side)
-    assert grid[0] * grid[1] == num_tokens - 1, (grid, num_tokens)
+    assert attention.ndim == 4 and attention.shape[-2] == num_tokens == side**2 + 1, attention.shape
     flow = np.eye(num_tokens)
     for layer in np.asarray(attention, np.float64).mean(axis=1):  # (T, T)
         layer = (layer + np.eye(num_tokens)) / 2
         flow = (layer / layer.sum(axis=1, keepdims=True)) @ flow
     patches = flow[0, 1:]
-    return np.asarray((patches / patches.sum()).reshape(grid))
+    return np.asarray((patches / patches.sum()).reshape(side, side))
+
+
+def nearest_training(
+    queries: np.ndarray, embeddings: np.ndarray, train: ImageDataset, train_embeddings: np.ndarray, k: int = 5
+) -> NearestImages:
+    """The k training images nearest to the images with the indices `queries`; embeddings (N, D) and (N_train, D)."""
+    with config_context(working_memory=SEARCH_MEMORY):
+        search = NearestNeighbors(metric="cosine").fit(train_embeddings)
+        distances, indices = search.kneighbors(embeddings[queries], min(k, len(train)))
+    return NearestImages(queries=queries, train=train, indices=indices, cosines=1 - distances)
+
+
+def find_duplicates(
+    splits: Mapping[str, ImageDataset],
+    embeddings: Mapping[str, np.ndarray] | None = None,
+    *,
+    threshold: float = 0.99,
+) -> tuple[Duplicate, ...]:
+    """Images that are in two splits: identical pixels, or embeddings of at least the cosine `threshold`.
+
+    The default embeddings are `thumbnails`. The embeddings of a network put all images of a class close together:
+    concatenate them with thumbnails. Identical pairs come first, then the most similar.
+    """
+    if embeddings is None:
+        embeddings = {name: thumbnails(dataset.images) for name, dataset in splits.items()}
+    hashes = {name: [pixel_hash(image) for image in dataset.images] for name, dataset in splits.items()}
+    duplicates = []
+    for one, other in combinations(splits, 2):
+        identical = _same_hashes(hashes[one], hashes[other])
+        similarities = _similar(embeddings[one], embeddings[other], threshold) | dict.fromkeys(identical, 1.0)
+        duplicates += [
+            Duplicate(
+                split=one,
+                id=splits[one].ids[row],
+                other_split=other,
+                other_id=splits[other].ids[column],
+                similarity=similarity,
+                same_pixels=(row, column) in identical,
+                same_label=bool(splits[one].labels[row] == splits[other].labels[column]),
+            )
+            for (row, column), similarity in similarities.items()
+        ]
+    return tuple(sorted(duplicates, key=lambda d: (not d.same_pixels, -d.similarity, d.split, d.id)))
+
+
+def _similar(embeddings: np.ndarray, others: np.ndarray, threshold: float) -> dict[tuple[int, int], float]:
+    """(row, column) -> cosine of every pair that reaches the threshold."""
+    with config_context(working_memory=SEARCH_MEMORY):
+        search = NearestNeighbors(metric="cosine").fit(others)
+        distances, columns = search.radius_neighbors(embeddings, 1 - threshold)
+    return {
+        (row, int(column)): float(1 - distance)
+        for row in range(len(embeddings))
+        for column, distance in zip(columns[row], distances[row], strict=True)
+    }
+
+
+def _same_hashes(hashes: Sequence[str], others: Sequence[str]) -> set[tuple[int, int]]:
+    columns: dict[str, list[int]] = {}
+    for column, digest in enumerate(others):
+        columns.setdefault(digest, []).append(column)
+    return {(row, column) for row, digest in enumerate(hashes) for column in columns.get(digest, ())}
+
+
+def pixel_hash(image: np.ndarray) -> str:
+    """sha256 over shape and pixels."""
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def thumbnails(images: np.ndarray | Sequence[np.ndarray], side: int = 16) -> np.ndarray:
+    """Embeddings without a network: each image resized to side x side, minus its mean colour (N, 3 side side)."""
+    small = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in images]
+    pixels = np.stack(small).astype(np.float32)  # (N, side, side, 3)
+    pixels -= pixels.mean(axis=(1, 2), keepdims=True)
+    return pixels.reshape(len(pixels), -1)
+
+
+def concat_embeddings(*embeddings: np.ndarray) -> np.ndarray:
+    """Concatenate embeddings (N, D1), (N, D2), ... so that the cosine is the mean of theirs."""
+    return np.concatenate([normalize(rows) for rows in embeddings], axis=1)

@@ -5,13 +5,10 @@ Shapes: N images, K classes. Logits are (N, K), labels (N,), confidences (N,) in
 import dataclasses
 
 import numpy as np
+from scipy import special
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from scipy.special import softmax as _softmax
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss
-
-TEMPERATURES = (0.01, 100.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,12 +24,12 @@ class Bin:
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Probabilities (N, K) in float64 of logits divided by the temperature."""
-    return np.asarray(_softmax(np.asarray(logits, np.float64) / temperature, axis=1))
+    return np.asarray(special.softmax(np.asarray(logits, np.float64) / temperature, axis=1))
 
 
 def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
     """Mean negative log-likelihood of the labels, in nats: the cross-entropy loss."""
-    log_probabilities = log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)
+    log_probabilities = special.log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)
     return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
@@ -72,11 +69,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     logits = np.asarray(logits, np.float64)
     if (logits.argmax(axis=1) == labels).all():
         return 1.0
-    low, high = np.log(TEMPERATURES)
     # The loss is convex in 1 / temperature, so it has a single minimum in log(temperature).
-    result = minimize_scalar(
-        lambda x: nll(logits, labels, float(np.exp(x))), bounds=(low, high), method="bounded", options={"xatol": 1e-6}
-    )
+    bounds = np.log([0.01, 100.0])
+    result = minimize_scalar(lambda x: nll(logits, labels, float(np.exp(x))), bounds=bounds, options={"xatol": 1e-6})
     return float(np.exp(result.x))
 
 

@@ -39,14 +39,6 @@ class Comparison:
     gained: tuple[int, ...]  # indices of the images that only the challenger predicts correctly
     lost: tuple[int, ...]  # and only the champion
 
-    @property
-    def only_challenger_right(self) -> int:
-        return len(self.gained)
-
-    @property
-    def only_champion_right(self) -> int:
-        return len(self.lost)
-
     def scalars(self) -> dict[str, float]:
         """Every numeric field by its name."""
         return {f.name: float(getattr(self, f.name)) for f in dataclasses.fields(self) if f.type in (int, float)}
@@ -86,17 +78,17 @@ def compare_evaluations(
     """
     _check_same_images(challenger, champion)
     total = challenger.num_images
-    gained_indices = np.flatnonzero(challenger.correct & ~champion.correct)
-    lost_indices = np.flatnonzero(champion.correct & ~challenger.correct)
-    gained, lost = len(gained_indices), len(lost_indices)
-    difference = (gained - lost) / total
-    p_value = mcnemar(gained, lost)
+    gained = np.flatnonzero(challenger.correct & ~champion.correct).tolist()
+    lost = np.flatnonzero(champion.correct & ~challenger.correct).tolist()
+    counts = len(gained), len(lost)
+    difference = (len(gained) - len(lost)) / total
+    p_value = mcnemar(*counts)
     outcome: Outcome = "inconclusive"
     if p_value < 1 - confidence:
-        outcome = "better" if gained > lost else "worse"
-    low, high = score_interval(gained, lost, total, confidence=confidence)
+        outcome = "better" if difference > 0 else "worse"
+    low, high = score_interval(*counts, total, confidence=confidence)
     detectable = max(abs(difference), detectable)
-    discordant = (gained + lost) / total
+    discordant = sum(counts) / total
     return Comparison(
         outcome=outcome,
         not_worse=low > -margin,
@@ -113,8 +105,8 @@ def compare_evaluations(
         detectable=detectable,
         images_needed=images_needed(discordant, detectable, confidence=confidence, power=power),
         images_needed_not_worse=images_needed_not_worse(discordant, margin, confidence=confidence, power=power),
-        gained=tuple(gained_indices.tolist()),
-        lost=tuple(lost_indices.tolist()),
+        gained=tuple(gained),
+        lost=tuple(lost),
     )
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from scipy.signal import fftconvolve
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import wilson_interval
-from vitcifar.evaluation.metrics import Predictor
+from vitcifar.evaluation.metrics import LUMA, Predictor
 
 Random = np.random.Generator
-LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
@@ -162,18 +160,12 @@ def _smear(pixels: np.ndarray, radius: float, sigma: float, angle: float) -> np.
     steps = np.arange(0, min(2 * radius, 4 * sigma) + 0.5, 0.5)
     reach = int(np.ceil(steps[-1])) + 1
     kernel = np.zeros((2 * reach + 1,) * 2)
-    rows = reach + steps * np.sin(np.radians(angle))
-    columns = reach + steps * np.cos(np.radians(angle))
-    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
-    down, across = rows - top, columns - left
+    points = reach + steps * np.array([[np.sin(np.radians(angle))], [np.cos(np.radians(angle))]])  # (2, steps)
+    corners = np.floor(points).astype(int)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
-    for row, column, share in (
-        (top, left, (1 - down) * (1 - across)),
-        (top + 1, left, down * (1 - across)),
-        (top, left + 1, (1 - down) * across),
-        (top + 1, left + 1, down * across),
-    ):
-        np.add.at(kernel, (row, column), weights * share)
+    for offset in np.ndindex(2, 2):  # each point is shared by the four pixels around it
+        pixel = corners + np.array(offset)[:, None]
+        np.add.at(kernel, tuple(pixel), weights * (1 - np.abs(points - pixel)).prod(axis=0))
     return _convolve(pixels, kernel)
 
 
@@ -181,10 +173,7 @@ def _zoom(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Zoom into the centre of an image (H, W, C); the size does not change."""
     centre = (np.array(pixels.shape[:2]) - 1) / 2
     offset = centre - centre / factor
-    channels = [
-        affine_transform(c, [1 / factor] * 2, offset, order=1, mode="nearest") for c in np.moveaxis(pixels, 2, 0)
-    ]
-    return np.stack(channels, axis=2)
+    return np.asarray(affine_transform(pixels, [1 / factor, 1 / factor, 1], [*offset, 0], order=1, mode="nearest"))
 
 
 def _cloud(height: int, width: int, decay: float, random: Random) -> np.ndarray:
@@ -204,40 +193,35 @@ def _resize(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 # Name -> function and five levels, those of make_cifar_c.py (github.com/hendrycks/robustness).
 Corruption = tuple[Callable[[np.ndarray, Any, Random, float], np.ndarray], tuple[Any, ...]]
-CORRUPTIONS: MappingProxyType[str, Corruption] = MappingProxyType(
-    {
-        "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
-        "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
-        "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
-        "defocus_blur": (defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
-        "glass_blur": (glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
-        "motion_blur": (motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
-        "zoom_blur": (zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
-        "snow": (
-            snow,
-            (
-                (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-                (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-                (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-                (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-                (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-            ),
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
+    "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "defocus_blur": (defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
+    "glass_blur": (glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
+    "motion_blur": (motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
+    "zoom_blur": (zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
+    "snow": (
+        snow,
+        (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
         ),
-        "frost": (frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
-        "fog": (fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
-        "brightness": (brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
-        "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
-        "elastic_transform": (
-            elastic_transform,
-            ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-        ),
-        "pixelate": (pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
-        "jpeg_compression": (jpeg_compression, (80, 65, 58, 50, 40)),
-    }
-)
-
-
-SEVERITIES = (1, 2, 3, 4, 5)
+    ),
+    "frost": (frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))),
+    "fog": (fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+    "brightness": (brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "elastic_transform": (
+        elastic_transform,
+        ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+    ),
+    "pixelate": (pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
+    "jpeg_compression": (jpeg_compression, (80, 65, 58, 50, 40)),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -273,7 +257,7 @@ def evaluate_robustness(
     dataset: ImageDataset,
     *,
     names: Sequence[str] = tuple(CORRUPTIONS),
-    severities: Sequence[int] = SEVERITIES,
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
     seed: int = 0,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Robustness:
@@ -281,21 +265,18 @@ def evaluate_robustness(
 
     Image i is corrupted with `seed` + i. `progress` wraps the corruptions, for a progress bar.
     """
-    grid = []
-    for name in progress(names):
-        row = []
-        for severity in severities:
-            images = [corrupt(image, name, severity, seed + index) for index, image in enumerate(dataset.images)]
-            row.append(_accuracy(predictor, images, dataset.labels))
-        grid.append(row)
+
+    def accuracy(images: Sequence[np.ndarray]) -> float:
+        return float((np.asarray(predictor(images)).argmax(axis=1) == dataset.labels).mean())
+
+    def corrupted(name: str, severity: int) -> list[np.ndarray]:
+        return [corrupt(image, name, severity, seed + index) for index, image in enumerate(dataset.images)]
+
+    grid = [[accuracy(corrupted(name, severity)) for severity in severities] for name in progress(names)]
     return Robustness(
         names=tuple(names),
         severities=tuple(severities),
         num_images=len(dataset),
-        clean_accuracy=_accuracy(predictor, list(dataset.images), dataset.labels),
+        clean_accuracy=accuracy(list(dataset.images)),
         accuracy=np.array(grid),
     )
-
-
-def _accuracy(predictor: Predictor, images: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    return float((np.asarray(predictor(images)).argmax(axis=1) == labels).mean())

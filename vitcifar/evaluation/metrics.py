@@ -1,4 +1,4 @@
-"""Classification metrics with confidence intervals, from the logits of any predictor.
+"""Classification metrics with confidence intervals, overall, by class and on slices, from the logits of any predictor.
 
 Shapes: N images, K classes. Logits are (N, K), labels (N,) integers, the confusion matrix (K, K) with
 true classes as rows and predictions as columns.
@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import fisher_exact
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
+from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
 from vitcifar.evaluation import calibration
 from vitcifar.evaluation.calibration import Bin, aurc, wilson_interval
@@ -178,38 +180,20 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
 
 def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> tuple[ClassScore, ...]:
     """Precision, recall and F1 of each class; 0 for a class without images or without predictions."""
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predictions, labels=np.arange(len(class_names)), zero_division=0
-    )
+    columns = precision_recall_fscore_support(labels, predictions, labels=np.arange(len(class_names)), zero_division=0)
     scores = []
-    for index, name in enumerate(class_names):
-        hits = int(((labels == index) & (predictions == index)).sum())
-        low, high = wilson_interval(hits, int(support[index]))
-        scores.append(
-            ClassScore(
-                name=name,
-                support=int(support[index]),
-                precision=float(precision[index]),
-                recall=float(recall[index]),
-                recall_low=low,
-                recall_high=high,
-                f1=float(f1[index]),
-            )
-        )
+    for name, p, r, f, n in zip(class_names, *(column.tolist() for column in columns), strict=True):
+        low, high = wilson_interval(round(r * n), n)
+        scores.append(ClassScore(name=name, support=n, precision=p, recall=r, recall_low=low, recall_high=high, f1=f))
     return tuple(scores)
 
 
 def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> tuple[ConfusedPair, ...]:
     """Every confused pair of classes, most frequent first."""
     pairs = [
-        ConfusedPair(
-            label=class_names[label],
-            prediction=class_names[prediction],
-            count=int(confusion[label, prediction]),
-            share=float(confusion[label, prediction] / confusion[label].sum()),
-        )
-        for label, prediction in np.argwhere(confusion)
-        if label != prediction
+        ConfusedPair(label=class_names[i], prediction=class_names[j], count=int(n), share=float(n / confusion[i].sum()))
+        for (i, j), n in np.ndenumerate(confusion)
+        if n and i != j
     ]
     return tuple(sorted(pairs, key=lambda pair: (-pair.count, -pair.share)))
 
@@ -221,3 +205,85 @@ def metric_names(class_names: Sequence[str]) -> list[str]:
         name = re.sub(r"[^\w.\- ]", "_", class_name).strip(". ") or f"class {index}"
         names.append(name if name not in names else f"{name} {index}")
     return names
+
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The images whose property lies in [low, high]; the interval is Wilson's, 95%."""
+
+    property: str
+    name: str
+    low: float
+    high: float
+    count: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    p_value: float  # Fisher's exact test against all other images, with Holm's correction over all slices
+
+
+def evaluate_slices(evaluation: Evaluation, dataset: ImageDataset) -> tuple[Slice, ...]:
+    """Thirds of the images by brightness, contrast and size; a property that is equal for all images has no slices."""
+    properties = image_properties(dataset.images)
+    names = {
+        "brightness": ("dark", "medium", "bright"),
+        "contrast": ("flat", "medium", "contrasty"),
+        "size": ("small", "medium", "large"),
+    }
+    rows = [row for key, values in properties.items() for row in _thirds(key, names[key], values, evaluation.correct)]
+    corrected = holm([row.p_value for row in rows])
+    return tuple(dataclasses.replace(row, p_value=p) for row, p in zip(rows, corrected, strict=True))
+
+
+def image_properties(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean luma and its standard deviation, both 0 to 1, and the square root of the area in pixels, of each image."""
+    lumas = [image @ LUMA / 255 for image in images]  # (H, W) each
+    return {
+        "brightness": np.array([luma.mean() for luma in lumas]),
+        "contrast": np.array([luma.std() for luma in lumas]),
+        "size": np.array([luma.size**0.5 for luma in lumas]),
+    }
+
+
+def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.ndarray) -> list[Slice]:
+    """Up to three slices; equal values are in one slice, so there may be fewer."""
+    if values.min() == values.max():
+        return []
+    cuts = np.quantile(values, [1 / 3, 2 / 3])
+    member = np.searchsorted(cuts, values, side="left")
+    rows = []
+    for third, name in enumerate(names):
+        chosen = member == third
+        count, num_correct = int(chosen.sum()), int(correct[chosen].sum())
+        if not count:
+            continue
+        low, high = wilson_interval(num_correct, count)
+        others = correct[~chosen]
+        table = [[num_correct, count - num_correct], [int(others.sum()), int((~others).sum())]]
+        rows.append(
+            Slice(
+                property=key,
+                name=name,
+                low=float(values[chosen].min()),
+                high=float(values[chosen].max()),
+                count=count,
+                accuracy=num_correct / count,
+                accuracy_low=low,
+                accuracy_high=high,
+                p_value=float(fisher_exact(table).pvalue),
+            )
+        )
+    return rows
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for multiple tests, controlling the family-wise error rate (Holm 1979)."""
+    order = np.argsort(p_values)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(
+        [min(1.0, (len(p_values) - rank) * p_values[index]) for rank, index in enumerate(order)]
+    )
+    return [float(p) for p in corrected]

@@ -6,11 +6,10 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import entr, logsumexp
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -53,16 +52,13 @@ def ood_scores(logits: np.ndarray, temperature: float = 1.0) -> Mapping[str, np.
     probabilities = softmax(logits, temperature)
     ranked = np.sort(probabilities, axis=1)
     second = ranked[:, -2] if logits.shape[1] > 1 else 0.0
-    negative_entropy = np.where(probabilities > 0, probabilities * np.log(np.maximum(probabilities, 1e-300)), 0.0)
-    return MappingProxyType(
-        {
-            "max_softmax": ranked[:, -1],
-            "max_logit": logits.max(axis=1),
-            "energy": temperature * logsumexp(logits / temperature, axis=1),
-            "entropy": negative_entropy.sum(axis=1),
-            "margin": ranked[:, -1] - second,
-        }
-    )
+    return {
+        "max_softmax": ranked[:, -1],
+        "max_logit": logits.max(axis=1),
+        "energy": temperature * logsumexp(logits / temperature, axis=1),
+        "entropy": -entr(probabilities).sum(axis=1),
+        "margin": ranked[:, -1] - second,
+    }
 
 
 def evaluate_ood(inside: np.ndarray, outside: np.ndarray, temperature: float = 1.0) -> tuple[OODScore, ...]:

@@ -1,10 +1,14 @@
-"""One ONNX model on the CPU: images in, calibrated predictions and their timing out.
+"""One ONNX model on the CPU: images in, calibrated predictions and their timing out; and the machine it runs on.
 
 Shapes: N images, H and W their height and width in pixels, K classes.
 """
 
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
+import platform
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +27,9 @@ MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
 # Where external data would be read from. Nothing can exist below a device file, so onnxruntime rejects such models.
 NO_FOLDER = "/dev/null/none"
+# What a machine is described by, besides its processor.
+FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+PACKAGES = ("numpy", "onnxruntime", "torch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,13 +113,9 @@ class OnnxClassifier:
         return [self._prediction(probabilities) for probabilities in self.probabilities(images)]
 
     def _prediction(self, probabilities: np.ndarray) -> Prediction:
-        ranked = self.rank_classes(probabilities)
+        order = np.argsort(-probabilities, kind="stable")  # (K,)
+        ranked = {self.class_names[index]: float(probabilities[index]) for index in order}
         return Prediction(label=next(iter(ranked)), probabilities=ranked, release_id=self.release_id)
-
-    def rank_classes(self, probabilities: np.ndarray) -> dict[str, float]:
-        """One image's probabilities (K,) by class name, the largest first."""
-        order = np.argsort(-probabilities, kind="stable")
-        return {self.class_names[index]: float(probabilities[index]) for index in order}
 
     def warm(self) -> None:
         """Run one blank image, so that memory is allocated before the first request."""
@@ -126,8 +129,11 @@ class OnnxClassifier:
             raise ReleaseError(f"{self.name} failed to run ({_reason(error)}): choose another version.") from None
 
     def _run(self, output: str, images: Sequence[np.ndarray]) -> np.ndarray:
+        for index, image in enumerate(images):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+                raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
         result = np.empty((len(images), len(self.class_names)), np.float32)
-        for indices in _batches(images, self.max_batch):
+        for indices in group_by_size(images, self.max_batch, max_pixels=MAX_BATCH_PIXELS):
             batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
             values = self._infer(output, batch)
             if values.shape != result[indices].shape:
@@ -137,14 +143,6 @@ class OnnxClassifier:
                 )
             result[indices] = values
         return result
-
-
-def _batches(images: Sequence[np.ndarray], max_batch: int) -> list[list[int]]:
-    """Indices of the images in batches of one size, within the limits above."""
-    for index, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
-    return group_by_size(images, max_batch, max_pixels=MAX_BATCH_PIXELS)
 
 
 def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.InferenceSession:
@@ -198,3 +196,35 @@ def available_cores() -> int:
     An affinity mask or a cgroup quota (v1 or v2) limits them; within an affinity mask hyper-threads count as cores.
     """
     return int(joblib.cpu_count(only_physical_cores=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What determines the latency besides the load: latencies are comparable between equal machines only."""
+
+    processor: str
+    num_cores: int
+    flags: tuple[str, ...]
+    system: str
+    versions: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def this_machine() -> Machine:
+    """Describe the machine this runs on."""
+    try:
+        described = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    except OSError:  # only Linux has it
+        described = {}
+    present = (described.get("flags") or described.get("Features") or "").split()
+    return Machine(
+        processor=described.get("model name", "").strip() or platform.processor() or platform.machine(),
+        num_cores=available_cores(),
+        flags=tuple(flag for flag in FLAGS if flag in present),
+        system=f"{platform.system()} {platform.machine()}",
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+    )

@@ -13,66 +13,54 @@ from torch import Tensor, nn
 from vitcifar.data.dataset import stack
 from vitcifar.model.network import Classifier, Images, evaluation_mode
 
-CPU = torch.device("cpu")
+Arrays = np.ndarray | Sequence[np.ndarray]  # uint8 (N, H, W, 3), or a list of (H, W, 3) when sizes are mixed
+Progress = Callable[[range], Iterable[int]]  # wraps the iteration over batches, for a progress bar
 
 
-def predict_logits(network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
+def predict_logits(network: Classifier, images: Arrays, batch_size: int = 32) -> np.ndarray:
     """Logits (N, K), float32, of uint8 images (N, H, W, 3) or of a list of (H, W, 3) of mixed sizes."""
     return _predict(network, network, images, batch_size, len(network.class_names))
 
 
 def predict_embeddings(
-    network: Classifier,
-    images: np.ndarray | Sequence[np.ndarray],
-    batch_size: int = 32,
-    *,
-    progress: Callable[[range], Iterable[int]] = iter,
+    network: Classifier, images: Arrays, batch_size: int = 32, *, progress: Progress = iter
 ) -> np.ndarray:
-    """Embeddings (N, D), float32: the input of the head; images as for `predict_logits`.
-
-    `progress` wraps the iteration over batches, for a progress bar.
-    """
+    """Embeddings (N, D), float32: the input of the head; images as for `predict_logits`."""
     return _predict(network, network.embed, images, batch_size, network.head.in_features, progress)
 
 
 def _predict(
     network: Classifier,
     forward: Callable[[Images], Tensor],
-    images: np.ndarray | Sequence[np.ndarray],
+    images: Arrays,
     batch_size: int,
     width: int,
-    progress: Callable[[range], Iterable[int]] = iter,
+    progress: Progress = iter,
 ) -> np.ndarray:
     """`forward` over all images in batches, in evaluation mode: (N, width)."""
     outputs = [np.zeros((0, width), np.float32)]
     with evaluation_mode(network), torch.no_grad():
         for start in progress(range(0, len(images), batch_size)):
-            indices = range(start, min(start + batch_size, len(images)))
-            outputs.append(forward(to_batch(images, indices, network.head.weight.device)).float().cpu().numpy())
+            batch = to_batch(images[start : start + batch_size], network.head.weight.device)
+            outputs.append(forward(batch).float().cpu().numpy())
     return np.concatenate(outputs)
 
 
-def to_batch(
-    images: np.ndarray | Sequence[np.ndarray], indices: Sequence[int] | np.ndarray, device: torch.device = CPU
-) -> Images:
-    """The images at these indices, uint8: a tensor (B, H, W, 3), or a list of (H, W, 3) when sizes are mixed."""
-    if isinstance(images, np.ndarray):
-        return to_device(torch.from_numpy(images[np.asarray(indices)]), device)
-    batch = stack([np.ascontiguousarray(images[index]) for index in indices])
+def to_batch(images: Arrays, device: torch.device | str = "cpu") -> Images:
+    """Copy uint8 images to a tensor (B, H, W, 3), or to a list of (H, W, 3) when sizes are mixed."""
+    batch = stack([*images])
     if isinstance(batch, np.ndarray):
         return to_device(torch.from_numpy(batch), device)
-    return to_device([torch.from_numpy(image) for image in batch], device)
+    return to_device([torch.from_numpy(np.array(image, order="C")) for image in batch], device)
 
 
-def to_device(images: Images, device: torch.device) -> Images:
+def to_device(images: Images, device: torch.device | str) -> Images:
     if isinstance(images, Tensor):
         return images.to(device, non_blocking=True)
     return [image.to(device, non_blocking=True) for image in images]
 
 
-def attention_weights(
-    network: Classifier, images: np.ndarray | Sequence[np.ndarray], batch_size: int = 8
-) -> Iterator[np.ndarray]:
+def attention_weights(network: Classifier, images: Arrays, batch_size: int = 8) -> Iterator[np.ndarray]:
     """For each image, uint8 (H, W, 3), the attention weights of every block and head: float32 (L, h, T, T), rows sum
     to 1.
 
@@ -80,9 +68,8 @@ def attention_weights(
     """
     with evaluation_mode(network):
         for start in range(0, len(images), batch_size):
-            indices = range(start, min(start + batch_size, len(images)))
             with torch.no_grad(), capture_attention(network) as weights:
-                network(to_batch(images, indices, network.head.weight.device))
+                network(to_batch(images[start : start + batch_size], network.head.weight.device))
             yield from torch.stack(weights, dim=1).float().cpu().numpy()  # (B, L, h, T, T)
 
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.metrics import evaluate
-from vitcifar.inference.machine import Machine, this_machine
-from vitcifar.inference.session import OnnxClassifier
+from vitcifar.inference.session import Machine, OnnxClassifier, this_machine
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, PT2_FILE, Manifest
 
 if TYPE_CHECKING:

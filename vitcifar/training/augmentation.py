@@ -17,8 +17,6 @@ from vitcifar.data.contact_sheet import contact_sheet
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.model.vit import v2
 
-PADDING = 8  # crops are shifted by up to 1/8 of the side: the usual 4 pixels at CIFAR's 32
-
 
 def augment(image: np.ndarray, name: str, key: Sequence[int]) -> np.ndarray:
     """Augment one image, uint8 (H, W, 3), with the policy `name`; the size does not change.
@@ -35,7 +33,8 @@ def augment(image: np.ndarray, name: str, key: Sequence[int]) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def transform(name: str, height: int, width: int) -> Callable[[Image.Image], Image.Image]:
     """The policy `name` for images of this size; on PIL images, since torch's threads cost more than small images."""
-    padding = [max(1, width // PADDING), max(1, height // PADDING)]  # left and right, top and bottom
+    # Crops are shifted by up to 1/8 of the side: the usual 4 pixels at CIFAR's 32.
+    padding = [max(1, width // 8), max(1, height // 8)]  # left and right, top and bottom
     crop = v2.RandomCrop((height, width), padding=padding, padding_mode="symmetric")
     flip = v2.RandomHorizontalFlip()
     transforms: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -50,17 +49,12 @@ def transform(name: str, height: int, width: int) -> Callable[[Image.Image], Ima
 
 def augmentation_sheet(dataset: ImageDataset, name: str, *, seed: int, num_images: int = 8) -> Image.Image:
     """A contact sheet with one row per image: the original, then its augmentations in the first seven epochs."""
-    indices = range(min(num_images, len(dataset)))
-    images = [
-        augment(dataset.images[index], name, (seed, epoch, index)) if epoch else dataset.images[index]
-        for index in indices
-        for epoch in range(8)
-    ]
+    cells = [(index, epoch) for index in range(min(num_images, len(dataset))) for epoch in range(8)]
     shown = ImageDataset(
-        images=images,
-        labels=np.repeat(np.arange(len(indices)), 8),  # a row of the sheet for each image
-        class_names=tuple(dataset.class_names[dataset.labels[index]] for index in indices),
-        ids=tuple(f"{dataset.ids[index]} {epoch}" for index in indices for epoch in range(8)),
+        images=[augment(dataset.images[i], name if epoch else "none", (seed, epoch, i)) for i, epoch in cells],
+        labels=np.array([i for i, _ in cells]),  # a row of the sheet for each image
+        class_names=tuple(dataset.class_names[label] for label in dataset.labels[:num_images]),
+        ids=tuple(f"{dataset.ids[i]} {epoch}" for i, epoch in cells),
     )
     return contact_sheet(shown)
 

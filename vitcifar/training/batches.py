@@ -1,18 +1,25 @@
-"""Which images every step trains on, and their loading, in this process or in DataLoader workers."""
+"""Which images every step trains on, and their loading, in this process or in DataLoader workers.
+
+A stage's frozen layers compute cached features once for all epochs."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
-from vitcifar.model.network import Images
+from vitcifar.model.network import Classifier, Images
 from vitcifar.model.predict import to_batch, to_device
 from vitcifar.training.augmentation import augment
+from vitcifar.training.distributed import autocast, num_processes, rank, sum_over_processes
 
+IMAGES_PER_BATCH = 64  # in the frozen layers
 TIMEOUT = 120  # seconds; without a limit a hanging worker blocks training forever
 
 Request = tuple[int, np.ndarray]  # an epoch, and indices into the dataset
@@ -29,36 +36,33 @@ class Batch:
     micro_batches: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
-def plan_epoch(
-    num_images: int, *, batch_size: int, num_micro_batches: int, key: Sequence[int], rank: int, num_processes: int
-) -> list[Batch]:
-    """The batches of an epoch, in an order drawn from `key`: the same for any number of micro-batches and processes."""
-    order = np.random.default_rng(key).permutation(num_images)
+def plan_epoch(num_images: int, config: TrainConfig, epoch: int, *, rank: int, num_processes: int) -> list[Batch]:
+    """The batches of an epoch, in a random order: the same for any number of micro-batches and processes."""
+    order = np.random.default_rng((config.seed, epoch)).permutation(num_images)
     batches = []
-    for start in range(0, num_images, batch_size):
-        indices = order[start : start + batch_size]
+    for start in range(0, num_images, config.batch_size):
+        indices = order[start : start + config.batch_size]
         partners = indices[::-1]
         rows = np.arange(len(indices))[rank::num_processes]
-        parts = [part for part in np.array_split(rows, num_micro_batches) if len(part)]
+        parts = [part for part in np.array_split(rows, config.accumulation_steps) if len(part)]
         batches.append(Batch(len(indices), tuple((indices[part], partners[part]) for part in parts)))
     return batches
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class AugmentedImages(Dataset[Images]):
     """The images of a request, augmented."""
 
-    def __init__(self, dataset: ImageDataset, augmentation: str, seed: int) -> None:
-        self.dataset = dataset
-        self.augmentation = augmentation
-        self.seed = seed
+    dataset: ImageDataset
+    augmentation: str
+    seed: int
 
     def __getitem__(self, request: Request) -> Images:
         epoch, indices = request
         images = self.dataset.images
-        if self.augmentation == "none":
-            return to_batch(images, indices)
-        augmented = [augment(images[index], self.augmentation, (self.seed, epoch, int(index))) for index in indices]
-        return to_batch(augmented, range(len(augmented)))
+        return to_batch(
+            [augment(images[index], self.augmentation, (self.seed, epoch, int(index))) for index in indices]
+        )
 
 
 class Loader:
@@ -92,3 +96,61 @@ class Loader:
             raise TrainingError(
                 f"A DataLoader worker died or did not answer within {TIMEOUT} s: type --num-workers 0."
             ) from error
+
+
+def plan_cache(network: Classifier, config: TrainConfig, depth: int | None, sizes: tuple[int, int]) -> tuple[int, str]:
+    """Number of views to cache of each training image (0 = no cache), and a message with the reason.
+
+    `sizes` are the numbers of training and validation images.
+    """
+    if depth is None:
+        return 0, ""
+    if config.num_views == 0:
+        return 0, "num_views is 0: frozen features are recomputed in every epoch."
+    if config.mixup or config.cutmix:
+        return 0, "mixup and cutmix blend pixels: frozen features are recomputed in every epoch."
+    num_views = 1 if config.augmentation == "none" else config.num_views
+    num_values = (num_views * sizes[0] + sizes[1]) * int(np.prod(feature_shape(network, depth)))
+    gigabytes = num_values * 4 / 1e9
+    if gigabytes > config.cache_memory:
+        return 0, (
+            f"The feature cache needs {gigabytes:.2f} GB, more than cache_memory ({config.cache_memory:g} GB): "
+            "features are recomputed in every epoch."
+        )
+    views = f"{num_views} view{'s' * (num_views > 1)} of {sizes[0]:,} training and {sizes[1]:,} validation images"
+    return num_views, f"Frozen features are computed once, for {views}: the feature cache takes {gigabytes:.3f} GB."
+
+
+def feature_shape(network: Classifier, depth: int) -> tuple[int, ...]:
+    """Shape of `network.forward_features` at this depth for one image."""
+    hidden_size = network.backbone.hidden_dim
+    return (hidden_size,) if depth > len(network.blocks) else (network.backbone.seq_length, hidden_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CachedFeatures(Dataset[Images]):
+    """Features of every augmented view of every image; epoch e takes view e, and starts over after the last view."""
+
+    views: Tensor  # (V, N, D), or (V, N, T, D) below trainable blocks
+
+    def __getitem__(self, request: Request) -> Tensor:
+        epoch, indices = request
+        return self.views[(epoch - 1) % len(self.views), torch.from_numpy(indices)]
+
+
+@torch.no_grad()
+def compute_features(
+    network: Classifier, loader: Loader, num_images: int, *, depth: int, num_views: int, precision: str
+) -> CachedFeatures:
+    """Run the frozen layers on every view of every image; the work is shared by all processes."""
+    network.eval()
+    views = torch.zeros(num_views, num_images, *feature_shape(network, depth))
+    own = np.arange(num_images)[rank() :: num_processes()]
+    chunks = [own[start : start + IMAGES_PER_BATCH] for start in range(0, len(own), IMAGES_PER_BATCH)]
+    requests = [(view + 1, chunk) for view in range(num_views) for chunk in chunks]
+    bar = tqdm(requests, desc="frozen features", disable=None)
+    for (epoch, chunk), images in zip(bar, loader(requests), strict=True):
+        with autocast(loader.device, precision):
+            features = network.forward_features(network.preprocess(images), depth)
+        views[epoch - 1, torch.from_numpy(chunk)] = features.float().cpu()
+    return CachedFeatures(sum_over_processes(views.to(loader.device)).cpu() if num_processes() > 1 else views)

@@ -15,7 +15,7 @@ from vitcifar.config import TrainConfig, deciding_settings, upgrade_settings
 from vitcifar.data.dataset import ImageDataset, fingerprint
 from vitcifar.errors import ConfigError, TrainingError
 from vitcifar.model.network import Classifier
-from vitcifar.model.weights import UNREADABLE
+from vitcifar.model.vit import UNREADABLE
 from vitcifar.training.distributed import rank
 
 LAST = "last.pt"  # the state after the last complete epoch
@@ -99,8 +99,18 @@ class Checkpoints:
 
 
 def resumed_config(options: Mapping[str, Any]) -> TrainConfig:
-    """The config of the run to resume. Raises ConfigError when a given option differs from it."""
-    folder = find_run(Path(options.get("output_dir", "runs")), options["resume"])
+    """The config of the run to resume, for `last` the one with the newest checkpoint.
+
+    Raises TrainingError when there is no such run, ConfigError when a given option differs from its config.
+    """
+    output_dir, resume = Path(options.get("output_dir", "runs")), options["resume"]
+    checkpoints = sorted(output_dir.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in checkpoints]
+    if not names:
+        raise TrainingError(f"There is no checkpoint under {output_dir}: start a run without --resume.")
+    if resume != "last" and resume not in names:
+        raise TrainingError(f"There is no checkpoint of run {resume!r}; there are: {', '.join(names[-5:])}.")
+    folder = output_dir / (names[-1] if resume == "last" else resume)
     recorded = upgrade_settings(json.loads((folder / "config.json").read_text()))
     for name, value in options.items():
         if name not in ("resume", "output_dir") and value != recorded[name]:
@@ -109,16 +119,3 @@ def resumed_config(options: Mapping[str, Any]) -> TrainConfig:
                 f"omit {name} to resume the run, or omit resume to start another."
             )
     return TrainConfig(**{**recorded, "resume": folder.name, "output_dir": str(folder.parent)})
-
-
-def find_run(output_dir: Path, resume: str) -> Path:
-    """The folder of the run to resume: that with the newest checkpoint for `last`. Raises TrainingError."""
-    checkpoints = sorted(output_dir.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
-    names = [path.parent.name for path in checkpoints]
-    if not names:
-        raise TrainingError(f"There is no checkpoint under {output_dir}: start a run without --resume.")
-    if resume == "last":
-        return checkpoints[-1].parent
-    if resume not in names:
-        raise TrainingError(f"There is no checkpoint of run {resume!r}; there are: {', '.join(names[-5:])}.")
-    return output_dir / resume

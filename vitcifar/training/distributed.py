@@ -38,11 +38,8 @@ def choose_precision(config: TrainConfig, device: torch.device, hidden_size: int
         return config.precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if hidden_size >= MIN_BF16_HIDDEN_SIZE and cpu_supports_bf16() else "fp32"
-
-
-def cpu_supports_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if hidden_size >= MIN_BF16_HIDDEN_SIZE and has_bf16 else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -116,10 +113,9 @@ def num_processes() -> int:
 
 def broadcast(value: str) -> str:
     """Broadcast a string from rank 0."""
-    if num_processes() == 1:
-        return value
     values = [value]
-    distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    if num_processes() > 1:
+        distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]
 
 

@@ -19,17 +19,12 @@ from tqdm import tqdm
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
-from vitcifar.model.lora import merge_lora
-from vitcifar.model.network import Classifier, Images
+from vitcifar.model.network import Classifier, Images, merge_lora
 from vitcifar.training.augmentation import sample_mix
 from vitcifar.training.batches import Batch, plan_epoch
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import autocast, barrier, num_processes, rank, sum_gradients, sum_over_processes
-from vitcifar.training.feature_cache import Inputs
-from vitcifar.training.optimizer import learning_rate, set_learning_rate
-from vitcifar.training.stages import ActiveStage, Log, Setup, TrainState, begin_stage, plan_stages, prepare
-
-__all__ = ["Log", "TrainResult", "fit", "notify_on_stderr"]
+from vitcifar.training.stages import ActiveStage, Log, Setup, TrainState, begin_stage, learning_rate, prepare
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +60,8 @@ def fit(
     processes share every batch, and rank 0 logs and writes. Raises TrainingError at the first loss that is not finite,
     and for a checkpoint of other settings, weights or images.
     """
-    setup, saved = prepare(network, train, validation, config, log, notify, folder, resume)
-    state, stages = TrainState(**saved.get("state", {})), plan_stages(config)
+    setup, stages, saved = prepare(network, train, validation, config, log, notify, folder, resume)
+    state = TrainState(**saved.get("state", {}))
     num_steps = setup.num_batches * sum(stage.num_epochs for stage in stages)
     disable = None if rank() == 0 else True  # None: no bar where stderr is not a terminal
     with tqdm(total=num_steps, initial=state.step, desc="training", unit="step", disable=disable) as bar:
@@ -77,10 +72,10 @@ def fit(
                 while not state.finished(stage, config.patience):
                     metrics = train_epoch(setup, active, state, bar)
                     end_epoch(setup, active, state, metrics, bar)
-            state.next_stage()
+            state.stage, state.stage_epoch, state.stage_step = state.stage + 1, 0, 0
     barrier()  # rank 0 has written the best weights
     network.load_state_dict(setup.checkpoints.load(folder / BEST)["weights"], strict=False)
-    merge_lora(network)
+    merge_lora(network.blocks)
     network.eval()
     return TrainResult(
         best_epoch=state.best_epoch,
@@ -94,14 +89,7 @@ def fit(
 def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: "tqdm[None]") -> dict[str, float]:
     """Train on every image once, one step for each batch; returns the epoch's training metrics."""
     config, epoch = setup.config, state.epoch + 1
-    batches = plan_epoch(
-        len(setup.train),
-        batch_size=config.batch_size,
-        num_micro_batches=config.accumulation_steps,
-        key=(config.seed, epoch),
-        rank=rank(),
-        num_processes=num_processes(),
-    )
+    batches = plan_epoch(len(setup.train), config, epoch, rank=rank(), num_processes=num_processes())
     mixes = bool(config.mixup or config.cutmix)  # then a request is the images followed by their partners
     requests = [
         (epoch, np.concatenate(micro_batch) if mixes else micro_batch[0])
@@ -119,7 +107,8 @@ def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: "tqdm[
             peak=config.learning_rate,
             schedule=config.schedule,
         )
-        set_learning_rate(stage.optimizer, rate)
+        for group in stage.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
         batch_loss, batch_correct = train_step(setup, stage, state, batch, loaded)
         loss_sum += batch_loss
         num_correct += batch_correct
@@ -178,13 +167,13 @@ def end_epoch(
     """Validate, keep the best weights, log, and write a checkpoint."""
     state.epoch += 1
     state.stage_epoch += 1
-    validation = validate(setup, stage.inputs)
+    validation = validate(setup, stage)
     require_finite("validation/loss", validation["validation/loss"], state.step)
     metrics = {**metrics, **validation}
     keep_best(setup, state, metrics)
     if stage.ema:
         with stage.ema.swapped_into(stage.weights):
-            validation = validate(setup, stage.inputs)
+            validation = validate(setup, stage)
             keep_best(setup, state, {**metrics, **validation})
         metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
     loss, accuracy = metrics["validation/loss"], metrics["validation/accuracy"]
@@ -194,7 +183,7 @@ def end_epoch(
     setup.log(state.step, metrics)
     setup.checkpoints.save(
         LAST,
-        state=state.state_dict(),
+        state=dataclasses.asdict(state),
         optimizer=stage.optimizer.state_dict(),
         scaler=stage.scaler.state_dict(),
         ema=stage.ema.state_dict() if stage.ema else {},
@@ -202,9 +191,9 @@ def end_epoch(
 
 
 @torch.no_grad()
-def validate(setup: Setup, inputs: Inputs) -> dict[str, float]:
+def validate(setup: Setup, stage: ActiveStage) -> dict[str, float]:
     """Validation loss and accuracy, means over images; the processes share the work."""
-    labels, batch_size = setup.validation.labels, setup.config.batch_size
+    labels, batch_size, inputs = setup.validation.labels, setup.config.batch_size, stage.inputs
     own = np.arange(len(labels))[rank() :: num_processes()]
     requests = [(1, own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
     sums = torch.zeros(2, dtype=torch.float64, device=setup.device)  # losses, correct predictions
@@ -219,8 +208,10 @@ def validate(setup: Setup, inputs: Inputs) -> dict[str, float]:
 
 
 def keep_best(setup: Setup, state: TrainState, metrics: Mapping[str, float]) -> None:
-    """Save the weights if no earlier epoch was as good on validation."""
-    if state.is_better(metrics):
+    """Save the weights if validation accuracy is higher than in every earlier epoch or, at equal accuracy, the loss is
+    lower."""
+    accuracy, loss, best = "validation/accuracy", "validation/loss", state.best_metrics
+    if not best or (metrics[accuracy], -metrics[loss]) > (best[accuracy], -best[loss]):
         state.best_epoch, state.best_metrics = state.epoch, dict(metrics)
         setup.checkpoints.save(BEST, epoch=state.epoch)
 

@@ -1,24 +1,25 @@
-"""What a run and each of its stages set up before the first step.
+"""What a run and each of its stages set up: optimizer, learning-rate schedule, EMA of the weights, and inputs.
 
 There is one stage, or two: first the head alone, then the rest (Kumar et al. 2022)."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.model.lora import add_lora, train_lora
-from vitcifar.model.network import Classifier, frozen_depth, set_trainable
+from vitcifar.model.network import Classifier, Images, add_lora, frozen_depth, set_trainable, train_lora
+from vitcifar.training.batches import AugmentedImages, Loader, compute_features, plan_cache
 from vitcifar.training.checkpoint import LAST, Checkpoints, identity_of
 from vitcifar.training.distributed import choose_device, choose_precision, rank
-from vitcifar.training.feature_cache import Inputs, prepare_inputs
-from vitcifar.training.optimizer import EMA, build_optimizer
 
 Log = Callable[[int, Mapping[str, float]], object]
 
@@ -43,31 +44,14 @@ class TrainState:
     best_epoch: int = 0
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def is_better(self, metrics: Mapping[str, float]) -> bool:
-        """Whether validation accuracy is higher than in the best epoch or, at equal accuracy, the loss is lower."""
-        best = self.best_metrics
-        best_accuracy, best_loss = best.get("validation/accuracy", -1.0), best.get("validation/loss", math.inf)
-        return (metrics["validation/accuracy"], -metrics["validation/loss"]) > (best_accuracy, -best_loss)
-
     def finished(self, stage: Stage, patience: int) -> bool:
         """Whether all epochs of the stage are complete, or early stopping applies: none of the last `patience` was
         the best."""
         num_epochs_since_best = min(self.stage_epoch, self.epoch - self.best_epoch)
         return self.stage_epoch >= stage.num_epochs or bool(patience and num_epochs_since_best >= patience)
 
-    def next_stage(self) -> None:
-        self.stage, self.stage_epoch, self.stage_step = self.stage + 1, 0, 0
 
-    def state_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def plan_stages(config: TrainConfig) -> list[Stage]:
-    main = Stage(config.train_layers, config.epochs)
-    return [Stage("head", config.head_epochs), main] if config.head_epochs else [main]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """What all stages share."""
 
@@ -97,13 +81,15 @@ def prepare(
     notify: Callable[[str], object],
     folder: Path,
     resume: Path | None,
-) -> tuple[Setup, dict[str, Any]]:
+) -> tuple[Setup, list[Stage], dict[str, Any]]:
     """Move the network to its device, add LoRA, and load the checkpoint to continue from ({} if there is none)."""
     device = choose_device(config.device)
     network.to(device)
     if config.lora_rank:
         add_lora(network.blocks[frozen_depth(network, config.train_layers) or 0 :], config.lora_rank, config.seed)
-    weights = enter_stage(network, plan_stages(config)[-1], config.lora_rank)  # the last stage trains all that trains
+    stages = [Stage("head", config.head_epochs)] if config.head_epochs else []
+    stages.append(Stage(config.train_layers, config.epochs))
+    weights = enter_stage(network, stages[-1], config.lora_rank)  # the last stage trains all that trains
     checkpoints = Checkpoints(folder=folder, identity=identity_of(network, weights, train, config), weights=weights)
     saved: dict[str, Any] = {}
     if resume is not None:
@@ -111,19 +97,12 @@ def prepare(
         network.load_state_dict(saved["weights"], strict=False)
     else:
         checkpoints.save(LAST, state={}, weights={})  # so that a run killed in its first epoch can be resumed
-    setup = Setup(
-        network=network,
-        train=train,
-        validation=validation,
-        config=config,
-        device=device,
-        precision=choose_precision(config, device, network.backbone.hidden_dim),
-        labels=torch.from_numpy(train.labels).to(device),
-        checkpoints=checkpoints,
-        log=log if rank() == 0 else lambda step, metrics: None,
-        notify=notify if rank() == 0 else lambda message: None,
-    )
-    return setup, saved
+    precision = choose_precision(config, device, network.backbone.hidden_dim)
+    labels = torch.from_numpy(train.labels).to(device)
+    if rank() > 0:
+        log, notify = lambda step, metrics: None, lambda message: None
+    setup = Setup(network, train, validation, config, device, precision, labels, checkpoints, log, notify)
+    return setup, stages, saved
 
 
 def enter_stage(network: Classifier, stage: Stage, lora_rank: int) -> dict[str, Tensor]:
@@ -134,6 +113,51 @@ def enter_stage(network: Classifier, stage: Stage, lora_rank: int) -> dict[str, 
         if stage.train_layers != "head":
             train_lora(network.blocks[frozen_depth(network, stage.train_layers) or 0 :])
     return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+
+
+class EMA:
+    """Exponential moving average of weights; the decay is warmed up, so that short runs benefit too."""
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Average in the weights after an optimizer step."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        latest = [weights[name].detach() for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), latest, 1 - decay)
+
+    @contextmanager
+    def swapped_into(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside the block, `weights` hold the averages."""
+        with torch.no_grad():
+            backup = {name: weights[name].clone() for name in self.weights}
+            for name, weight in self.weights.items():
+                weights[name].copy_(weight)
+            yield
+            for name, weight in backup.items():
+                weights[name].copy_(weight)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"num_updates": self.num_updates, "weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.num_updates = state["num_updates"]
+        for name, weight in state["weights"].items():
+            self.weights[name].copy_(weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Loaders of training and validation batches, and the two steps from a batch to logits (B, K)."""
+
+    train: Loader
+    validation: Loader
+    preprocess: Callable[[Images], Tensor]  # -> pixels (B, 3, S, S), or the features as loaded
+    classify: Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,8 +184,68 @@ def begin_stage(setup: Setup, stage: Stage, state: TrainState, saved: Mapping[st
         scaler.load_state_dict(saved["scaler"])
         if ema:
             ema.load_state_dict(saved["ema"])
-    inputs = prepare_inputs(
-        setup.network, setup.train, setup.validation, config, stage.train_layers, setup.precision, setup.notify
-    )
+    inputs = prepare_inputs(setup, stage.train_layers)
     num_steps = stage.num_epochs * setup.num_batches
     return ActiveStage(num_steps=num_steps, weights=weights, optimizer=optimizer, scaler=scaler, ema=ema, inputs=inputs)
+
+
+def prepare_inputs(setup: Setup, train_layers: str) -> Inputs:
+    """Decide whether frozen features are cached, report the decision, and compute them."""
+    network, config, device = setup.network, setup.config, setup.device
+    train = Loader(AugmentedImages(setup.train, config.augmentation, config.seed), config.num_workers, device)
+    validation = Loader(AugmentedImages(setup.validation, "none", config.seed), 0, device)
+    preprocess: Callable[[Images], Tensor] = network.preprocess
+    classify: Callable[[Tensor], Tensor] = network.from_pixels
+    depth = frozen_depth(network, train_layers)
+    sizes = len(setup.train), len(setup.validation)
+    num_views, message = plan_cache(network, config, depth, sizes)
+    if message:
+        setup.notify(message)
+    if depth is not None and num_views:
+        compute = partial(compute_features, network, depth=depth, precision=setup.precision)
+        train = Loader(compute(train, sizes[0], num_views=num_views), 0, device)
+        validation = Loader(compute(validation, sizes[1], num_views=1), 0, device)
+        preprocess, classify = nn.Identity(), partial(network.forward_head, depth=depth)
+    if config.compile == "on":
+        classify = torch.compile(classify)
+    return Inputs(train, validation, preprocess, classify)
+
+
+def build_optimizer(weights: Mapping[str, Tensor], config: TrainConfig, num_blocks: int) -> torch.optim.Optimizer:
+    """The optimizer over these weights, in parameter groups that carry the `scale` of their learning rate.
+
+    Weight decay applies to matrices only: not to norms, biases, class token and position embedding. Layer-wise
+    learning-rate decay: Bao et al. 2022, "BEiT".
+    """
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, weight in weights.items():
+        scale = config.layer_decay ** (num_blocks + 1 - layer_of(name, num_blocks))
+        groups.setdefault((scale, weight.ndim in (2, 4)), []).append(weight)
+    settings: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": config.weight_decay if is_matrix else 0.0, "scale": scale}
+        for (scale, is_matrix), members in sorted(groups.items(), key=lambda group: group[0])
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return adam(settings, lr=config.learning_rate, fused=True)
+
+
+def layer_of(name: str, num_blocks: int) -> int:
+    """0 for patch and position embedding, 1 ... for the blocks, num_blocks + 1 for the final norm and the head."""
+    if block := re.search(r"\.encoder_layer_(\d+)\.", name):
+        return 1 + int(block[1])
+    return num_blocks + 1 if name.startswith(("head.", "backbone.encoder.ln.")) else 0
+
+
+def learning_rate(step: int, *, num_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:
+    """The learning rate of step 0, 1, ...: linear warm-up to `peak`, then decay towards 0 at `num_steps`.
+
+    Cosine: Loshchilov & Hutter 2017.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)  # 0 ... 1
+    return peak * (1 - progress) if schedule == "linear" else peak * (1 + math.cos(math.pi * progress)) / 2
