@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vitcifar.inference.session import this_machine
-from vitcifar.registry.benchmark import benchmark, recorded_tables
+from vitcifar.registry.benchmark import benchmark, read_tables
 from vitcifar.registry.card import model_card
 from vitcifar.release.latency import LatencyTable, Row, latency_table, time_in_turns
 
@@ -43,10 +43,10 @@ def test_every_format_of_a_release_is_measured(registry: Any, published: Any) ->
 def test_the_latency_table_of_this_machine_is_recorded_on_the_version(registry: Any, published: Any) -> None:
     benchmark(registry, 2, threads=(1,), num_runs=3)
     second = benchmark(registry, 2, threads=(2,), num_runs=3)
-    assert recorded_tables(registry, 2) == {this_machine().fingerprint: second.table}
+    assert read_tables(registry.show(2)) == {this_machine().fingerprint: second}
     card = model_card(registry.show(2), registry.pull(2))
     assert "## Latency, one image at a time" in card
-    assert f"| onnx-fp32 | 2 | {second.table.rows[-1].file_bytes / 1e6:.1f} |" in card
+    assert f"| onnx-fp32 | 2 | {second.rows[-1].file_bytes / 1e6:.1f} |" in card
 
 
 def test_a_table_survives_json_and_machines_have_fingerprints() -> None:

@@ -60,9 +60,9 @@ def diff(registry: "Registry", before: str, after: str) -> None:
     \b
     vitcifar diff 1 champion
     """
-    from vitcifar.registry.diff import diff
+    from vitcifar.registry.diff import compare_releases
 
-    format.print_differences(diff(registry, before, after))
+    format.print_differences(compare_releases(registry.pull(before), registry.pull(after)))
 
 
 @options.command()
@@ -208,8 +208,8 @@ def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs
     assert release.version is not None
     splits = recorded_splits(release)
     if splits is None:
-        note = "Note: Its test images are missing or have changed. The accuracies are those recorded with the version."
+        note = "Note: the test images are missing or have changed; the accuracies are those recorded with the version."
         click.echo(note, err=True)
     dataset = splits.test if splits else None
-    result = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
-    format.print_latency(result.table)
+    table = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
+    format.print_latency(table)

@@ -17,30 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import mlflow
 
 from vitcifar import pipeline, tracking
 from vitcifar.config import TrainConfig, deciding_settings, groups
-from vitcifar.data.splits import Splits, read_splits
+from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.experiments.search_space import Dimension
-from vitcifar.experiments.seeds import require_single_process
-from vitcifar.experiments.sweep_report import (
-    SweepResult,
-    create_parent,
-    has_parent,
-    log_result,
-    log_summary,
-    parent_run,
-    running_trials,
-)
-from vitcifar.model.network import check_network
+from vitcifar.experiments.seeds import prepare
+from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
-
-    from vitcifar.training.stages import Log
 
 # Processes that share a sweep must agree on these; the others change no trial.
 SHARED_SETTINGS = tuple(
@@ -79,36 +68,28 @@ def sweep(plan: SweepPlan) -> SweepResult:
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("A sweep needs Optuna, which is not installed: type pip install -e '.[sweep]'.")
-    require_single_process("each trial of a sweep is a run of its own", plan.config.num_processes)
-    plan = dataclasses.replace(plan, config=pipeline.resolve_names(plan.config))
-    splits = read_splits(plan.config)
+    config, splits = prepare(plan.config, "each trial of a sweep is a run of its own")
+    plan = dataclasses.replace(plan, config=config)
     splits = dataclasses.replace(splits, test=splits.test.subset([]))  # a sweep must not read the test split
-    check_network(plan.config, splits.class_names)
-    lock = storage_lock(plan.storage.absolute())
-    with lock:
-        study = open_study(plan, splits)
-        if not has_parent(study):
-            create_parent(study, plan)
-    with parent_run(study, plan, lock) as parent:
-        run_trials(study, plan, splits, parent)
-        with lock:
-            result = log_result(parent, study, plan)
-        if result.best is None:
-            raise TrainingError(f"No trial of the sweep {plan.name!r} completed: {result.failure}")
-    return result
-
-
-def storage_lock(path: Path) -> filelock.BaseFileLock:
-    """The lock under which a sweep is opened and left; raises TrackingError where no file can be created."""
-    lock = filelock.FileLock(f"{path}.lock")
+    path = plan.storage.absolute()
+    lock = filelock.FileLock(f"{path}.lock")  # held while the sweep is opened and left
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with lock:
-            return lock
+        held = lock.acquire()
     except OSError as error:
         raise TrackingError(
             f"The storage {path} cannot be created ({error.strerror or error}): name one with --storage."
         ) from error
+    with held:
+        study = open_study(plan, splits)
+        open_parent(study, plan)
+    with parent_run(study, plan, lock) as parent:
+        run_trials(study, plan, splits, parent)
+        with lock:
+            result = log_result(parent, study, plan, files=True)
+        if result.best is None:
+            raise TrainingError(f"No trial of the sweep {plan.name!r} completed: {result.failure}")
+    return result
 
 
 def open_study(plan: SweepPlan, splits: Splits) -> "Study":
@@ -119,6 +100,12 @@ def open_study(plan: SweepPlan, splits: Splits) -> "Study":
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are "experimental" since 2021
     path = plan.storage.absolute()
+    warmup = 1 + max(1, plan.config.epochs // 4)  # the epochs of a rising learning rate say little
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    if plan.pruner == "hyperband":  # successive halving
+        pruner = optuna.pruners.HyperbandPruner(min_resource=warmup, max_resource=max(plan.config.epochs, warmup))
+    elif plan.pruner == "median":  # of earlier trials at the same epoch
+        pruner = optuna.pruners.MedianPruner(4, warmup)
     try:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{path}",
@@ -128,11 +115,7 @@ def open_study(plan: SweepPlan, splits: Splits) -> "Study":
             heartbeat_stale_trial_callback=partial(end_lost_trial, output_dir=Path(plan.config.output_dir)),
         )
         study = optuna.create_study(
-            storage=storage,
-            study_name=plan.name,
-            direction="maximize",
-            pruner=make_pruner(plan),
-            load_if_exists=True,
+            storage=storage, study_name=plan.name, direction="maximize", pruner=pruner, load_if_exists=True
         )
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
@@ -149,27 +132,18 @@ def open_study(plan: SweepPlan, splits: Splits) -> "Study":
     return study
 
 
-def make_pruner(plan: SweepPlan) -> "BasePruner":
-    """The pruner: below the median of earlier trials at the same epoch, or successive halving."""
-    from optuna import pruners
-
-    warmup = 1 + max(1, plan.config.epochs // 4)  # the epochs of a rising learning rate say little
-    if plan.pruner == "hyperband":
-        return pruners.HyperbandPruner(min_resource=warmup, max_resource=max(plan.config.epochs, warmup))
-    return pruners.MedianPruner(4, warmup) if plan.pruner == "median" else pruners.NopPruner()
-
-
 def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking.Run) -> None:
     """Start trials until those that are finished or running are enough."""
 
     def log(study: "Study", trial: "FrozenTrial") -> None:
-        if best := log_summary(parent, study, plan).best:
+        if best := log_result(parent, study, plan).best:
             parent.log(trial.number + 1, {"sweep/best_validation_accuracy": best.accuracy})
 
+    started = ("COMPLETE", "PRUNED", "RUNNING")
     while True:
-        if num_started(study) >= plan.num_trials:
+        if len(trials_in(study, *started)) >= plan.num_trials:
             wait_for_heartbeats(study, plan)
-        if num_started(study) >= plan.num_trials:
+        if len(trials_in(study, *started)) >= plan.num_trials:
             return
         try:
             study.optimize(partial(run_trial, plan=plan, splits=splits), n_trials=1, callbacks=[log])
@@ -179,22 +153,17 @@ def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking
             warnings.warn(f"A trial of this process had {LOST}; its settings are tried again.", stacklevel=2)
 
 
-def num_started(study: "Study") -> int:
-    """Number of trials that are finished or running."""
-    return sum(trial.state.name in ("COMPLETE", "PRUNED", "RUNNING") for trial in study.get_trials(deepcopy=False))
-
-
 def wait_for_heartbeats(study: "Study", plan: SweepPlan) -> None:
     """Wait until the trials of other processes end, at most for the grace period; trials without a process fail."""
     from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
-    numbers = {trial.number for trial in running_trials(study)}
+    numbers = {trial.number for trial in trials_in(study, "RUNNING")}
     deadline = time.monotonic() + GRACE_SECONDS + 2  # the storage counts whole seconds
-    while running_trials(study) and time.monotonic() < deadline:
+    while trials_in(study, "RUNNING") and time.monotonic() < deadline:
         time.sleep(0.5)
         fail_stale_trials(study)
-    for trial in running_trials(study):
+    for trial in trials_in(study, "RUNNING"):
         if trial.number in numbers and "process" not in trial.user_attrs:  # killed before the first heartbeat
             study.tell(trial.number, state=TrialState.FAIL)
             end_lost_trial(study, trial, Path(plan.config.output_dir))
@@ -230,40 +199,33 @@ def run_trial(trial: "Trial", plan: SweepPlan, splits: Splits) -> float:
 def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[str, float]:
     """The metrics of the best epoch; raises TrialPruned, which is no failure of the trial's run."""
     from optuna import TrialPruned
+    from optuna.exceptions import UpdateFinishedTrialError
 
     network = pipeline.make_network(config, splits.class_names)
+    epochs = itertools.count(1)
     tags = {"trial": str(trial.number)}
     with pipeline.start_run(config, run_name=f"trial-{trial.number}", nested=True, tags=tags) as run:
         trial.set_user_attr("run_id", run.run_id)
+
+        def log(step: int, metrics: Mapping[str, float]) -> None:
+            run.log(step, metrics)
+            if "validation/accuracy" in metrics:
+                epoch = next(epochs)
+                try:
+                    trial.report(metrics["validation/accuracy"], epoch)
+                except UpdateFinishedTrialError:
+                    raise TrialPruned(LOST) from None
+                if trial.should_prune():
+                    raise TrialPruned(f"after epoch {epoch}")
+
         try:
-            return pipeline.fit_and_log(run, network, splits, config, log=reporting_log(trial, run)).best_metrics
+            return pipeline.fit_and_log(run, network, splits, config, log=log).best_metrics
         except TrialPruned as error:
             run.set_tags({"pruned": str(error)})
             pruned = error
         finally:
             remove_checkpoints(run.folder)
     raise pruned
-
-
-def reporting_log(trial: "Trial", run: tracking.Run) -> "Log":
-    """The run's log, which also reports the validation accuracy of each epoch to Optuna and raises TrialPruned."""
-    from optuna import TrialPruned
-    from optuna.exceptions import UpdateFinishedTrialError
-
-    epochs = itertools.count(1)
-
-    def log(step: int, metrics: Mapping[str, float]) -> None:
-        run.log(step, metrics)
-        if "validation/accuracy" in metrics:
-            epoch = next(epochs)
-            try:
-                trial.report(metrics["validation/accuracy"], epoch)
-            except UpdateFinishedTrialError:
-                raise TrialPruned(LOST) from None
-            if trial.should_prune():
-                raise TrialPruned(f"after epoch {epoch}")
-
-    return log
 
 
 def retry_once(study: "Study", trial: "FrozenTrial | Trial") -> None:
@@ -274,8 +236,6 @@ def retry_once(study: "Study", trial: "FrozenTrial | Trial") -> None:
 
 def end_lost_trial(study: "Study", trial: "FrozenTrial", output_dir: Path) -> None:
     """Queue the settings of a trial whose process was killed again, and end its run as KILLED."""
-    import mlflow
-
     retry_once(study, trial)
     client = mlflow.MlflowClient()
     parent_id = study.user_attrs["parent"]

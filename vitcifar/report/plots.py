@@ -10,9 +10,8 @@ from matplotlib.ticker import PercentFormatter
 from vitcifar.evaluation.calibration import Threshold, best_aurc, risk_coverage, wilson_interval
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
-from vitcifar.evaluation.metrics import Evaluation
+from vitcifar.evaluation.metrics import Evaluation, Slice
 from vitcifar.evaluation.ood import OODScore
-from vitcifar.evaluation.slices import Slice
 from vitcifar.report import style
 
 MAX_CLASSES = 40  # whose counts or scores one plot shows
@@ -221,8 +220,8 @@ def comparison_chart(comparison: Comparison) -> Figure:
     axes.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), xlabel="Accuracy of challenger minus champion (percentage points)")
     axes.set_yticks([0], [f"{comparison.confidence:.0%} interval"])
     note = (
-        f"only challenger correct: {comparison.only_challenger_right}; only champion correct: "
-        f"{comparison.only_champion_right}; McNemar p = {comparison.p_value:.2g}"
+        f"only challenger correct: {len(comparison.gained)}; only champion correct: "
+        f"{len(comparison.lost)}; McNemar p = {comparison.p_value:.2g}"
     )
     style.dress(axes, comparison.outcome.capitalize(), note=note, grid="x")
     return figure

@@ -1,14 +1,19 @@
-"""Sections of a report with numbers, plots and tables: one function per part of the evaluation and the analysis."""
+"""Sections of a report: one function per part of the evaluation and the analysis; and their images as one sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from vitcifar.evaluation.analysis import Analysis, Duplicate
+import numpy as np
+from PIL import Image
+
+from vitcifar.data.contact_sheet import Tile, Tone, tile_sheet
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.evaluation.analysis import Analysis, Duplicate, NearestImages
 from vitcifar.evaluation.calibration import Threshold, best_aurc
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
 from vitcifar.evaluation.metrics import Evaluation, Slice
 from vitcifar.evaluation.ood import OODScore
-from vitcifar.report import analysis_plots, plots
+from vitcifar.report import plots
 from vitcifar.report.html import Number, Section, Table
 
 MAX_PAIRS = 12  # of confused classes
@@ -36,26 +41,24 @@ def summary(evaluation: Evaluation, analysis: Analysis) -> Section:
     )
 
 
-def analysis_numbers(analysis: Analysis) -> list[Number]:
+def analysis_numbers(analysis: Analysis) -> Iterator[Number]:
     """One number of each part of the analysis that exists, for the summary."""
-    numbers = []
     if threshold := analysis.threshold:
         note = f"threshold {threshold.confidence:.2f}, coverage {threshold.coverage:.0%}"
-        numbers.append(Number(name="Precision at threshold", value=f"{threshold.precision:.1%}", note=note))
+        yield Number(name="Precision at threshold", value=f"{threshold.precision:.1%}", note=note)
     if analysis.slices:
         weakest = min(analysis.slices, key=lambda row: row.accuracy)
         note = f"{weakest.property}: {weakest.name}, {weakest.count:,} images"
-        numbers.append(Number(name="Weakest slice", value=f"{weakest.accuracy:.1%}", note=note))
+        yield Number(name="Weakest slice", value=f"{weakest.accuracy:.1%}", note=note)
     if robustness := analysis.robustness:
         note = f"mean over {len(robustness.names)} corruptions; clean {robustness.clean_accuracy:.1%}"
-        numbers.append(Number(name="Corruption accuracy", value=f"{robustness.mean_accuracy:.1%}", note=note))
+        yield Number(name="Corruption accuracy", value=f"{robustness.mean_accuracy:.1%}", note=note)
     if analysis.ood:
         best = analysis.ood[0]
-        numbers.append(Number(name="OOD AUROC", value=f"{best.auroc:.3f}", note=f"by {best.name.replace('_', ' ')}"))
+        yield Number(name="OOD AUROC", value=f"{best.auroc:.3f}", note=f"by {best.name.replace('_', ' ')}")
     if analysis.duplicates is not None:
         note = f"between splits; {sum(pair.same_pixels for pair in analysis.duplicates)} with identical pixels"
-        numbers.append(Number(name="Near-duplicates", value=f"{len(analysis.duplicates):,}", note=note))
-    return numbers
+        yield Number(name="Near-duplicates", value=f"{len(analysis.duplicates):,}", note=note)
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -76,7 +79,8 @@ def comparison_section(comparison: Comparison) -> Section:
         verdict=sentence[0].upper() + sentence[1:] + ".",
         tone="good" if comparison.outcome == "better" else "bad" if comparison.outcome == "worse" else "plain",
         numbers=numbers,
-        figures=[analysis_plots.comparison_chart(comparison)],
+        figures=[plots.comparison_chart(comparison)],
+        logged_as="compare/difference",
     )
 
 
@@ -121,6 +125,7 @@ def confidence_section(evaluation: Evaluation, threshold: Threshold | None) -> S
         "predictions whose confidence is at or above a threshold.",
         numbers=numbers,
         figures=[plots.reliability(evaluation), plots.risk_coverage_curve(evaluation, threshold)],
+        logged_as="analysis/threshold" if threshold is not None else "",
     )
 
 
@@ -135,7 +140,8 @@ def slice_section(slices: Sequence[Slice], evaluation: Evaluation) -> Section:
         title="Slices",
         text="Thirds of the images by a property. P-values: Fisher's exact test against the other images, "
         "Holm-corrected.",
-        figures=[analysis_plots.slice_chart(slices, evaluation.accuracy)],
+        figures=[plots.slice_chart(slices, evaluation.accuracy)],
+        logged_as="analysis/slices",
         tables=[Table(header=header, rows=rows, numeric=[2, 3, 4, 5, 6])],
     )
 
@@ -151,7 +157,8 @@ def robustness_section(robustness: Robustness) -> Section:
             Number(name="Clean accuracy", value=f"{robustness.clean_accuracy:.1%}"),
             Number(name="Corruption accuracy", value=f"{robustness.mean_accuracy:.1%}", note=f"mean; {interval}"),
         ],
-        figures=[analysis_plots.robustness_heatmap(robustness)],
+        figures=[plots.robustness_heatmap(robustness)],
+        logged_as="analysis/robustness",
     )
 
 
@@ -171,7 +178,8 @@ def ood_section(ood: Sequence[OODScore], source: str) -> Section:
     return Section(
         title="Out-of-distribution detection",
         text=f"How well each score separates the test images from {source}. AUROC: 0.5 is chance, 1 is perfect.",
-        figures=[analysis_plots.ood_chart(ood)],
+        figures=[plots.ood_chart(ood)],
+        logged_as="analysis/ood",
         tables=[Table(header=header, rows=rows, numeric=[1, 2, 3, 4])],
     )
 
@@ -180,9 +188,8 @@ def duplicate_section(duplicates: Sequence[Duplicate]) -> Section:
     """Images of one split with a near-duplicate in another, by their ids."""
     if not duplicates:
         return Section(title="Near-duplicates", text="No image has a near-duplicate in another split.")
-    text = (
-        f"{len(duplicates):,} pairs between splits, {sum(d.same_pixels for d in duplicates):,} with identical pixels."
-    )
+    num_identical = sum(pair.same_pixels for pair in duplicates)
+    text = f"{len(duplicates):,} pairs between splits, {num_identical:,} with identical pixels."
     if len(duplicates) > MAX_DUPLICATES:
         text += f" The first {MAX_DUPLICATES} are shown."
     yes = {True: "yes", False: "no"}
@@ -192,3 +199,95 @@ def duplicate_section(duplicates: Sequence[Duplicate]) -> Section:
     ]
     header = ["Split", "Image", "Other split", "Other image", "Cosine", "Identical pixels", "Same class"]
     return Section(title="Near-duplicates", text=text, tables=[Table(header=header, rows=rows, numeric=[4])])
+
+
+def sheet(section: Section) -> Image.Image:
+    """The tiles of a section as one image, for MLflow and TensorBoard."""
+    return tile_sheet(section.tiles, columns=section.columns or 6, title=section.title, note=section.text)
+
+
+def errors_section(dataset: ImageDataset, probabilities: np.ndarray) -> Section:
+    """The most confident errors; probabilities (N, K)."""
+    errors = np.flatnonzero(probabilities.argmax(axis=1) != dataset.labels)
+    shown = most_confident(errors, probabilities)
+    text = f"{len(shown)} of {len(errors)} errors, the most confident first. Check them for wrong labels, too."
+    return Section(
+        title="Most confident errors",
+        text=text if len(errors) else "No image is misclassified.",
+        tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
+    )
+
+
+def regressions_section(dataset: ImageDataset, probabilities: np.ndarray, comparison: Comparison) -> Section:
+    """Images that only the champion classifies correctly; probabilities (N, K) are the challenger's."""
+    shown = most_confident(comparison.lost, probabilities)
+    return Section(
+        title="Regressions",
+        text=f"{len(shown)} of {len(comparison.lost)} images that only the champion classifies correctly.",
+        tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
+    )
+
+
+def attention_section(dataset: ImageDataset, probabilities: np.ndarray, maps: Mapping[int, np.ndarray]) -> Section:
+    """Images beside their attention rollout; maps of patches by the index of the image."""
+    tiles = []
+    for index, patches in maps.items():
+        tiles.append(prediction_tile(dataset, probabilities, index))
+        tiles.append(Tile(image=highlight(dataset.images[index], patches), title="attention"))
+    return Section(
+        title="Attention rollout",
+        text="Each image beside the attention of its prediction to the patches, through all layers: bright = high.",
+        tiles=tiles,
+        columns=6,
+        logged_as="analysis/attention",
+    )
+
+
+def nearest_section(dataset: ImageDataset, probabilities: np.ndarray, nearest: NearestImages) -> Section:
+    """Errors with the training images whose embeddings are nearest."""
+    train, tiles = nearest.train, []
+    for query, indices, cosines in zip(nearest.queries.tolist(), nearest.indices, nearest.cosines, strict=True):
+        tiles.append(prediction_tile(dataset, probabilities, query))
+        for index, cosine in zip(indices, cosines, strict=True):
+            name, note = train.class_names[train.labels[index]], f"cosine {cosine:.3f}"
+            tone: Tone = "good" if train.labels[index] == dataset.labels[query] else "bad"
+            tiles.append(Tile(image=train.images[index], title=name, note=note, id=train.ids[index], tone=tone))
+    return Section(
+        title="Nearest training images",
+        text="Each error, followed by the training images nearest to it; green: of its true class.",
+        tiles=tiles,
+        columns=1 + nearest.indices.shape[1],
+        logged_as="analysis/nearest",
+    )
+
+
+def most_confident(indices: np.ndarray | tuple[int, ...], probabilities: np.ndarray, limit: int = 24) -> list[int]:
+    """The indices sorted by the confidence of their predictions, the most confident first; probabilities (N, K)."""
+    return sorted(map(int, indices), key=lambda index: -float(probabilities[index].max()))[:limit]
+
+
+def prediction_tile(dataset: ImageDataset, probabilities: np.ndarray, index: int) -> Tile:
+    """One image with its prediction and, when that is wrong, the true class; probabilities (N, K)."""
+    names, label, prediction = dataset.class_names, int(dataset.labels[index]), int(probabilities[index].argmax())
+    return Tile(
+        image=dataset.images[index],
+        title=f"{names[prediction]} ({probabilities[index, prediction]:.0%})",
+        note="" if prediction == label else f"true: {names[label]} ({probabilities[index, label]:.0%})",
+        id=dataset.ids[index],
+        tone="good" if prediction == label else "bad",
+    )
+
+
+def highlight(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """The image, dark where the map of patches is low: uint8, its longer side at least 128 pixels."""
+    grow = max(1, -(-128 // max(image.shape[:2])))
+    large = image.repeat(grow, axis=0).repeat(grow, axis=1)
+    weights = overlay_weights(patches, *large.shape[:2])[..., None]
+    return np.round(large * (0.25 + 0.75 * weights)).astype(np.uint8)
+
+
+def overlay_weights(patches: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The map of patches scaled to the image, smooth, between 0 and 1: (height, width)."""
+    normalized = (patches - patches.min()) / max(float(patches.max() - patches.min()), 1e-12)
+    scaled = Image.fromarray(normalized.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(scaled, np.float64), 0, 1)
