@@ -18,8 +18,10 @@ SOURCES = sorted((ROOT / "vitcifar").rglob("*.py"))
 
 OPTIONS = {name: {option for param in command.params for option in param.opts} for name, command in COMMANDS.items()}
 HELP = {"-h", "--help", "--version"}
-# Options of other programs: mlflow, tensorboard, git, pip.
-OTHER_PROGRAMS = {"--env-manager", "--backend-store-uri", "--logdir", "--porcelain"}
+# Options of other programs: mlflow, tensorboard, git, torchrun.
+OTHER_PROGRAMS = {
+    *("--env-manager", "--backend-store-uri", "--artifacts-destination", "--logdir", "--porcelain", "--nproc-per-node")
+}
 NO_COMMANDS = ("vitcifar pictures 1", "vitcifar version 3")  # the salt of the fingerprint, the name of a version
 # What stands before a command: an unknown word after it is a mistake, elsewhere it is prose about vitcifar.
 BEFORE_A_COMMAND = re.compile(r"(^|[`$(:,]\s*|\b(type|run|or) )\Z", flags=re.MULTILINE)
@@ -60,7 +62,7 @@ def named_commands(text: str) -> Iterator[tuple[str, str]]:
 
 
 def unknown_names(text: str) -> set[str]:
-    everywhere = set().union(*OPTIONS.values(), HELP, OTHER_PROGRAMS)
+    everywhere = set().union(*OPTIONS.values(), HELP, OTHER_PROGRAMS, cli.options.RENAMED_OPTIONS)
     wrong = named_options(text) - everywhere
     for name, rest in named_commands(text):
         if name not in COMMANDS:
