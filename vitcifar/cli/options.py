@@ -54,7 +54,7 @@ class Command(click.Command):
 
 
 def command(function: Callable[..., Any]) -> Command:
-    return click.command(cls=Command)(function)
+    return click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})(function)
 
 
 def option(
