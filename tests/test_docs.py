@@ -3,14 +3,13 @@
 import ast
 import re
 import shlex
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
 from vitcifar import cli
-from vitcifar.config import RENAMED_SETTINGS
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = cli.main.commands
@@ -18,7 +17,6 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "MLproject", *sor
 SOURCES = sorted((ROOT / "vitcifar").rglob("*.py"))
 
 OPTIONS = {name: {option for param in command.params for option in param.opts} for name, command in COMMANDS.items()}
-RENAMED_OPTIONS = {f"--{name.replace('_', '-')}" for name in (*RENAMED_SETTINGS, "settled_seconds")}
 HELP = {"-h", "--help", "--version"}
 # Options of other programs: mlflow, tensorboard, git, torchrun.
 OTHER_PROGRAMS = {
@@ -63,8 +61,8 @@ def named_commands(text: str) -> Iterator[tuple[str, str]]:
             yield match[1], re.split(r"[.,;:)] |\.$|, or ", match[2])[0]
 
 
-def unknown_names(text: str, allowed: Set[str] = frozenset()) -> set[str]:
-    everywhere = set().union(*OPTIONS.values(), HELP, OTHER_PROGRAMS, allowed)
+def unknown_names(text: str) -> set[str]:
+    everywhere = set().union(*OPTIONS.values(), HELP, OTHER_PROGRAMS, cli.options.RENAMED_OPTIONS)
     wrong = named_options(text) - everywhere
     for name, rest in named_commands(text):
         if name not in COMMANDS:
@@ -81,8 +79,7 @@ def test_every_option_and_command_named_in_a_message_exists(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_option_and_command_named_in_a_document_exists(path):
-    renamed = RENAMED_OPTIONS if path.name == "CHANGELOG.md" else frozenset()
-    assert unknown_names(path.read_text(encoding="utf-8"), renamed) == set()
+    assert unknown_names(path.read_text(encoding="utf-8")) == set()
 
 
 def test_an_unknown_option_or_command_is_found():

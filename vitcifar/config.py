@@ -80,14 +80,10 @@ class TrainConfig:
     epochs: int = _training(10, "Number of training epochs.", minimum=1, declared=True)
     batch_size: int = _training(32, "Images per optimizer step.", minimum=1, declared=True)
     learning_rate: float = _training(1e-3, "Peak learning rate.", minimum=0.0, declared=True)
-    schedule: str = _training(
-        "cosine", "Learning-rate schedule after warmup.", choices=("constant", "cosine", "linear")
-    )
+    schedule: str = _training("cosine", "Learning rate after warmup.", choices=("constant", "cosine", "linear"))
     warmup_epochs: float = _training(1.0, "Linear warmup in epochs (0 = off).", minimum=0.0)
     optimizer: str = _training("adam", "Optimizer.", choices=("adam", "adamw", "sgd"))
-    weight_decay: float = _training(
-        0.0, "Weight decay of weight matrices, not of biases and norms (0 = off).", minimum=0.0
-    )
+    weight_decay: float = _training(0.0, "Weight decay of matrices, not of biases and norms (0 = off).", minimum=0.0)
     layer_decay: float = _training(1.0, "Layer-wise learning-rate decay per block (1 = off).", minimum=0.0, maximum=1.0)
     clip_norm: float = _training(0.0, "Maximum gradient norm (0 = no clipping).", minimum=0.0)
     label_smoothing: float = _training(0.0, "Label smoothing (0 = off).", minimum=0.0, maximum=0.9)
@@ -97,19 +93,13 @@ class TrainConfig:
     mixup: float = _training(0.0, "Mixup alpha (0 = off).", minimum=0.0)
     cutmix: float = _training(0.0, "CutMix alpha (0 = off).", minimum=0.0)
     ema_decay: float = _training(
-        0.0,
-        "EMA decay of the weights, e.g. 0.99; used if better on validation (0 = off).",
-        minimum=0.0,
-        maximum=0.99999,
+        0.0, "EMA decay of weights, e.g. 0.99; used if better on validation (0 = off).", minimum=0.0, maximum=0.99999
     )
     patience: int = _training(0, "Early-stopping patience in epochs (0 = off).", minimum=0)
     head_epochs: int = _training(0, "Epochs that train the head alone before --train-layers (0 = off).", minimum=0)
     lora_rank: int = _training(0, "LoRA rank on attention of the trainable blocks (0 = full fine-tuning).", minimum=0)
     resume: str = _training(
-        "none",
-        "Resume from the last checkpoint of a run: none, last, or a run id.",
-        decides_weights=False,
-        declared=True,
+        "none", "Resume from a run's last checkpoint: none, last, or a run id.", decides_weights=False, declared=True
     )
 
     precision: str = _speed(
@@ -177,7 +167,7 @@ class TrainConfig:
             raise ConfigError("lora_rank adapts blocks, but train_layers is head: type --train-layers all.")
         if self.accumulation_steps > self.batch_size:
             raise ConfigError(
-                f"accumulation_steps is {self.accumulation_steps}: it must be at most batch_size, {self.batch_size}."
+                f"accumulation_steps is {self.accumulation_steps}: at most batch_size, {self.batch_size}."
             )
         if self.analysis == "none" and self.ood not in ("none", "auto"):
             raise ConfigError(f"ood is {self.ood!r}, but analysis is none: type --analysis quick.")

@@ -16,7 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
+import mlflow
 import numpy as np
+import requests
+import sqlalchemy.exc
+from mlflow.entities import Metric, Param, RunTag
 
 from vitcifar.errors import TrackingError
 
@@ -37,8 +42,6 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     Default: MLFLOW_TRACKING_URI, else ./mlflow.db. Raises TrackingError when the store is unreachable, when the URI is
     invalid, and for a missing SQLite file unless `new`.
     """
-    import mlflow
-
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -49,8 +52,7 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
         path = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
         if not new and not path.exists():
             raise TrackingError(
-                f"There is no tracking store {path}: change to its folder, name it with --tracking-uri, "
-                "or create one with vitcifar train."
+                f"There is no tracking store {path}: change to its folder, use --tracking-uri, or run vitcifar train."
             )
         create_store(path)
         uri = f"sqlite:///{path}"
@@ -68,9 +70,6 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
 def create_store(path: Path) -> None:
     """Create a SQLite store in a temporary file and rename it: safe with concurrent starts, and a killed process leaves
     no half-created store."""
-    import filelock
-    import mlflow
-
     if path.exists():
         return
     try:
@@ -90,31 +89,25 @@ def create_store(path: Path) -> None:
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
     """Turn MLflow's errors about an unreachable store into one TrackingError."""
-    import mlflow
-    import requests
-    import sqlalchemy.exc
-
     try:
         yield
     except (mlflow.MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = textwrap.shorten(str(error).splitlines()[0], 200, placeholder="…")
         if "Max retries exceeded" in reason:
             reason = "no server answers"
-        raise TrackingError(
-            f"The tracking store {uri} cannot be used ({reason}): check that it is running, or name another with "
-            "--tracking-uri."
-        ) from error
+        problem = f"The tracking store {uri} cannot be used ({reason})"
+        raise TrackingError(f"{problem}: check that it is running, or name another with --tracking-uri.") from error
 
 
 class Run:
     """A run being written to MLflow and TensorBoard."""
 
     def __init__(self, run_id: str, folder: Path, *, resumed: bool = False) -> None:
-        import mlflow
         from torch.utils.tensorboard import SummaryWriter
 
         self.run_id = run_id
         self.folder = folder
+        self.tensorboard = folder / "tensorboard"
         self.client = mlflow.MlflowClient()
         self.buffer: list[Any] = []
         self.flushed = time.monotonic()
@@ -122,14 +115,8 @@ class Run:
         self.in_tensorboard = {point[:2] for point in tensorboard_points(self.tensorboard)} if resumed else set()
         self.writer = SummaryWriter(str(self.tensorboard))
 
-    @property
-    def tensorboard(self) -> Path:
-        return self.folder / "tensorboard"
-
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log metrics to both. Points that exist already (a resumed run repeats some steps) are not written twice."""
-        from mlflow.entities import Metric
-
         now = time.time()
         for name, value in metrics.items():
             if (name, step) not in self.in_tensorboard:
@@ -151,14 +138,9 @@ class Run:
 
     def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
         """Log parameters under a prefix: `mlflow run` has logged its raw text under the bare names."""
-        from mlflow.entities import Param
-
-        entries = [Param(prefix + name, str(value)) for name, value in params.items()]
-        self.client.log_batch(self.run_id, params=entries)
+        self.client.log_batch(self.run_id, params=[Param(prefix + name, str(value)) for name, value in params.items()])
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        from mlflow.entities import RunTag
-
         self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def log_figure(self, name: str, figure: "Figure", step: int = 0) -> None:
@@ -179,13 +161,11 @@ class Run:
 
     def log_dataset(self, split: str, num_images: int, fingerprint: str, *, source: str, location: str) -> None:
         """Log a split as an MLflow dataset input: the digest is cut to MLflow's 36 characters, a tag has all of it."""
-        import mlflow
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
-        dataset = MetaDataset(  # type: ignore[abstract]
-            LocalArtifactDatasetSource(location), name=f"{source}-{split}", digest=fingerprint[:36]
-        )
+        local = LocalArtifactDatasetSource(location)
+        dataset = MetaDataset(local, f"{source}-{split}", fingerprint[:36])  # type: ignore[abstract]
         tags = {"fingerprint": fingerprint, "num_images": str(num_images)}
         mlflow.log_input(dataset, context=split, tags=tags)
 
@@ -211,8 +191,6 @@ def start_run(
     Uses the run that `mlflow run` created (MLFLOW_RUN_ID) if there is one; continues the run `run_id` if given. A
     nested run is a child of the active run, in its experiment.
     """
-    import mlflow
-
     by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # else MLflow would use it for nested runs too
     given = run_id or (None if nested else by_project)
     parent = mlflow.active_run() if nested else None
@@ -225,39 +203,32 @@ def start_run(
             tags=tags,
             log_system_metrics=True,
         )
-    run, status = None, "FAILED"
-    try:
-        run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
-        yield run
-        run.close()
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    except Exception as error:
-        if run is not None:
+    with active:  # ends the run as FINISHED or FAILED
+        run = None
+        try:
+            run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
+            yield run
+            run.close()
+        except BaseException as error:
             with contextlib.suppress(Exception):  # the error being raised matters more
-                run.set_tags({"failure": str(error) or type(error).__name__})
-        raise
-    finally:
-        if run is not None and status != "FINISHED":
+                if isinstance(error, Exception):
+                    mlflow.set_tag("failure", str(error) or type(error).__name__)
             with contextlib.suppress(Exception):
-                run.close()
-        mlflow.end_run(status)
+                if run is not None:
+                    run.close()
+            if isinstance(error, KeyboardInterrupt):
+                mlflow.end_run("KILLED")
+            raise
 
 
 def experiment_id(name: str) -> str:
     """The id of the experiment, created if it is new (concurrent creation is safe)."""
-    import mlflow
-
     client = mlflow.MlflowClient()
     with contextlib.suppress(mlflow.MlflowException):
         return client.create_experiment(name)
     experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
-        raise TrackingError(
-            f"The experiment {name!r} was deleted: restore it in MLflow, or name another with --experiment."
-        )
+        raise TrackingError(f"Experiment {name!r} was deleted: restore it, or name another with --experiment.")
     return experiment.experiment_id
 
 
@@ -292,8 +263,6 @@ def compare_logs(run_id: str) -> LogComparison:
 
     Raises TrackingError when the run or its event files do not exist.
     """
-    import mlflow
-
     client = mlflow.MlflowClient()
     try:
         ours = mlflow_points(client, run_id)
@@ -304,10 +273,10 @@ def compare_logs(run_id: str) -> LogComparison:
         raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool created it.")
     with tempfile.TemporaryDirectory() as folder:
         theirs = tensorboard_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
-    rounded = [
+    mlflow_counts, tensorboard_counts = (
         Counter((name, step, str(np.float32(value))) for name, step, value in points) for points in (ours, theirs)
-    ]
-    only_one = {"MLflow": rounded[0] - rounded[1], "TensorBoard": rounded[1] - rounded[0]}
+    )
+    only_one = {"MLflow": mlflow_counts - tensorboard_counts, "TensorBoard": tensorboard_counts - mlflow_counts}
     return LogComparison(
         num_metrics=len({name for name, _, _ in ours}),
         num_points=len(ours),

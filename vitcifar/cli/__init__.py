@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vitcifar import __version__
-from vitcifar.cli import registry, runs, serve
+from vitcifar.cli import registry, runs
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
@@ -26,7 +26,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.rollback,
         registry.history,
     ),
-    "Serve": (serve.app, serve.predict),
+    "Serve": (registry.app, registry.predict),
     "Maintenance": (registry.doctor, registry.prune, registry.benchmark, runs.reproduce),
 }
 
@@ -51,6 +51,7 @@ class Program(click.Group):
 
 @click.group(
     cls=Program,
+    commands=[command for commands in COMMANDS.values() for command in commands],
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="vitcifar")
@@ -66,11 +67,3 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does, never leaves it RUNNING
     warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
-
-
-for commands in COMMANDS.values():
-    for command in commands:
-        main.add_command(command)
-
-if __name__ == "__main__":
-    main()

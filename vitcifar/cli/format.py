@@ -1,4 +1,4 @@
-"""What the commands print: fields, tables, differences, gates and moves of an alias. Results go to stdout."""
+"""What several commands print, on stdout: fields, tables, differences, gates and moves of an alias."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vitcifar.experiments.seeds import SeedRuns
-    from vitcifar.experiments.sweep_report import SweepResult
     from vitcifar.registry.aliases import Event
     from vitcifar.registry.diff import Difference
     from vitcifar.registry.policy import Gate
     from vitcifar.registry.registry import Version
     from vitcifar.registry.repair import Finding
-    from vitcifar.release.latency import LatencyTable
 
 
 def print_field(name: str, value: object) -> None:
@@ -32,29 +29,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
-def print_seeds(result: "SeedRuns") -> None:
-    for run in result.runs:
-        accuracies = [f"{split} {run.metrics[f'{split}/accuracy']:.4f}" for split in ("validation", "test")]
-        print_field(f"seed {run.seed}", f"{'  '.join(accuracies)}  run {run.run_id}")
-    mean = result.intervals["test/accuracy"]
-    interval = f"95% interval over the seeds {mean.low:.4f} to {mean.high:.4f}, Student's t"
-    print_field("mean", f"{mean.mean:.4f} ({interval})")
-    print_field("parent run", result.run_id)
-    print_field("released", f"seed {result.best.seed}, the best on validation")
-
-
-def print_sweep(result: "SweepResult") -> None:
-    best = result.best
-    assert best is not None  # a sweep without a complete trial has raised
-    counts = f"{result.num_complete} complete, {result.num_pruned} pruned, {result.num_failed} failed"
-    print_field("trials", counts)
-    print_field("parent run", result.run_id)
-    print_field("best", f"trial {best.number}, validation accuracy {best.accuracy:.4f}, run {best.run_id}")
-    for name, value in best.settings.items():
-        print_field(f"  {name}", value)
-    click.echo(best.command)
-
-
 def print_versions(versions: Iterable["Version"]) -> None:
     rows = []
     for version in versions:
@@ -65,24 +39,14 @@ def print_versions(versions: Iterable["Version"]) -> None:
 
 
 def print_history(events: Iterable["Event"]) -> None:
-    header = ("when", "who", "what", "alias", "from", "to", "gates", "reason")
-    print_table(header, [history_row(event) for event in events])
-
-
-def history_row(event: "Event") -> tuple[str, ...]:
-    required = [gate["passed"] for gate in event.gates if gate.get("required", True)]
-    gates = f"{sum(required)}/{len(required)}{' forced' if event.forced else ''}" if required else "-"
-    what = event.kind if event.done else f"{event.kind} (unfinished)"
-    ends = (str(number or "-") for number in (event.before, event.after))
-    return f"{event.when[:19]}Z", event.who, what, event.alias, *ends, gates, event.reason or "-"
-
-
-def print_latency(table: "LatencyTable") -> None:
-    machine = table.machine
-    click.echo(f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}")
-    click.echo(f"{', '.join(f'{name} {number}' for name, number in machine.versions.items())}  [{machine.fingerprint}]")
-    header, *rows = table.rows_as_text()
-    print_table(header, rows)
+    rows = []
+    for event in events:
+        required = [gate["passed"] for gate in event.gates if gate.get("required", True)]
+        gates = f"{sum(required)}/{len(required)}{' forced' if event.forced else ''}" if required else "-"
+        what = event.kind if event.done else f"{event.kind} (unfinished)"
+        ends = (str(number or "-") for number in (event.before, event.after))
+        rows.append((f"{event.when[:19]}Z", event.who, what, event.alias, *ends, gates, event.reason or "-"))
+    print_table(("when", "who", "what", "alias", "from", "to", "gates", "reason"), rows)
 
 
 def print_differences(differences: Sequence["Difference"]) -> None:

@@ -5,7 +5,7 @@ import textwrap
 import click
 
 from vitcifar.cli import main
-from vitcifar.cli.options import FROM_PRESET, SettingOption
+from vitcifar.cli.options import SettingOption
 
 HEADER = """\
 # Entry points of `mlflow run . -e ENTRY -P NAME=VALUE`; mlproject.py runs them, vitcifar/ implements them.
@@ -17,14 +17,13 @@ conda_env: conda.yaml
 
 entry_points:
 """
-SET_BY_MLFLOW = "tracking_uri"  # MLflow exports MLFLOW_TRACKING_URI to the command
 
 
 def is_declared(param: click.Parameter) -> bool:
     """Whether MLproject lists a parameter. MLflow logs the listed ones of every run, so rare settings are not."""
     if isinstance(param, SettingOption):
         return bool(param.field.metadata["declared"])
-    return param.name != SET_BY_MLFLOW
+    return param.name != "tracking_uri"  # MLflow exports MLFLOW_TRACKING_URI to the command
 
 
 def entry_point(command: click.Command) -> str:
@@ -35,24 +34,14 @@ def entry_point(command: click.Command) -> str:
     for param in filter(is_declared, command.params):
         option = max(param.opts, key=len)
         parameter = option.lstrip("-").replace("-", "_")
-        text += f"      {parameter}: {{type: string{default_of(param)}}}\n"
+        default = ";".join(param.default) if param.multiple else str(param.default)  # type: ignore[arg-type]
+        text += f"      {parameter}: {{type: string{'' if param.required else f', default: {default!r}'}}}\n"
         line += f" {{{parameter}}}" if isinstance(param, click.Argument) else f" {option} {{{parameter}}}"
     wrapped = textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False)
     return text + "    command: >-\n" + "".join(f"      {part}\n" for part in wrapped)
 
 
-def default_of(param: click.Parameter) -> str:
-    """A parameter's default as MLproject writes it; a required one has none."""
-    if param.required:
-        return ""
-    if isinstance(param, SettingOption):
-        return f", default: {FROM_PRESET!r}"
-    default = ";".join(param.default) if param.multiple else str(param.default)  # type: ignore[arg-type]
-    return f", default: {default!r}"
-
-
 def mlproject() -> str:
-    """The text of MLproject."""
     return HEADER + "".join(entry_point(command) for command in main.commands.values())
 
 

@@ -1,4 +1,4 @@
-"""Commands that list, promote and maintain registered versions."""
+"""Commands on registered versions: list, promote, serve and maintain them. Serving never imports torch."""
 
 import dataclasses
 import json
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
 
 
-@options.command()
-@options.registry_options
+@options.registry_command
 def versions(registry: "Registry") -> None:
     """List the versions of a model with aliases, test accuracy, creation time and run.
 
@@ -28,10 +27,9 @@ def versions(registry: "Registry") -> None:
     format.print_versions(rows)
 
 
-@options.command()
-@options.version_argument
+@options.registry_command
+@click.argument("version")
 @options.format_option
-@options.registry_options
 def show(registry: "Registry", version: str, output_format: str) -> None:
     """Show the model card of VERSION, or everything recorded as JSON.
 
@@ -50,10 +48,9 @@ def show(registry: "Registry", version: str, output_format: str) -> None:
         click.echo(model_card(row, release))
 
 
-@options.command()
+@options.registry_command
 @click.argument("before")
 @click.argument("after")
-@options.registry_options
 def diff(registry: "Registry", before: str, after: str) -> None:
     """Show how version AFTER differs from version BEFORE in config, data, metrics, checks, code and files.
 
@@ -65,13 +62,12 @@ def diff(registry: "Registry", before: str, after: str) -> None:
     format.print_differences(compare_releases(registry.pull(before), registry.pull(after)))
 
 
-@options.command()
-@options.version_argument
+@options.registry_command
+@click.argument("version")
 @options.alias_option
 @options.policy_options
 @options.yes_or_no("--force", "Override failed gates; requires --reason.")
-@options.reason_option()
-@options.registry_options
+@options.option("--reason", "none", "Reason, recorded in the history (none = no reason).")
 def promote(registry: "Registry", version: str, alias: str, force: bool, reason: str, **limits: Any) -> None:
     """Point an alias at VERSION if it passes every gate.
 
@@ -82,6 +78,7 @@ def promote(registry: "Registry", version: str, alias: str, force: bool, reason:
     vitcifar promote 3 --require better --max-p95-ms 200 --golden-dir golden
     vitcifar promote 4 --force yes --reason "the champion fails on every truck"
     """
+    reason = "" if reason == "none" else reason
     try:
         done = registry.promote(version, alias, policy=Policy(**limits), force=force, reason=reason)
     except GateError as error:
@@ -91,11 +88,10 @@ def promote(registry: "Registry", version: str, alias: str, force: bool, reason:
     format.print_event(done.event)
 
 
-@options.command()
+@options.registry_command
 @options.alias_option
-@click.option("--to", default="previous", help="Version to point to, which must have held the alias before.")
-@options.reason_option(required=True)
-@options.registry_options
+@options.option("--to", "previous", "Version to point to, which must have held the alias before.")
+@click.option("--reason", required=True, help="Reason, recorded in the history.")
 def rollback(registry: "Registry", alias: str, to: str, reason: str) -> None:
     """Point an alias back to the version that held it before.
 
@@ -106,9 +102,8 @@ def rollback(registry: "Registry", alias: str, to: str, reason: str) -> None:
     format.print_event(registry.rollback(alias, to=target, reason=reason))
 
 
-@options.command()
-@click.option("--alias", default="all", help="An alias, or all.")
-@options.registry_options
+@options.registry_command
+@options.option("--alias", "all", "An alias, or all.")
 def history(registry: "Registry", alias: str) -> None:
     """List every move of an alias: when, who, from and to which version, gates and reason.
 
@@ -124,15 +119,60 @@ def history(registry: "Registry", alias: str) -> None:
     format.print_history(events)
 
 
-@options.command()
-@options.yes_or_no("--repair", "Repair the problems found.")
-@click.option(
-    "--stale-seconds",
-    type=click.FloatRange(0),
-    default=3600.0,
-    help="Treat unfinished work older than this as abandoned, in seconds.",
+@options.registry_command
+@options.version_option
+@options.option("--host", "127.0.0.1", "Address to listen on (0.0.0.0 = all interfaces).")
+@options.option("--port", 7860, "Port to listen on (0 = any free port).", minimum=0, maximum=65535)
+@options.option(
+    "--allowed-hosts",
+    "none",
+    "Additional host names of the page, separated by commas (none = no others).",
+    callback=options.host_names,
 )
-@options.registry_options
+def app(registry: "Registry", version: str, host: str, port: int, allowed_hosts: tuple[str, ...]) -> None:
+    """Serve a version as a demo page that follows its alias.
+
+    \b
+    vitcifar app --version champion --port 7860
+    """
+    from vitcifar.serving.app import launch
+
+    page = launch(registry, version, host=host, port=port, allowed_hosts=allowed_hosts)
+    click.echo(f"{page.url}  (press Ctrl-C to stop)")
+    page.wait()
+
+
+@options.registry_command
+@click.argument("files", nargs=-1, required=True)
+@options.version_option
+@options.format_option
+def predict(registry: "Registry", files: tuple[str, ...], version: str, output_format: str) -> None:
+    """Classify image FILES with a registered version.
+
+    \b
+    vitcifar predict cat.jpg dog.png
+    vitcifar predict --version 3 --format json photos/*.jpg
+    """
+    from vitcifar.serving.loaded_model import PredictionTable, open_version, predict_files
+
+    model = open_version(registry, version)
+    table, num_failed = PredictionTable(model, files), 0
+    if output_format == "text":
+        click.echo(table.heading())
+    for row in predict_files(model, files):
+        failed = "error" in row
+        num_failed += failed
+        if output_format == "json":
+            click.echo(json.dumps(row, ensure_ascii=False))
+        else:
+            click.echo(table.line(row), err=failed)
+    if num_failed:
+        raise click.ClickException(f"{num_failed} of {len(files)} files could not be classified.")
+
+
+@options.registry_command
+@options.yes_or_no("--repair", "Repair the problems found.")
+@options.option("--stale-seconds", 3600.0, "Treat unfinished work older than this as abandoned, in seconds.", minimum=0)
 def doctor(registry: "Registry", repair: bool, stale_seconds: float) -> None:
     """Find incomplete versions, missing or changed files and aliases that point at incomplete releases.
 
@@ -152,19 +192,16 @@ def doctor(registry: "Registry", repair: bool, stale_seconds: float) -> None:
     problems = [finding for finding in findings if not finding.fixed and not finding.waiting]
     if problems:
         repairable = not repair and any(finding.action for finding in problems)
-        verb = "needs" if len(problems) == 1 else "need"
-        advice = "repair: type vitcifar doctor --repair yes" if repairable else "manual action, see above"
-        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-        raise click.ClickException(f"{count} {verb} {advice}.")
+        advice = "to repair them, type vitcifar doctor --repair yes" if repairable else "act by hand, see above"
+        raise click.ClickException(f"Problems found: {len(problems)}; {advice}.")
     if not findings and not exists:
         registry.resolve("latest")  # raises, naming the models that exist
     click.echo("OK: every alias points to a complete release.")
 
 
-@options.command()
-@click.option("--keep", default=5, type=click.IntRange(1), help="Number of newest versions to keep.")
+@options.registry_command
+@options.option("--keep", 5, "Number of newest versions to keep.", minimum=1)
 @options.yes_or_no("--delete", "Delete the listed versions.")
-@options.registry_options
 def prune(registry: "Registry", keep: int, delete: bool) -> None:
     """List old versions that can be deleted; --delete yes deletes them.
 
@@ -186,13 +223,10 @@ def prune(registry: "Registry", keep: int, delete: bool) -> None:
         click.echo("Nothing was deleted yet: add --delete yes.", err=True)
 
 
-@options.command()
+@options.registry_command
 @options.version_option
-@click.option(
-    "--threads", default="all", callback=options.thread_counts, help="Thread counts, e.g. 1,2 (all = 1 and every core)."
-)
-@click.option("--runs", default=30, type=click.IntRange(2), help="Timed predictions per row.")
-@options.registry_options
+@options.option("--threads", "all", "Thread counts, e.g. 1,2 (all = 1 and every core).", callback=options.thread_counts)
+@options.option("--runs", 30, "Timed predictions per row.", minimum=2)
 def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs: int) -> None:
     """Measure size, accuracy and latency of every format of a version on this machine.
 
@@ -212,4 +246,8 @@ def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs
         click.echo(note, err=True)
     dataset = splits.test if splits else None
     table = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
-    format.print_latency(table)
+    machine = table.machine
+    click.echo(f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}")
+    click.echo(f"{', '.join(f'{name} {number}' for name, number in machine.versions.items())}  [{machine.fingerprint}]")
+    header, *rows = table.rows_as_text()
+    format.print_table(header, rows)

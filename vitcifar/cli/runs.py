@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitcifar.cli import format, options
-from vitcifar.config import groups, resolve
+from vitcifar.config import TrainConfig, groups, resolve
 
 if TYPE_CHECKING:
     from vitcifar.pipeline import Trained
@@ -14,22 +14,14 @@ if TYPE_CHECKING:
 
 DATA_SETTINGS = tuple(name for name, group in groups().items() if group == "Data" and name != "seed")
 ANALYSIS_SETTINGS = ("analysis", "corruption_images", "ood")
-# A sweep trains and selects on validation: it analyzes, resumes and releases nothing.
-SWEEP_SETTINGS = tuple(
-    name
-    for name, group in groups().items()
-    if group not in ("Evaluation", "Release") and name not in ("resume", "run_name")
-)
+NOT_SWEPT = {"Evaluation", "Release", "resume", "run_name"}  # a sweep trains and selects on validation
+SWEEP_SETTINGS = tuple(name for name, group in groups().items() if not {name, group} & NOT_SWEPT)
 
 
-@options.command()
-@options.preset_option
+@options.command
 @options.settings()
-@click.option(
-    "--seeds",
-    type=click.IntRange(1),
-    default=1,
-    help="Number of seeds, starting at --seed, as nested runs; the best on validation is released.",
+@options.option(
+    "--seeds", 1, "Number of seeds, starting at --seed, as nested runs; the best on validation is released.", minimum=1
 )
 @options.tracking_uri_option
 def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
@@ -47,34 +39,36 @@ def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
     if seeds == 1 and is_worker():
         return pipeline.train_worker(config)
     tracking.connect(tracking_uri)
-    if seeds == 1:
-        trained = pipeline.train(config)
-    else:
-        from vitcifar.experiments.seeds import train_seeds
-
-        result = train_seeds(config, seeds)
-        format.print_seeds(result)
-        trained = result.released
-    print_trained(trained, config.promote_to)
-
-
-def print_trained(trained: "Trained", promote_to: str) -> None:
+    trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds)
     format.print_field("test accuracy", trained.evaluation.accuracy_text())
     format.print_field("run", trained.run_id)
     format.print_field("weights", f"sha256 {trained.weights_sha256}")
     alias = f" ({trained.alias})" if trained.alias else ""
     format.print_field("version", f"{trained.model_name} {trained.version}{alias}")
+    step = f"app --version {trained.alias or trained.version}"
     if trained.rejected_because:
         click.echo(trained.rejected_because)
-        step = f"compare {trained.version} {promote_to}"
-    else:
-        step = f"app --version {trained.alias or trained.version}"
+        step = f"compare {trained.version} {config.promote_to}"
     model = "" if trained.model_name == "vitcifar" else f" --model-name {trained.model_name}"
     click.echo(f"{'next':<14} vitcifar {step}{model}", err=True)
 
 
-@options.command()
-@options.preset_option
+def train_and_print_seeds(config: TrainConfig, num_seeds: int) -> "Trained":
+    from vitcifar.experiments.seeds import train_seeds
+
+    result = train_seeds(config, num_seeds)
+    for run in result.runs:
+        accuracies = [f"{split} {run.metrics[f'{split}/accuracy']:.4f}" for split in ("validation", "test")]
+        format.print_field(f"seed {run.seed}", f"{'  '.join(accuracies)}  run {run.run_id}")
+    mean = result.intervals["test/accuracy"]
+    interval = f"95% interval over the seeds {mean.low:.4f} to {mean.high:.4f}, Student's t"
+    format.print_field("mean", f"{mean.mean:.4f} ({interval})")
+    format.print_field("parent run", result.run_id)
+    format.print_field("released", f"seed {result.best.seed}, the best on validation")
+    return result.released
+
+
+@options.command
 @options.settings(*SWEEP_SETTINGS)
 @click.option(
     "--search",
@@ -83,21 +77,11 @@ def print_trained(trained: "Trained", promote_to: str) -> None:
     help="Search space of one setting: NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=VALUE,VALUE. Repeat the option, or "
     "separate by semicolons (usual = learning_rate, optimizer, weight_decay, label_smoothing).",
 )
-@click.option(
-    "--trials",
-    type=click.IntRange(1),
-    default=20,
-    help="Total finished trials, including earlier and parallel runs.",
-)
-@click.option("--name", default="sweep", help="Name of the study; an existing one is continued.")
-@click.option(
-    "--storage", type=click.Path(dir_okay=False), default="sweeps.db", help="SQLite file that stores the studies."
-)
-@click.option(
-    "--pruner",
-    type=click.Choice(["median", "hyperband", "none"]),
-    default="median",
-    help="Pruner that stops weak trials early, on validation.",
+@options.option("--trials", 20, "Total finished trials, including earlier and parallel runs.", minimum=1)
+@options.option("--name", "sweep", "Name of the study; an existing one is continued.")
+@options.option("--storage", "sweeps.db", "SQLite file that stores the studies.", type=click.Path(dir_okay=False))
+@options.option(
+    "--pruner", "median", "Pruner that stops weak trials early, on validation.", choices=("median", "hyperband", "none")
 )
 @options.tracking_uri_option
 def sweep(
@@ -124,25 +108,25 @@ def sweep(
     from vitcifar.experiments.sweep import sweep as run_sweep
 
     fixed = options.given(values)
+    config, space = resolve(preset, **fixed), parse_space(search, fixed)
     plan = SweepPlan(
-        config=resolve(preset, **fixed),
-        preset=preset,
-        space=parse_space(search, fixed),
-        num_trials=trials,
-        name=name,
-        storage=Path(storage),
-        pruner=pruner,
+        config=config, preset=preset, space=space, num_trials=trials, name=name, storage=Path(storage), pruner=pruner
     )
     tracking.connect(tracking_uri)
-    format.print_sweep(run_sweep(plan))
+    done = run_sweep(plan)
+    best = done.best
+    assert best is not None  # a sweep without a complete trial has raised
+    format.print_field("trials", f"{done.num_complete} complete, {done.num_pruned} pruned, {done.num_failed} failed")
+    format.print_field("parent run", done.run_id)
+    format.print_field("best", f"trial {best.number}, validation accuracy {best.accuracy:.4f}, run {best.run_id}")
+    for setting, value in best.settings.items():
+        format.print_field(f"  {setting}", value)
+    click.echo(best.command)
 
 
-@options.command()
-@options.preset_option
+@options.command
 @options.settings(*DATA_SETTINGS)
-@click.option(
-    "--sheet", type=click.Path(dir_okay=False), default="preview.png", help="Output file of the contact sheet."
-)
+@options.option("--sheet", "preview.png", "Output file of the contact sheet.", type=click.Path(dir_okay=False))
 def data(preset: str, sheet: str, **values: Any) -> None:
     """Prepare the dataset, print its counts and fingerprint, and draw a contact sheet.
 
@@ -161,11 +145,10 @@ def data(preset: str, sheet: str, **values: Any) -> None:
     format.print_field("contact sheet", sheet)
 
 
-@options.command()
+@options.registry_command
 @options.version_option
 @options.settings(*DATA_SETTINGS, *ANALYSIS_SETTINGS, default="as the version was trained")
-@click.option("--experiment", default="vitcifar", help="MLflow experiment of the evaluation run.")
-@options.registry_options
+@options.option("--experiment", "vitcifar", "MLflow experiment of the evaluation run.")
 def evaluate(registry: "Registry", version: str, experiment: str, **values: Any) -> None:
     """Evaluate a registered version on test images, as a run of its own that is linked to the version.
 
@@ -180,32 +163,22 @@ def evaluate(registry: "Registry", version: str, experiment: str, **values: Any)
     format.print_field("run", run_id)
 
 
-@options.command()
-@options.version_argument
+@options.registry_command
+@click.argument("version")
 @click.argument("other")
 @options.settings(*DATA_SETTINGS, default="as VERSION was trained")
-@click.option(
-    "--margin",
-    default=0.0,
-    type=click.FloatRange(0, 1),
-    help="Non-inferiority margin in accuracy, 0.01 = one point (0 = no such test).",
+@options.option(
+    "--margin", 0.0, "Non-inferiority margin in accuracy, 0.01 = one point (0 = no such test).", minimum=0, maximum=1
 )
-@click.option(
+@options.option(
     "--detectable",
-    default=0.01,
+    0.01,
+    "Accuracy difference to detect, for the sample size reported when inconclusive; 0.01 = one point.",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Accuracy difference to detect, for the sample size reported when inconclusive; 0.01 = one point.",
 )
-@click.option("--experiment", default="vitcifar", help="MLflow experiment of the comparison run.")
-@options.registry_options
+@options.option("--experiment", "vitcifar", "MLflow experiment of the comparison run.")
 def compare(
-    registry: "Registry",
-    version: str,
-    other: str,
-    margin: float,
-    detectable: float,
-    experiment: str,
-    **values: Any,
+    registry: "Registry", version: str, other: str, margin: float, detectable: float, experiment: str, **values: Any
 ) -> None:
     """Test whether VERSION is better or worse than OTHER on the same test images.
 
@@ -227,7 +200,7 @@ def compare(
     format.print_field("run", run_id)
 
 
-@options.command("compare-logs")
+@options.command
 @click.argument("run")
 @options.tracking_uri_option
 def compare_logs(run: str, tracking_uri: str) -> None:
@@ -248,9 +221,8 @@ def compare_logs(run: str, tracking_uri: str) -> None:
     click.echo(f"MLflow and TensorBoard agree on {compared}.")
 
 
-@options.command()
-@options.version_argument
-@options.registry_options
+@options.registry_command
+@click.argument("version")
 def reproduce(registry: "Registry", version: str) -> None:
     """Retrain VERSION from its recorded config, seed and images, and print what differs.
 
