@@ -14,7 +14,7 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_logits
-from vitcifar.registry.aliases import check_alias, check_model_name, parse_uri
+from vitcifar.registry.aliases import parse_uri, resolve_names
 from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.registry import Registry, register
 from vitcifar.release.build import build_release, git_state
@@ -67,7 +67,7 @@ def fit_and_test(
 
 
 def fit_and_log(
-    run: tracking.Run,
+    run: tracking.Run | None,
     network: Classifier,
     splits: Splits,
     config: TrainConfig,
@@ -75,41 +75,28 @@ def fit_and_log(
     resumed: bool = False,
     log: Log | None = None,
 ) -> TrainResult:
-    """Log the inputs, then train; the network ends with the weights of its best validation epoch.
-
-    `log(step, metrics)` replaces the run's own.
-    """
-    if not resumed:
+    """Log the inputs, then train: the network ends with its best weights on validation. No run = a worker process."""
+    if run and not resumed:
         log_inputs(run, config, splits, network, git_state())
     with spawn_workers(config.num_processes), process_group():
-        folder = Path(broadcast(str(run.folder)))
-        return fit_in(folder, network, splits, config, log=log or run.log, resumed=resumed)
+        folder = Path(broadcast(str(run.folder) if run else ""))
+        log = log or (run.log if run else lambda step, metrics: None)
+        resume = folder / LAST if resumed else None
+        return fit(network, splits.train, splits.validation, config, log=log, folder=folder, resume=resume)
 
 
 def train_worker(config: TrainConfig) -> None:
     """Train as one of several processes; rank 0 tracks, evaluates and releases."""
     splits = read_splits(config)
-    network = make_network(config, splits.class_names)
-    with process_group():
-        folder = Path(broadcast(""))
-        fit_in(folder, network, splits, config, log=lambda *_: None, resumed=config.resume != "none")
-
-
-def fit_in(
-    folder: Path, network: Classifier, splits: Splits, config: TrainConfig, *, log: Log, resumed: bool
-) -> TrainResult:
-    """Train with the checkpoints of a run's folder."""
-    resume = folder / LAST if resumed else None
-    return fit(network, splits.train, splits.validation, config, log=log, folder=folder, resume=resume)
+    fit_and_log(None, make_network(config, splits.class_names), splits, config, resumed=config.resume != "none")
 
 
 def calibrate(network: Classifier, splits: Splits, config: TrainConfig) -> float:
     """Fit the network's temperature on validation; returns the confidence threshold chosen there."""
     logits = predict_logits(network, splits.validation.images, config.batch_size)
-    labels = splits.validation.labels
-    network.temperature.fill_(fit_temperature(logits, labels))
+    network.temperature.fill_(fit_temperature(logits, splits.validation.labels))
     confidences = softmax(logits, float(network.temperature)).max(axis=1)
-    return choose_threshold(confidences, logits.argmax(axis=1) == labels, config.target_precision)
+    return choose_threshold(confidences, logits.argmax(axis=1) == splits.validation.labels, config.target_precision)
 
 
 def release(
@@ -156,27 +143,15 @@ def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifie
     return build_network(config, class_names, load_release=load_release, notify=notify_on_stderr)
 
 
-def resolve_names(config: TrainConfig) -> TrainConfig:
-    """Check the names of model and alias. Weights named by an alias get its version number, so that the recorded
-    config always names the same weights. Raises RegistryError."""
-    check_model_name(config.model_name)
-    if config.promote_to != "none":
-        check_alias(config.promote_to)
-    if not config.weights.startswith("models:/"):
-        return config
-    name, version = parse_uri(config.weights)
-    return dataclasses.replace(config, weights=f"models:/{name}/{Registry(name).resolve(version)}")
-
-
 def start_run(
     config: TrainConfig, *, run_name: str | None = None, **options: Any
 ) -> contextlib.AbstractContextManager[tracking.Run]:
     """The run of a config, in both trackers."""
-    default = f"{config.arch}-{config.data}-{config.train_layers}"
-    name = run_name or (config.run_name if config.run_name != "none" else default)
-    return tracking.start_run(
-        experiment=config.experiment, output_dir=Path(config.output_dir), run_name=name, **options
-    )
+    name = run_name or config.run_name
+    if name == "none":
+        name = f"{config.arch}-{config.data}-{config.train_layers}"
+    folder = Path(config.output_dir)
+    return tracking.start_run(experiment=config.experiment, output_dir=folder, run_name=name, **options)
 
 
 def plan(preset: str, options: dict[str, Any]) -> TrainConfig:

@@ -16,6 +16,7 @@ from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, check_network
+from vitcifar.registry.aliases import resolve_names
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 
 PAGE = Path(__file__).with_name("seeds.md.j2")  # of the parent in MLflow
@@ -91,7 +92,7 @@ def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
     """
     if config.num_processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(f"Several processes train one run together, and {reason}: start one process.")
-    config = pipeline.resolve_names(config)
+    config = resolve_names(config)
     splits = read_splits(config)
     check_network(config, splits.class_names)
     return config, splits

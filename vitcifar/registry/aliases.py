@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError
 from vitcifar.registry.policy import Gate
 from vitcifar.tracking import reaching
@@ -49,6 +50,21 @@ def parse_uri(uri: str) -> tuple[str, str]:
     if match is None:
         raise RegistryError(f"{uri!r} is not the URI of a version: type models:/NAME/VERSION or models:/NAME@ALIAS.")
     return match["name"], match["spec"]
+
+
+def resolve_names(config: TrainConfig) -> TrainConfig:
+    """Check the names of model and alias. Weights named by an alias get its version number, so that the recorded
+    config always names the same weights. Raises RegistryError.
+    """
+    from vitcifar.registry.registry import Registry  # which imports this module
+
+    check_model_name(config.model_name)
+    if config.promote_to != "none":
+        check_alias(config.promote_to)
+    if not config.weights.startswith("models:/"):
+        return config
+    name, version = parse_uri(config.weights)
+    return dataclasses.replace(config, weights=f"models:/{name}/{Registry(name).resolve(version)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
