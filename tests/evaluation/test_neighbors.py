@@ -54,7 +54,7 @@ def test_duplicates_have_their_ids_and_whether_their_labels_agree():
         "validation": some_images(validation, prefix="validation"),
         "test": some_images(test, labels, prefix="test"),
     }
-    duplicates = n.find_duplicates(splits)
+    duplicates = n.find_duplicates(splits, {name: n.thumbnails(split.images) for name, split in splits.items()})
     rows = [(d.split, d.id, d.other_split, d.other_id, d.same_pixels, d.same_label) for d in duplicates]
     assert rows == [
         ("train", "train7", "validation", "validation2", True, True),
@@ -91,4 +91,5 @@ def test_pixel_hash_differs_for_other_pixels_and_other_shapes():
 
 def test_flat_images_of_different_colours_are_not_near_duplicates():
     flat = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 100, 200)])
-    assert n.find_duplicates({"train": some_images(flat[:2]), "test": some_images(flat[2:])}) == ()
+    embeddings = {"train": n.thumbnails(flat[:2]), "test": n.thumbnails(flat[2:])}
+    assert n.find_duplicates({"train": some_images(flat[:2]), "test": some_images(flat[2:])}, embeddings) == ()

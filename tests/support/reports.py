@@ -52,7 +52,10 @@ def make_result() -> Result:
         robustness=evaluate_robustness(lambda _: logits, dataset, names=("fog", "contrast"), severities=(1, 5)),
         ood=evaluate_ood(logits, logits[:40] / 9),
         ood_source="<other> images",
-        duplicates=find_duplicates({"train": dataset, "test": dataset.subset([0, 1])}),
+        duplicates=find_duplicates(
+            {"train": dataset, "test": dataset.subset([0, 1])},
+            {"train": thumbnails(dataset.images), "test": thumbnails(dataset.images[:2])},
+        ),
         attention={int(index): np.eye(4) for index in errors},
         nearest=nearest_training(errors, embeddings, dataset, embeddings, k=3),
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.training import Logged, settings, shades, train
 
-from vitcifar.training.augmentation import Mix, augment, augmentation_sheet, sample_mix
+from vitcifar.training.batches import Mix, augment, augmentation_sheet, sample_mix
 
 AUGMENTATIONS = ("crop", "flip", "crop-flip", "trivial", "rand")
 

@@ -165,7 +165,7 @@ def similar_images(
         errors = most_confident(evaluation, correct=False)[:NUM_NEAREST]
         if len(errors):
             nearest = nearest_training(errors, learned["test"], datasets["train"], learned["train"])
-    return find_duplicates(datasets, embeddings, threshold=DUPLICATE_COSINE), nearest
+    return find_duplicates(datasets, embeddings), nearest
 
 
 def attention_maps(network: "Classifier", dataset: ImageDataset, evaluation: Evaluation) -> dict[int, np.ndarray]:
@@ -220,18 +220,12 @@ def nearest_training(
 
 
 def find_duplicates(
-    splits: Mapping[str, ImageDataset],
-    embeddings: Mapping[str, np.ndarray] | None = None,
-    *,
-    threshold: float = 0.99,
+    splits: Mapping[str, ImageDataset], embeddings: Mapping[str, np.ndarray], *, threshold: float = DUPLICATE_COSINE
 ) -> tuple[Duplicate, ...]:
     """Images that are in two splits: identical pixels, or embeddings of at least the cosine `threshold`.
 
-    The default embeddings are `thumbnails`. The embeddings of a network put all images of a class close together:
-    concatenate them with thumbnails. Identical pairs come first, then the most similar.
+    The embeddings of a network put all images of a class close together: concatenate them with thumbnails. Identical pairs come first, then the most similar.
     """
-    if embeddings is None:
-        embeddings = {name: thumbnails(dataset.images) for name, dataset in splits.items()}
     hashes = {name: [pixel_hash(image) for image in dataset.images] for name, dataset in splits.items()}
     duplicates = []
     for one, other in combinations(splits, 2):

@@ -76,7 +76,14 @@ def compare_evaluations(
     matters: the sample size is computed for the observed difference or, if that is smaller, for this one.
     Raises DataError if the two were evaluated on different images.
     """
-    _check_same_images(challenger, champion)
+    if not (challenger.fingerprint and champion.fingerprint):
+        raise DataError("An evaluation without a fingerprint of its images cannot be compared: evaluate again.")
+    if challenger.fingerprint != champion.fingerprint:
+        raise DataError(
+            f"The two were evaluated on different images (fingerprints {challenger.fingerprint[:12]} and "
+            f"{champion.fingerprint[:12]}): evaluate both on the same --data, --data-dir and --data-seed."
+        )
+    assert (challenger.labels == champion.labels).all(), "one fingerprint with two sets of labels"
     total = challenger.num_images
     gained = np.flatnonzero(challenger.correct & ~champion.correct).tolist()
     lost = np.flatnonzero(champion.correct & ~challenger.correct).tolist()
@@ -108,17 +115,6 @@ def compare_evaluations(
         gained=tuple(gained),
         lost=tuple(lost),
     )
-
-
-def _check_same_images(challenger: Evaluation, champion: Evaluation) -> None:
-    if not (challenger.fingerprint and champion.fingerprint):
-        raise DataError("An evaluation without a fingerprint of its images cannot be compared: evaluate again.")
-    if challenger.fingerprint != champion.fingerprint:
-        raise DataError(
-            f"The two were evaluated on different images (fingerprints {challenger.fingerprint[:12]} and "
-            f"{champion.fingerprint[:12]}): evaluate both on the same --data, --data-dir and --data-seed."
-        )
-    assert (challenger.labels == champion.labels).all(), "one fingerprint with two sets of labels"
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -25,8 +25,6 @@ from vitcifar.errors import ImageError, ReleaseError
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
-# Where external data would be read from. Nothing can exist below a device file, so onnxruntime rejects such models.
-NO_FOLDER = "/dev/null/none"
 # What a machine is described by, besides its processor.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 PACKAGES = ("numpy", "onnxruntime", "torch")
@@ -152,7 +150,8 @@ def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.Infer
     # Otherwise the threads spin for 45 ms after each run, on cores that other processes need. The latency is the same
     # (ViT-B/16 int8, 2 cores, onnxruntime 1.32: 57.5 ms with and without).
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_FOLDER)
+    # External data would be read from there. Nothing can exist below a device file: onnxruntime rejects such models.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null/none")
     options.log_severity_level = 3  # errors only; ReleaseError reports them
     if isinstance(model, Path) and not model.is_file():
         raise ReleaseError(f"There is no file {model}: pull the version again.")

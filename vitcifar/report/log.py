@@ -44,7 +44,7 @@ def data_name(config: TrainConfig) -> str:
 def log_inputs(run: Run, config: TrainConfig, splits: Splits, network: "Classifier", git: Mapping[str, Any]) -> None:
     """Log config, datasets, code and model before the first step."""
     from vitcifar.model.network import count_parameters
-    from vitcifar.training.augmentation import augmentation_sheet
+    from vitcifar.training.batches import augmentation_sheet
 
     settings = dataclasses.asdict(config)
     run.log_params({**settings, "fingerprint": splits.fingerprint})

@@ -52,8 +52,7 @@ def load(path: Path) -> dict[str, Any]:
 def identity_of(
     network: Classifier, trained: Iterable[str], train: ImageDataset, config: TrainConfig
 ) -> dict[str, Any]:
-    """What a resumed run must share: settings, classes, training images and the weights outside `trained`, the last
-    two as hashes."""
+    """What a resumed run must share: settings, classes, and hashes of the images and of the weights not `trained`."""
     trained = set(trained)
     frozen = hashlib.sha256()
     for name, weight in sorted(network.state_dict().items()):

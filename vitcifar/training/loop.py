@@ -20,8 +20,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
 from vitcifar.model.network import Classifier, Images, merge_lora
-from vitcifar.training.augmentation import sample_mix
-from vitcifar.training.batches import Batch, plan_epoch
+from vitcifar.training.batches import Batch, plan_epoch, sample_mix
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import autocast, barrier, num_processes, rank, sum_gradients, sum_over_processes
 from vitcifar.training.stages import ActiveStage, Log, Setup, TrainState, begin_stage, learning_rate, prepare
@@ -208,8 +207,7 @@ def validate(setup: Setup, stage: ActiveStage) -> dict[str, float]:
 
 
 def keep_best(setup: Setup, state: TrainState, metrics: Mapping[str, float]) -> None:
-    """Save the weights if validation accuracy is higher than in every earlier epoch or, at equal accuracy, the loss is
-    lower."""
+    """Save the weights if validation accuracy is higher than ever or, at equal accuracy, the loss is lower."""
     accuracy, loss, best = "validation/accuracy", "validation/loss", state.best_metrics
     if not best or (metrics[accuracy], -metrics[loss]) > (best[accuracy], -best[loss]):
         state.best_epoch, state.best_metrics = state.epoch, dict(metrics)

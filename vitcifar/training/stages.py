@@ -45,8 +45,7 @@ class TrainState:
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def finished(self, stage: Stage, patience: int) -> bool:
-        """Whether all epochs of the stage are complete, or early stopping applies: none of the last `patience` was
-        the best."""
+        """Whether the stage's epochs are complete, or early stopping applies: none of the last `patience` was best."""
         num_epochs_since_best = min(self.stage_epoch, self.epoch - self.best_epoch)
         return self.stage_epoch >= stage.num_epochs or bool(patience and num_epochs_since_best >= patience)
 
