@@ -16,7 +16,7 @@ from vitcifar.experiments import seeds
 @pytest.fixture
 def few_figures(monkeypatch):
     """Children without figures: drawing them takes longer than training."""
-    monkeypatch.setattr("vitcifar.report.log.figures", lambda *_: {})
+    monkeypatch.setattr("vitcifar.report.plots.figures", lambda *_: {})
 
 
 def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store, few_figures, monkeypatch):
