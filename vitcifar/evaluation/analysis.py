@@ -224,7 +224,8 @@ def find_duplicates(
 ) -> tuple[Duplicate, ...]:
     """Images that are in two splits: identical pixels, or embeddings of at least the cosine `threshold`.
 
-    The embeddings of a network put all images of a class close together: concatenate them with thumbnails. Identical pairs come first, then the most similar.
+    The embeddings of a network put all images of a class close together: concatenate them with thumbnails.
+    Identical pairs come first, then the most similar.
     """
     hashes = {name: [pixel_hash(image) for image in dataset.images] for name, dataset in splits.items()}
     duplicates = []
