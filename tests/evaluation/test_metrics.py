@@ -98,3 +98,9 @@ def test_nan_and_infinite_logits_are_rejected_with_the_number_of_images():
     logits[3, 1], logits[7, 0] = np.nan, np.inf
     with pytest.raises(TrainingError, match="2 of 300"):
         evaluate(logits, labels, NAMES)
+
+
+def test_class_counts_are_integers_also_when_no_prediction_is_correct():
+    evaluation = evaluate(np.eye(2)[[1, 0, 0]], np.array([0, 1, 1]), ("cat", "dog"))
+    assert [(score.support, score.recall) for score in evaluation.classes] == [(1, 0.0), (2, 0.0)]
+    assert all(type(score.support) is int for score in evaluation.classes)

@@ -183,6 +183,7 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Seque
     columns = precision_recall_fscore_support(labels, predictions, labels=np.arange(len(class_names)), zero_division=0)
     scores = []
     for name, p, r, f, n in zip(class_names, *(column.tolist() for column in columns), strict=True):
+        n = int(n)  # scikit-learn counts in floats when no prediction is correct
         low, high = wilson_interval(round(r * n), n)
         scores.append(ClassScore(name=name, support=n, precision=p, recall=r, recall_low=low, recall_high=high, f1=f))
     return tuple(scores)

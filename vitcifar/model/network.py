@@ -150,7 +150,7 @@ def set_trainable(network: Classifier, train_layers: str) -> None:
     network.head.requires_grad_(True)
     if train_layers.isdecimal():
         network.backbone.encoder.ln.requires_grad_(True)
-        for block in network.blocks[num_blocks - int(train_layers) :]:
+        for block in network.blocks[frozen_depth(network, train_layers) :]:
             block.requires_grad_(True)
 
 

@@ -71,10 +71,9 @@ def spawn_workers(num_processes: int) -> Iterator[None]:
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     workers = []
     try:
-        for rank in range(1, num_processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
-            environment = {**os.environ, **shared, **own}
-            workers.append(subprocess.Popen(sys.orig_argv, env=environment, stdout=subprocess.DEVNULL))
+        for rank in map(str, range(1, num_processes)):
+            own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": str(threads)}
+            workers.append(subprocess.Popen(sys.orig_argv, env={**os.environ, **own}, stdout=subprocess.DEVNULL))
         torch.set_num_threads(threads)
         os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
         yield
