@@ -19,16 +19,17 @@ import pytest
 from click.testing import CliRunner
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import TrialState
+from support.project import ROOT
 from support.sweeps import SEARCH, TINY, fake_learning, family, plan
 from support.toys import settle
 
 from vitcifar import cli, pipeline, tracking
 from vitcifar.config import resolve
+from vitcifar.data.splits import read_splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.experiments import sweep as sweeping
 from vitcifar.experiments.sweep import sweep
 
-ROOT = Path(__file__).parents[2]
 SWEEP = ["sweep", "--preset", "digits", "--search", SEARCH]
 for name, value in TINY.items():
     if name != "promote_to":
@@ -152,6 +153,17 @@ def test_a_trial_whose_process_was_killed_before_its_first_heartbeat_fails(store
     monkeypatch.setattr(sweeping, "GRACE_SECONDS", 1)
     sweep(plan(num_trials=1))
     open_beside().ask()
+    assert sweep(plan(num_trials=2)).num_complete == 2
+    assert states() == {"COMPLETE": 2, "FAIL": 1}
+
+
+def test_a_trial_whose_process_was_killed_before_the_heartbeat_of_optuna_fails(store, monkeypatch):
+    fake_learning(monkeypatch, [[0.2, 0.4], SystemExit(), [0.2, 0.4]])
+    monkeypatch.setattr(sweeping, "GRACE_SECONDS", 1)
+    sweep(plan(num_trials=1))
+    with pytest.raises(SystemExit):
+        sweeping.run_trial(open_beside().ask(), plan(), read_splits(plan().config))
+    assert states() == {"COMPLETE": 1, "RUNNING": 1}
     assert sweep(plan(num_trials=2)).num_complete == 2
     assert states() == {"COMPLETE": 2, "FAIL": 1}
 

@@ -177,6 +177,8 @@ def run_trial(trial: "Trial", plan: SweepPlan, splits: Splits) -> float:
     from optuna import TrialPruned
     from optuna.samplers import TPESampler
 
+    # Before the attribute: Optuna's own thread may record the first heartbeat later.
+    trial.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
     # Seeded by the trial, so that neither a resumed nor a parallel process proposes the same settings again.
     trial.study.sampler = TPESampler(seed=plan.config.seed + trial.number, constant_liar=True)
