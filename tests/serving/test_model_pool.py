@@ -20,6 +20,14 @@ def test_an_alias_that_moves_is_followed_and_reported(colours):
     assert pool.get("").version == pool.get("champion").version == 2
 
 
+def test_an_alias_may_be_written_with_an_at_sign(colours):
+    pool = ModelPool(colours, "@champion")
+    colours.aliases["champion"] = 2
+    state = pool.refresh()
+    assert (state.current.version, state.problem) == (2, "")
+    assert pool.spec == "champion" and pool.get("@champion").version == 2
+
+
 def test_a_new_version_is_listed_but_not_served(colours):
     pool = ModelPool(colours, "champion")
     colours.numbers.append(3)
@@ -81,6 +89,7 @@ def test_the_thread_refreshes_without_a_call(colours):
     pool.follow(0.02)
     colours.aliases["champion"] = 2
     wait_until(lambda: pool.state.current.version == 2, "the alias was not followed")
+    assert pool.get("champion").version == 2
     pool.close()
 
 

@@ -62,10 +62,14 @@ class Version:
         return float(self.tags["test_accuracy"]) if "test_accuracy" in self.tags else None
 
 
-def latest_number(versions: Sequence[Version]) -> int | None:
-    """The version that `latest` names: the highest number not marked as broken."""
-    complete = [version.number for version in versions if version.broken is None]
-    return max(complete or [version.number for version in versions], default=None)
+def select(versions: Sequence[Version], spec: str | int) -> Version | None:
+    """The version that a spec names; None without one. `latest` is the highest number not marked as broken."""
+    name = str(spec).strip().removeprefix("@")
+    number = int(name.lstrip("vV")) if re.fullmatch(r"[vV]?[0-9]{1,9}", name) else None
+    if name == "latest":
+        complete = [version.number for version in versions if version.broken is None]
+        number = max(complete or [version.number for version in versions], default=None)
+    return next((version for version in versions if version.number == number or name in version.aliases), None)
 
 
 class Registry:
@@ -164,13 +168,9 @@ class Registry:
         """One of these versions. Raises RegistryError as `show` does."""
         if not versions:
             raise RegistryError(self._not_found())
+        if version := select(versions, spec):
+            return version
         name = str(spec).strip().removeprefix("@")
-        number = int(name.lstrip("vV")) if re.fullmatch(r"[vV]?[0-9]{1,9}", name) else None
-        if name == "latest":
-            number = latest_number(versions)
-        for version in versions:
-            if version.number == number or name in version.aliases:
-                return version
         holders = {alias: version.number for version in versions for alias in version.aliases}
         known = ", ".join(f"{alias} ({number})" for alias, number in sorted(holders.items())) or "none"
         numbers = ", ".join(str(version.number) for version in reversed(versions[:20]))

@@ -9,7 +9,7 @@ import threading
 import time
 
 from vitcifar.errors import VitCifarError
-from vitcifar.registry.registry import Registry, Version, latest_number
+from vitcifar.registry.registry import Registry, Version, select
 from vitcifar.serving.loaded_model import LoadedModel, open_version
 
 MAX_RECENT = 2  # versions in memory besides the current one
@@ -40,7 +40,7 @@ class ModelPool:
 
     def __init__(self, registry: Registry, spec: str) -> None:
         self.registry = registry
-        self.spec = spec
+        self.spec = spec.removeprefix("@")
         self._recent: dict[int, LoadedModel] = {}  # by number; replaced, never modified, so reading needs no lock
         self._loading = threading.Lock()
         self._stop = threading.Event()
@@ -56,7 +56,8 @@ class ModelPool:
         state = self.state
         if spec in ("", self.spec):
             return state.current
-        number = resolve_spec(state.versions, spec) or self.registry.resolve(spec)
+        version = select(state.versions, spec)
+        number = version.number if version else self.registry.resolve(spec)
         return state.current if number == state.current.version else self._load(number)
 
     def follow(self, poll_seconds: float = 2.0) -> None:
@@ -77,7 +78,7 @@ class ModelPool:
         before = self.state
         try:
             versions = tuple(self.registry.list())
-            current, problem = self._select(resolve_spec(versions, self.spec))
+            current, problem = self._serve(select(versions, self.spec))
         except VitCifarError as error:
             versions, current, problem = before.versions, before.current, f"{error} {self._still_serving()}"
         moved = before.moved
@@ -89,11 +90,12 @@ class ModelPool:
             self.state = dataclasses.replace(after, serial=before.serial + 1)
         return self.state
 
-    def _select(self, number: int | None) -> tuple[LoadedModel, str]:
-        """The version to serve, and the problem if it is not the version `number`."""
+    def _serve(self, version: Version | None) -> tuple[LoadedModel, str]:
+        """The version to serve, and the problem if it is not the one that `spec` selects."""
         current = self.state.current
-        if number is None:
+        if version is None:
             return current, f"The registry has no version {self.spec} any more. {self._still_serving()}"
+        number = version.number
         if number == current.version:
             return current, ""
         failed, when, reason = self._failed
@@ -117,10 +119,3 @@ class ModelPool:
                 model = open_version(self.registry, number)
                 self._recent = dict([*self._recent.items(), (number, model)][-MAX_RECENT:])
             return model
-
-
-def resolve_spec(versions: tuple[Version, ...], spec: str) -> int | None:
-    """The number that an alias, `latest` or a number selects among these versions; None when there is none."""
-    if spec == "latest":
-        return latest_number(versions)
-    return next((v.number for v in versions if spec in v.aliases or spec.lstrip("vV") == str(v.number)), None)
