@@ -51,11 +51,11 @@ class ReleaseError(VitCifarError):
 class GateError(ReleaseError):
     """At least one gate failed; `gates` holds all of them, `summary` leaves out their messages."""
 
-    def __init__(self, sentence: str, further: str, gates: Sequence[Any]) -> None:
+    def __init__(self, title: str, advice: str, gates: Sequence[Any]) -> None:
         failed = [gate for gate in gates if not gate.passed]
         messages = "; ".join(f"{gate.name}: {gate.message}" for gate in failed)
-        super().__init__(f"{sentence}. {messages}. {further}")
-        self.summary = f"{sentence}: {', '.join(gate.name for gate in failed)}. {further}"
+        super().__init__(f"{title}. {messages}. {advice}")
+        self.summary = f"{title}: {', '.join(gate.name for gate in failed)}. {advice}"
         self.gates = tuple(gates)
 
 

@@ -12,7 +12,7 @@ from sklearn import metrics
 from vitcifar.config import TrainConfig, resolve
 from vitcifar.errors import ConfigError, DataError
 from vitcifar.evaluation import ood as o
-from vitcifar.evaluation.ood import check_ood, ood_name, ood_source, read_ood_images, select_by_hash
+from vitcifar.evaluation.ood import check_ood, ood_name, ood_source, read_ood_images
 
 CONFIG = resolve("digits")
 
@@ -94,10 +94,10 @@ def test_the_training_data_as_ood_source_and_a_missing_folder_are_rejected():
         TrainConfig(analysis="none", ood="digits")
 
 
-def test_a_larger_selection_by_hash_contains_the_smaller_one():
-    ids = tuple(f"p{index}" for index in range(50))
-    few, many = set(select_by_hash(ids, 5)), set(select_by_hash(ids, 20))
-    assert few < many and len(many) == 20 and list(select_by_hash(ids, 99)) == list(range(50))
+def test_more_images_of_a_source_contain_the_fewer():
+    few, many = (read_ood_images(dataclasses.replace(CONFIG, data="folder", ood="digits"), n) for n in (5, 20))
+    assert (len(few), len(many)) == (5, 20)
+    assert {image.tobytes() for image in few} < {image.tobytes() for image in many}
 
 
 @pytest.mark.parametrize("ood", ["digits", "/nowhere"])

@@ -1,5 +1,6 @@
 """Labelled images in memory, uint8, the sources they are read from, and the fingerprint of their content."""
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -41,7 +42,7 @@ class ImageDataset:
         return dict(zip(self.class_names, counted.tolist(), strict=True))
 
 
-class Source:
+class Source(abc.ABC):
     """Images that are read on demand, in a part "train" and a part "test"; labels and ids are known at once.
 
     `labels` are int64 (N,), indices into `class_names`; `ids` are a unique name of each image, in the same order.
@@ -68,8 +69,8 @@ class Source:
         images, labels = self._images(part, indices), self._labels[part][indices]
         return ImageDataset(images=images, labels=labels, class_names=self.class_names, ids=ids)
 
-    def _images(self, part: str, indices: np.ndarray) -> np.ndarray | list[np.ndarray]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _images(self, part: str, indices: np.ndarray) -> np.ndarray | list[np.ndarray]: ...
 
 
 def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:

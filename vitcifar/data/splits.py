@@ -86,7 +86,7 @@ def choose_indices(
     """
     orders, classes = {}, {}
     for part in ("train", "test"):
-        orders[part] = order = _hash_order(seed, part, source.ids(part))
+        orders[part] = order = hash_order(f"{seed}:{part}:{id}" for id in source.ids(part))
         labels = source.labels(part)[order]
         classes[part] = {name: order[labels == label] for label, name in enumerate(source.class_names)}
     train, test = classes["train"].values(), classes["test"].values()
@@ -102,10 +102,10 @@ def choose_indices(
     }
 
 
-def _hash_order(seed: int, part: str, ids: Iterable[str]) -> np.ndarray:
-    """The indices of the images by sha256 of seed, part and id, independent of any random generator's version."""
-    keys = [hashlib.sha256(f"{seed}:{part}:{id}".encode()).digest() for id in ids]
-    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+def hash_order(texts: Iterable[str]) -> np.ndarray:
+    """The indices of some texts in the order of their sha256, independent of any random generator's version."""
+    hashes = [hashlib.sha256(text.encode()).digest() for text in texts]
+    return np.array(sorted(range(len(hashes)), key=hashes.__getitem__), dtype=np.int64)
 
 
 def _check_counts(train_classes: Classes, test_classes: Classes, train: int, validation: int, test: int) -> None:

@@ -3,7 +3,6 @@
 Shapes: N images, K classes, logits (N, K). Every score is high for in-distribution images."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from vitcifar.config import TrainConfig
 from vitcifar.data.image import read_image
 from vitcifar.data.sources import EXTENSIONS, open_source
+from vitcifar.data.splits import hash_order
 from vitcifar.errors import ConfigError, DataError
 from vitcifar.evaluation.calibration import softmax
 
@@ -121,7 +121,7 @@ def read_ood_images(config: TrainConfig, limit: int) -> list[np.ndarray]:
         return []
     if name in ("digits", "cifar10"):
         source = open_source(name, DATA_DIR)
-        return [*source.read("test", select_by_hash(source.ids("test"), limit)).images]
+        return [*source.read("test", np.sort(hash_order(source.ids("test"))[:limit])).images]
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: type --ood none, digits, cifar10 or a folder of images.")
@@ -129,13 +129,7 @@ def read_ood_images(config: TrainConfig, limit: int) -> list[np.ndarray]:
     if not files:
         raise DataError(f"{folder} holds no images: expected files that end with {', '.join(EXTENSIONS)}.")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
-    return [read_image(files[index]) for index in select_by_hash(names, limit)]
-
-
-def select_by_hash(ids: tuple[str, ...], limit: int) -> np.ndarray:
-    """Indices of at most `limit` ids in ascending order, the same on every machine."""
-    ranks = [hashlib.sha256(id.encode()).digest() for id in ids]
-    return np.sort(np.array(sorted(range(len(ids)), key=ranks.__getitem__)[:limit], dtype=np.int64))
+    return [read_image(files[index]) for index in np.sort(hash_order(names)[:limit])]
 
 
 def check_ood(config: TrainConfig) -> None:
