@@ -108,7 +108,7 @@ def registry(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     opened.client.set_registered_model_alias(published.model_name, "champion", "1")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def new_store(tmp_path_factory):
     """A tracking store with nothing in it: making one takes seconds, copying it does not."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 import pytest
+from support.project import ROOT
 
 from vitcifar import cli
 
-ROOT = Path(__file__).parent.parent
 COMMANDS = cli.main.commands
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "MLproject", *sorted(ROOT.glob("docs/**/*.md"))]
 SOURCES = sorted((ROOT / "vitcifar").rglob("*.py"))

@@ -1,6 +1,5 @@
-"""The shape of the project: its floors, its top level, and what its imports cost."""
+"""The shape of the project: its rooms, its top level, and what its imports cost."""
 
-import json
 import os
 import re
 import subprocess
@@ -8,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.project import ROOT, loaded_modules
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 
@@ -25,14 +24,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def loaded_by(code: str) -> set[str]:
-    """The modules that a fresh interpreter holds after running some code."""
-    code += "\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
-
-
-def test_a_floor_imports_only_floors_above_it():
+def test_a_room_imports_only_rooms_above_it():
     done = subprocess.run(
         [Path(sys.executable).parent / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True
     )
@@ -66,7 +58,7 @@ def test_ci_runs_the_command_that_the_readme_gives():
 def test_help_loads_neither_torch_nor_mlflow(words):
     code = f"import mlproject\ntry: mlproject.main({[*words, '--help']})\nexcept SystemExit: pass"
     heavy = {"torch", "torchvision", "mlflow", "numpy", "onnxruntime", "gradio", "PIL", "sklearn"}
-    assert not heavy & loaded_by(code)
+    assert not heavy & loaded_modules(code)
 
 
 def test_importing_any_module_does_nothing(tmp_path):
@@ -88,3 +80,15 @@ print(len(names))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert int(done.stdout) == len(list((ROOT / "vitcifar").rglob("*.py"))) - 1
+
+
+def test_tests_mirror_the_rooms():
+    """tests/<room>/test_<file>.py, with a topic after the name where one file of tests would be long."""
+    whole_room = {"killed_processes", "old_releases"}  # and not one file of the registry
+    strays = []
+    for path in (ROOT / "tests").glob("*/test_*.py"):
+        modules = [module.stem for module in (ROOT / "vitcifar" / path.parent.name).glob("*.py")]
+        topic = path.stem.removeprefix("test_")
+        if topic not in whole_room and not any(f"{topic}_".startswith(f"{module}_") for module in modules):
+            strays.append(str(path.relative_to(ROOT)))
+    assert strays == []

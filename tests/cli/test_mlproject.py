@@ -1,14 +1,14 @@
 """MLproject = commands."""
 
 import re
-from pathlib import Path
 
 import yaml
+from support.project import ROOT
 
 from vitcifar import cli
 from vitcifar.cli.mlproject import mlproject
 
-TEXT = (Path(__file__).parents[2] / "MLproject").read_text()
+TEXT = (ROOT / "MLproject").read_text()
 ENTRIES = yaml.safe_load(TEXT)["entry_points"]
 
 

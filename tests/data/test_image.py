@@ -6,19 +6,18 @@ import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from support.project import ROOT
 
 from vitcifar.data import image as limits
 from vitcifar.data.image import read_image
 from vitcifar.errors import DataError, ImageError
 
-ROOT = Path(__file__).parent.parent
 UPRIGHT = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14  # (2, 3, 3): no two pixels are alike
 STORED = {  # EXIF orientation -> how a camera that was held so stores UPRIGHT
     1: UPRIGHT,

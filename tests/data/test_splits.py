@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.project import ROOT
 
 from vitcifar.data.dataset import ImageDataset, fingerprint, stack
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import choose_indices, make_splits
 from vitcifar.errors import DataError
 
-ROOT = Path(__file__).parent.parent
 TRAIN_OF_SEED_7 = ("train/1/0", "train/1/7", "train/1/3", "train/0/2", "train/0/7", "train/0/1")
 VALIDATION_OF_SEED_7 = ("train/1/2", "train/0/0", "train/0/6", "train/1/6")
 TEST_OF_SEED_7 = ("test/1/4", "test/0/2", "test/1/1", "test/0/0")
@@ -26,7 +26,7 @@ TEST_OF_SEED_7 = ("test/1/4", "test/0/2", "test/1/1", "test/0/0")
 class FakeSource:
     """A source whose images are 2 x 2 and tell which one they are; `order` shuffles how they are listed."""
 
-    name = "shelf"
+    name = "fake"
 
     def __init__(self, train: list[int], test: list[int], order: int | None = None) -> None:
         self.class_names = tuple(f"class{label}" for label in range(len(train)))
@@ -202,7 +202,8 @@ def test_too_few_images_are_counted_class_by_class_with_what_to_type():
 
 
 def test_what_the_error_says_to_type_works():
-    split_source(FakeSource([12, 9, 8], [2, 5, 5]), train=6, validation=2, test=2)
+    splits = split_source(FakeSource([12, 9, 8], [2, 5, 5]), train=6, validation=2, test=2)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (18, 6, 6)
 
 
 def test_validation_that_leaves_nothing_to_train_on_is_rejected():

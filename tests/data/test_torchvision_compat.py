@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from support.project import ROOT
 
 # What torchvision does while it is imported, in short: it describes two operators that its compiled part declares.
 BROKEN_TORCHVISION = """

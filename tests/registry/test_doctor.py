@@ -1,5 +1,6 @@
 """What killed processes and a damaged store leave behind is found and repaired."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.project import ROOT
 from support.releases import add_version, store_release
 from support.toys import stored
 
@@ -88,6 +90,8 @@ def test_killed_after_registering(patient: Registry) -> None:
     model_id = patient.show(1).source.removeprefix("models:/")
     patient.client.delete_logged_model_tag(model_id, "mlflow.modelVersions")
     heal(patient, "unlinked version")
+    linked = patient.client.get_logged_model(model_id).tags["mlflow.modelVersions"]
+    assert json.loads(linked) == [{"name": patient.model_name, "version": 1}]
 
 
 def test_killed_while_promoting_and_promoted_again(patient: Registry, store: Path) -> None:
@@ -249,7 +253,7 @@ def test_a_full_disk_changes_nothing(patient: Registry, monkeypatch: pytest.Monk
     )
     uri = patient.client.tracking_uri
     command = [sys.executable, "-c", program, uri, patient.model_name]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert "errors.TrackingError: " in done.stderr, done.stderr
     assert patient.aliases() == {"champion": 1}
     assert diagnose(patient, stale_seconds=0) == []

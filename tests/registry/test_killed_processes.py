@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.project import ROOT
 
 from vitcifar import tracking
 from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.doctor import diagnose, repair
 from vitcifar.registry.registry import Registry
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "publish_and_die.py"
+PROGRAM = ROOT / "tests/programs/publish_and_die.py"
 POINTS = {  # where it is killed: what the doctor finds, and the versions there are after the repair
     "parity": (["abandoned export"], []),
     "storing": (["abandoned export", "orphaned model"], []),
@@ -46,7 +47,7 @@ def store(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def publish(point: str, uri: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(PROGRAM), point, uri]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

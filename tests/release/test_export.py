@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from support.exports import random_images, run_onnx
+from support.project import ROOT
 
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.predict import predict_logits
@@ -37,5 +38,5 @@ def test_the_onnx_file_holds_its_metadata_and_all_its_weights(published: Any, ex
 
 def test_the_onnx_file_contains_no_path_of_this_machine(exported: Path) -> None:
     content = exported.read_bytes()
-    for path in (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent), "network.py", "torch/nn"):
+    for path in (str(ROOT), str(Path(torch.__file__).parent), "network.py", "torch/nn"):
         assert path.encode() not in content

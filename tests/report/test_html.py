@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.project import ROOT
 from support.reports import HOSTILE, Page
 
 from vitcifar.data.contact_sheet import Tile
@@ -15,7 +16,6 @@ from vitcifar.report.log import report_sections
 from vitcifar.report.style import new_figure
 
 CHROMIUM = Path("/usr/bin/chromium")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from support.serving import ROOT, health, request_status, run_without_torch
+from support.project import ROOT, loaded_modules
+from support.serving import health, request_status
 
 from vitcifar.errors import ServingError
 from vitcifar.serving.app import MAX_REQUEST_BYTES, HostCheck, RequestLimits, SecurityHeaders, free_port, launch
@@ -106,12 +107,13 @@ def test_sigterm_stops_the_page_and_deletes_the_uploads(published, tmp_path):
 
 
 def test_the_page_does_not_load_torch(registry, tmp_path):
-    run_without_torch(
+    loaded = loaded_modules(
         "from vitcifar.serving.app import launch\n"
         "from vitcifar.registry.registry import Registry\n"
         "launch(Registry('toy'), port=0).close()",
         tmp_path,
     )
+    assert not {"torch", "torchvision"} & loaded
 
 
 async def read_body(scope: Any, receive: Any, send: Any) -> None:

@@ -243,7 +243,7 @@ def test_a_person_clicks_an_example(colours, monkeypatch):
 
 
 @in_chromium
-def test_a_person_takes_an_image_with_the_camera(tab):
+def test_a_person_takes_an_image_with_the_camera(tab, registry):
     """Chromium's own test camera: a green image with a number that counts."""
     tab.click("#image button[aria-label='Capture from camera']")
     tab.click("text=Click to Access Webcam")
@@ -254,10 +254,11 @@ def test_a_person_takes_an_image_with_the_camera(tab):
     )
     tab.click("#image button[aria-label='capture photo']")
     tab.wait_for_selector(".card.prediction")
+    assert tab.inner_text(".verdict b") in registry.pull(1).class_names
 
 
 @in_chromium
-def test_an_image_can_be_pasted(tab):
+def test_an_image_can_be_pasted(tab, registry, tmp_path):
     tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab.evaluate(
         """async () => {
@@ -269,3 +270,5 @@ def test_an_image_can_be_pasted(tab):
     )
     tab.click("#image button[aria-label='Paste from clipboard'], #image button[aria-label='Paste from Clipboard']")
     tab.wait_for_selector(".card.prediction")
+    (tmp_path / "black.png").write_bytes(make_image("black", (20, 20)))
+    assert tab.inner_text(".verdict b") == expected_prediction(registry, 1, tmp_path / "black.png").label

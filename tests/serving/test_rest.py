@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from support.serving import ROOT, run_without_torch, wait_until
+from support.project import ROOT, loaded_modules
+from support.serving import wait_until
 from support.toys import Published, make_image
 
 from vitcifar.serving.app import free_port
@@ -191,9 +192,10 @@ def test_the_curl_call_of_the_readme_works(server, tmp_path):
 
 
 def test_rest_does_not_load_torch(registry, tmp_path):
-    run_without_torch(
+    loaded = loaded_modules(
         "import mlflow, numpy\n"
         "model = mlflow.pyfunc.load_model('models:/toy@champion')\n"
         "assert model.predict(numpy.zeros((2, 9, 8, 3), 'uint8'))[1]['version'] == 1",
         tmp_path,
     )
+    assert not {"torch", "torchvision"} & loaded

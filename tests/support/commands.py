@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 
 import mlflow
-
-ROOT = Path(__file__).parents[2]
-
+from support.project import ROOT
 
 BIN = Path(sys.executable).parent
 

@@ -1,12 +1,14 @@
 """A small evaluation with every part of an analysis, and readers of the figures and the HTML that it gives."""
 
 import dataclasses
+import json
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.analysis import Analysis, find_duplicates, nearest_training, thumbnails
@@ -18,6 +20,32 @@ from vitcifar.evaluation.ood import evaluate_ood
 
 HOSTILE = ("cat", "<script>alert(1)</script>", "a & b $x_1$", "'\"><img src=x onerror=y>")
 NUM = 80
+
+
+@dataclasses.dataclass
+class Memory:
+    """A run that remembers what it is given."""
+
+    run_id: str = "0" * 32
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
+    images: dict[str, Image.Image] = dataclasses.field(default_factory=dict)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.metrics |= metrics
+
+    def log_text(self, name: str, text: str) -> None:
+        self.texts[name] = text
+
+    def log_json(self, name: str, content: Any) -> None:
+        self.texts[name] = json.dumps(content)
+
+    def log_figure(self, name: str, figure: Figure) -> None:
+        self.figures[name] = figure
+
+    def log_image(self, name: str, image: Image.Image) -> None:
+        self.images[name] = image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,6 @@
 
 import http.client
 import json
-import os
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -17,13 +14,11 @@ from support.toys import make_onnx
 
 from vitcifar.errors import RegistryError, ReleaseError
 from vitcifar.inference.session import OnnxClassifier, Prediction
-from vitcifar.registry.registry import Version
+from vitcifar.registry.registry import Version, select
 from vitcifar.release.manifest import Manifest
-from vitcifar.serving import model_pool
 from vitcifar.serving.app import Page
 from vitcifar.serving.loaded_model import LoadedModel
 
-ROOT = Path(__file__).parents[2]
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox",
@@ -66,10 +61,10 @@ class FakeRegistry:
         ]
 
     def resolve(self, spec: str | int) -> int:
-        number = model_pool.resolve_spec(tuple(self.list()), str(spec))
-        if number is None:
+        version = select(self.list(), spec)
+        if version is None:
             raise RegistryError(f"colours has no version {spec!r}.")
-        return number
+        return version.number
 
     def pull(self, spec: str | int, **options: Any) -> Manifest:
         number = self.resolve(spec)
@@ -129,9 +124,3 @@ def wait_until(condition: Callable[[], bool], failure: str, seconds: float = 20)
     while not condition():
         assert time.monotonic() < end, failure
         time.sleep(0.05)
-
-
-def run_without_torch(code: str, folder: Path) -> None:
-    """Run Python code in a process of its own, which fails when it imports torch."""
-    code += "\nimport sys\nassert not {'torch', 'torchvision'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)

@@ -3,10 +3,10 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from support.project import ROOT
 from support.training import settings, shades, train
 
 from vitcifar.errors import TrainingError
@@ -37,7 +37,7 @@ for number in range(10**6):
     checkpoint.save({"number": number, "weights": torch.full((300_000,), float(number))}, Path(sys.argv[1]))
 """
     path = tmp_path / "last.pt"
-    writer = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=Path(__file__).parents[2])
+    writer = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT)
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.project import ROOT
 from support.training import Logged, settings, train
 
 SCRIPT = """
@@ -43,7 +44,7 @@ def run_two(folder: Path, given: dict) -> list[dict]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "RANK": str(rank)}
         environment |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         command = [sys.executable, "-c", SCRIPT, str(folder), json.dumps(given)]
-        ranks.append(subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment))
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment))
     for process in ranks:
         assert process.wait(timeout=120) == 0
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
@@ -76,7 +77,7 @@ def test_torchrun_can_start_training(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(script), str(tmp_path), json.dumps({"epochs": 1})]
     environment = {**os.environ, "PYTHONPATH": "."}
-    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, timeout=120, check=True)
+    subprocess.run(command, cwd=ROOT, env=environment, timeout=120, check=True)
     answers = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert answers[0]["sha256"] == answers[1]["sha256"]
     assert not torch.distributed.is_initialized()
