@@ -11,12 +11,11 @@ from pathlib import Path
 import mlflow
 import pytest
 from PIL import Image
+from support.project import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitcifar import tracking
 from vitcifar.errors import TrackingError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

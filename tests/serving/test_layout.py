@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.serving import CHROMIUM, FLAGS, ROOT, expected_prediction, health, in_chromium
+from support.project import ROOT
+from support.serving import CHROMIUM, FLAGS, expected_prediction, health, in_chromium
 from support.toys import make_image
 
 from vitcifar.errors import ImageError
