@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from vitcifar import errors
 
 
@@ -17,3 +19,23 @@ def test_the_drawn_tree_is_the_tree_of_classes():
             depth = 0 if match[2] == "VitCifarError" else 1 + len(match[1]) // 4
             drawn.append((match[2], depth))
     assert drawn == subclasses(errors.VitCifarError)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://ann:SECRET@127.0.0.1:5000", "http://***@127.0.0.1:5000"),
+        ("http://SECRET@host/x", "http://***@host/x"),
+        ("https://ann:SE/CRET@host", "https://***@host"),
+        ("https://ann:SE@CRET@host:1", "https://***@host:1"),
+        ("postgresql+psycopg2://ann:SECRET@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
+        ("postgresql://db/mlflow?user=ann&password=SECRET&x=1", "postgresql://db/mlflow?user=ann&password=***&x=1"),
+        ("https://git.example/a.git?access_token=SECRET", "https://git.example/a.git?access_token=***"),
+        ("http://host:5000/#/models/a/versions/1 of ann@host", "http://host:5000/#/models/a/versions/1 of ann@host"),
+        ("models:/vitcifar@champion", "models:/vitcifar@champion"),
+        ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
+    ],
+)
+def test_no_error_shows_the_password_in_an_address(address, shown):
+    error = errors.TrackingError(f"The store {address} cannot be used: name another.")
+    assert str(error) == f"The store {shown} cannot be used: name another."

@@ -1,12 +1,16 @@
 """One writer, two trackers: the same names, values and steps, and a run that always ends."""
 
+import base64
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import pytest
@@ -16,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vitcifar import tracking
 from vitcifar.errors import TrackingError
+from vitcifar.experiments.logs import compare_logs
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def test_both_trackers_get_the_same_names_values_and_steps():
         for step in range(1, 251):
             run.log(step, {"step/loss": 1 / step, "step/learning_rate": 1e-3 / step})
         run.log(250, {"train/loss": 0.1, "validation/accuracy": 2 / 3})
-    agreement = tracking.compare_logs(run.run_id)
+    agreement = compare_logs(run.run_id)
     assert agreement.differences == ()
     assert (agreement.num_metrics, agreement.num_points) == (4, 502)
 
@@ -52,7 +57,7 @@ def test_compare_logs_finds_a_value_that_only_one_tracker_has():
         run.client.log_metric(run.run_id, "train/loss", 0.25, step=2)
         run.writer.add_scalar("train/loss", 0.75, 2)
         run.client.log_metric(run.run_id, "train/accuracy", 1.0, step=1)
-    found = tracking.compare_logs(run.run_id).differences
+    found = compare_logs(run.run_id).differences
     assert found == (
         "train/accuracy at step 1 is 1.0 only in MLflow",
         "train/loss at step 2 is 0.25 only in MLflow",
@@ -70,7 +75,7 @@ def test_a_resumed_run_has_no_gap_and_no_double_point():
             resumed.log(step, {"step/loss": 1 / step})
     steps = [metric.step for metric in resumed.client.get_metric_history(run.run_id, "step/loss")]
     assert sorted(steps) == list(range(1, 11))
-    assert tracking.compare_logs(run.run_id).differences == ()
+    assert compare_logs(run.run_id).differences == ()
     assert resumed.client.get_run(run.run_id).info.status == "FINISHED"
 
 
@@ -143,9 +148,47 @@ def test_an_unreachable_server_is_one_sentence():
         tracking.connect(uri)
 
 
+def test_the_password_in_an_address_reaches_the_server_and_nothing_else(monkeypatch, capsys):
+    received = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST
+
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        assert tracking.connect(f"http://ann:S%40CRET@{address}") == f"http://{address}"
+        server.shutdown()
+    assert base64.b64decode(received[0].removeprefix("Basic ")) == b"ann:S@CRET"
+    assert "CRET" not in mlflow.get_tracking_uri() + os.environ["MLFLOW_TRACKING_URI"] + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["my project ü", "100% real", "what?", "a#b", "5%20x"])
+def test_a_store_is_the_same_file_in_a_folder_of_any_name_and_as_mlflow_quotes_it(tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    file = f"{sum(name.encode())}.db"  # MLflow keeps the stores of a process by address, and some of these are relative
+    typed = tracking.connect(f"sqlite:///{folder}/{file}")
+    mlflow.create_experiment("ours")
+    by_mlflow_run = f"sqlite:///{tmp_path}/{quote(name)}/{file}"
+    os.makedirs(tmp_path / quote(name), exist_ok=True)  # as MLflow does, without using it
+    assert tracking.connect(by_mlflow_run) == tracking.connect(f"sqlite:///{file}") == typed
+    assert mlflow.get_experiment_by_name("ours")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_an_unknown_run_cannot_be_compared():
     with pytest.raises(TrackingError, match="There is no run 'nowhere'"):
-        tracking.compare_logs("nowhere")
+        compare_logs("nowhere")
 
 
 def test_a_missing_store_is_created_only_when_new_is_allowed(tmp_path):

@@ -12,12 +12,28 @@ VitCifarError
 └── ServingError     a port in use, an invalid request
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+# Of an address: user name and password, and the value of a secret in its query.
+CREDENTIALS = re.compile(
+    r"""(?<=://)(?:[^\s/"'<>]*|[^\s/@:"'<>]*:[^\s"'<>]*)@
+    |(?<=[?&;])([\w.-]*(?:password|passwd|pwd|token|secret|key)[\w.-]*=)[^\s&;"'<>]+""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def redact(text: str) -> str:
+    """The text without the user names, passwords and secrets of the addresses in it."""
+    return CREDENTIALS.sub(lambda match: f"{match[1]}***" if match[1] else "***@", text)
+
 
 class VitCifarError(Exception):
-    """What happened, then what to type next, in one or two sentences."""
+    """What happened, then what to type next, in one or two sentences, without the passwords of addresses."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(str(message)))
 
 
 class ConfigError(VitCifarError):

@@ -1,26 +1,25 @@
 """One writer for a run: MLflow and TensorBoard get the same names, values and steps.
 
-MLflow stores doubles, TensorBoard float32: `compare_logs` compares them at float32.
+MLflow stores doubles, TensorBoard float32: `experiments.logs` compares them at float32.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
 import tempfile
 import textwrap
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import filelock
 import mlflow
 import numpy as np
 import requests
-import sqlalchemy.exc
+import sqlalchemy
 from mlflow.entities import Metric, Param, RunTag
 
 from vitcifar.errors import TrackingError
@@ -39,8 +38,9 @@ Point = tuple[str, int, float]  # name, step, value
 def connect(uri: str | None = None, *, new: bool = True) -> str:
     """Point MLflow at a tracking store; a new SQLite file is created completely. Returns the absolute URI.
 
-    Default: MLFLOW_TRACKING_URI, else ./mlflow.db. Raises TrackingError when the store is unreachable, when the URI is
-    invalid, and for a missing SQLite file unless `new`.
+    Default: MLFLOW_TRACKING_URI, else ./mlflow.db. A password in a server's address moves to MLFLOW_TRACKING_PASSWORD,
+    for MLflow prints the address. Raises TrackingError when the store is unreachable, when the URI is invalid, and for
+    a missing SQLite file unless `new`.
     """
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -49,14 +49,15 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     if "://" not in uri and uri != "databricks":
         raise TrackingError(f"{uri!r} is not a tracking URI: type sqlite:///FILE or http://HOST:PORT.")
     if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
+        path = sqlite_path(uri)
         if not new and not path.exists():
             raise TrackingError(
                 f"There is no tracking store {path}: change to its folder, use --tracking-uri, or run vitcifar train."
             )
         create_store(path)
-        uri = f"sqlite:///{path}"
+        uri = sqlite_uri(path)
     else:
+        uri = without_credentials(uri)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ["MLFLOW_TRACKING_URI"] = uri  # for child processes
@@ -65,6 +66,37 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     with reaching(uri):
         mlflow.MlflowClient().search_experiments(max_results=1)
     return uri
+
+
+def sqlite_path(uri: str) -> Path:
+    """The absolute path in a SQLite URI. `mlflow run` quotes it (a space is %20), people do not: the file decides."""
+    text = uri.removeprefix("sqlite:///")
+    raw, _, query = text.partition("?")
+    paths = [Path(path).absolute() for path in (text if "/" in query else raw, raw, unquote(raw))]
+    there = [path for path in paths if path.exists()] + [path for path in paths if path.parent.exists()]
+    path, quoted = [*there, *paths][0], paths[1]
+    if path == paths[2] != quoted:  # MLflow has made a folder with the quoted name and never uses it
+        with contextlib.suppress(OSError):
+            os.removedirs(quoted.parent)  # only empty ones
+    return path
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite file, unquoted where SQLAlchemy (which unquotes from 2.1 on) and MLflow agree on its path."""
+    for text in (str(path), os.path.relpath(path)):
+        if not {"%", "?"} & set(text):
+            return f"sqlite:///{text}"
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def without_credentials(uri: str) -> str:
+    """A server's address whose user name and password are in the environment instead, where MLflow reads them."""
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https") or not (address.username and address.password):
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password)
+    return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
 
 
 def create_store(path: Path) -> None:
@@ -79,7 +111,7 @@ def create_store(path: Path) -> None:
                 return
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
                 new = Path(folder) / path.name
-                mlflow.MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments(max_results=1)
+                mlflow.MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
                 os.replace(new, path)
     except OSError as error:
         problem = f"The tracking store {path} cannot be created ({error.strerror or error})"
@@ -247,42 +279,3 @@ def tensorboard_points(folder: Path) -> list[Point]:
     accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
     names = accumulator.Tags()[SCALARS]
     return sorted((name, event.step, event.value) for name in names for event in accumulator.Scalars(name))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogComparison:
-    """The metric points of a run in MLflow and TensorBoard, and one sentence per difference."""
-
-    num_metrics: int
-    num_points: int
-    differences: tuple[str, ...]
-
-
-def compare_logs(run_id: str) -> LogComparison:
-    """Compare every metric point of a run with the event files among its artifacts, at float32.
-
-    Raises TrackingError when the run or its event files do not exist.
-    """
-    client = mlflow.MlflowClient()
-    try:
-        ours = mlflow_points(client, run_id)
-        has_files = bool(client.list_artifacts(run_id, "tensorboard"))
-    except mlflow.MlflowException as error:
-        raise TrackingError(f"There is no run {run_id!r}: the MLflow UI lists the runs with their ids.") from error
-    if not has_files:
-        raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool created it.")
-    with tempfile.TemporaryDirectory() as folder:
-        theirs = tensorboard_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
-    mlflow_counts, tensorboard_counts = (
-        Counter((name, step, str(np.float32(value))) for name, step, value in points) for points in (ours, theirs)
-    )
-    only_one = {"MLflow": mlflow_counts - tensorboard_counts, "TensorBoard": tensorboard_counts - mlflow_counts}
-    return LogComparison(
-        num_metrics=len({name for name, _, _ in ours}),
-        num_points=len(ours),
-        differences=tuple(
-            f"{name} at step {step} is {value} only in {side}" + (f" ({count} times)" if count > 1 else "")
-            for side, points in only_one.items()
-            for (name, step, value), count in sorted(points.items())
-        ),
-    )

@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner
 from support.sweeps import TINY, family
 
-from vitcifar import cli, pipeline, tracking
+from vitcifar import cli, pipeline
 from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, TrainingError, VitCifarError
 from vitcifar.experiments import seeds
+from vitcifar.experiments.logs import compare_logs
 
 
 @pytest.fixture
@@ -70,8 +71,8 @@ def test_several_seeds_as_a_project_release_the_best_one(store, few_figures, mon
     assert champion.run_id == runs["project"].data.tags["best_run"]
     assert runs["project"].data.tags["version"] == "vitcifar/1"
     assert f"parent run     {project}" in done.output
-    assert tracking.compare_logs(champion.run_id).differences == ()
-    assert tracking.compare_logs(project).differences == ()
+    assert compare_logs(champion.run_id).differences == ()
+    assert compare_logs(project).differences == ()
 
 
 def test_a_seed_that_fails_ends_the_parent_with_its_message_and_complete_ones_stay(store, few_figures, monkeypatch):

@@ -23,11 +23,12 @@ from support.project import ROOT
 from support.sweeps import SEARCH, TINY, fake_learning, family, plan
 from support.toys import settle
 
-from vitcifar import cli, pipeline, tracking
+from vitcifar import cli, pipeline
 from vitcifar.config import resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.experiments import sweep as sweeping
+from vitcifar.experiments.logs import compare_logs
 from vitcifar.experiments.sweep import sweep
 
 SWEEP = ["sweep", "--preset", "digits", "--search", SEARCH]
@@ -87,7 +88,7 @@ def test_a_sweep_killed_half_way_is_resumed_to_exactly_four_trials_under_one_par
     assert len(set(tried.values())) == 4
     assert parent.data.tags["best_command"] in resumed.output
     assert not list(tmp_path.glob("runs/*/*.pt"))
-    assert tracking.compare_logs(parent.info.run_id).differences == ()
+    assert compare_logs(parent.info.run_id).differences == ()
 
 
 def test_the_command_that_a_sweep_gives_trains_with_the_best_trials_settings(store):

@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from support.scores import add_version, scores
 from support.toys import settle
 
-from vitcifar import cli, pipeline, tracking
+from vitcifar import cli, pipeline
 from vitcifar.config import resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import DataError, ReleaseError
 from vitcifar.experiments import versions
+from vitcifar.experiments.logs import compare_logs
 from vitcifar.experiments.versions import compare_versions, evaluate_version, reproduce, trained_on
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry.registry import Registry
@@ -53,7 +54,7 @@ def test_a_version_is_evaluated_to_the_selected_level(here, level):
     assert ("report.html" in artifacts(run_id)) == (level == "full")
     figures = {path.rsplit("/", 1)[1] for path in artifacts(run_id, "figures/analysis")}
     assert figures == ({"slices.png", "attention.png", "nearest.png", "robustness.png"} if level == "full" else set())
-    assert not tracking.compare_logs(run_id).differences
+    assert not compare_logs(run_id).differences
 
 
 def test_missing_ood_images_leave_no_run(here):

@@ -210,9 +210,10 @@ def compare_logs(run: str, tracking_uri: str) -> None:
     vitcifar compare-logs 0f3c9d2b8a6e4c0f9d1e2b3a4c5d6e7f
     """
     from vitcifar import tracking
+    from vitcifar.experiments.logs import compare_logs
 
     tracking.connect(tracking_uri)
-    agreement = tracking.compare_logs(run)
+    agreement = compare_logs(run)
     for difference in agreement.differences:
         click.echo(difference)
     compared = f"{agreement.num_points} values of {agreement.num_metrics} metrics"

@@ -108,7 +108,7 @@ def open_study(plan: SweepPlan, splits: Splits) -> "Study":
         pruner = optuna.pruners.MedianPruner(4, warmup)
     try:
         storage = optuna.storages.RDBStorage(
-            f"sqlite:///{path}",
+            tracking.sqlite_uri(path),
             engine_kwargs={"connect_args": {"timeout": 60}},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,

@@ -1,0 +1,51 @@
+"""Whether MLflow and TensorBoard hold the same points of a run."""
+
+import dataclasses
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import mlflow
+import numpy as np
+
+from vitcifar.errors import TrackingError
+from vitcifar.tracking import mlflow_points, tensorboard_points
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogComparison:
+    """The metric points of a run in MLflow and TensorBoard, and one sentence per difference."""
+
+    num_metrics: int
+    num_points: int
+    differences: tuple[str, ...]
+
+
+def compare_logs(run_id: str) -> LogComparison:
+    """Compare every metric point of a run with the event files among its artifacts, at float32.
+
+    Raises TrackingError when the run or its event files do not exist.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        ours = mlflow_points(client, run_id)
+        has_files = bool(client.list_artifacts(run_id, "tensorboard"))
+    except mlflow.MlflowException as error:
+        raise TrackingError(f"There is no run {run_id!r}: the MLflow UI lists the runs with their ids.") from error
+    if not has_files:
+        raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool created it.")
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = tensorboard_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
+    mlflow_counts, tensorboard_counts = (
+        Counter((name, step, str(np.float32(value))) for name, step, value in points) for points in (ours, theirs)
+    )
+    only_one = {"MLflow": mlflow_counts - tensorboard_counts, "TensorBoard": tensorboard_counts - mlflow_counts}
+    return LogComparison(
+        num_metrics=len({name for name, _, _ in ours}),
+        num_points=len(ours),
+        differences=tuple(
+            f"{name} at step {step} is {value} only in {side}" + (f" ({count} times)" if count > 1 else "")
+            for side, points in only_one.items()
+            for (name, step, value), count in sorted(points.items())
+        ),
+    )
