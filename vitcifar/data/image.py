@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vitcifar.data.metadata import check_metadata
 from vitcifar.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -51,10 +52,11 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     _silence_pillow()
     name = name or (str(source) if isinstance(source, Path) else "The image")
     name = name if name.isprintable() else repr(name)
-    content = source if isinstance(source, bytes) else _read_file(source, name)
+    content = source if isinstance(source, bytes) else read_file(source, name)
     if not content:
         raise ImageError(f"{name} is empty.")
     _check_size(len(content), name)
+    check_metadata(content, name)
     image = _open(content, name)
     _check_header(image, content, name)
     return convert_image(image, name)
@@ -81,7 +83,7 @@ def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
         raise ImageError(f"{name} is broken or incomplete: its pixels cannot be decoded ({error}).") from error
 
 
-def _read_file(path: Path, name: str) -> bytes:
+def read_file(path: Path, name: str) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block forever
