@@ -6,15 +6,13 @@ from typing import Any
 
 import mlflow
 import pytest
-from support.releases import add_version, store_release
 from support.toys import stored
 
-from vitcifar.errors import ConfigError, GateError, RegistryError, ReleaseError, VitCifarError
+from vitcifar.errors import GateError, RegistryError, ReleaseError, VitCifarError
 from vitcifar.registry.aliases import move_alias
-from vitcifar.registry.registry import Registry, prune, register
+from vitcifar.registry.registry import Registry
 from vitcifar.release import cache
 from vitcifar.release.cache import cache_dir
-from vitcifar.release.manifest import read_manifest
 from vitcifar.serving.loaded_model import open_version
 
 
@@ -88,18 +86,6 @@ def test_a_similar_alias_is_suggested(toy: Registry) -> None:
     assert toy.resolve("@champion") == 2
     with pytest.raises(RegistryError, match="Did you mean champion"):
         toy.resolve("chmapion")
-
-
-def test_deleting_a_version_keeps_what_another_one_is_made_of(toy: Registry, store: Path) -> None:
-    model, digest = store_release(store, "shared", "shared")
-    release = read_manifest(store / "shared" / "release.json")
-    first, second = (register(release, model.model_id, digest) for _ in range(2))
-    registry = Registry("shared")
-    move_alias(registry, "champion", second)
-    registry.delete(registry.show(first))
-    assert registry.client.get_logged_model(model.model_id)
-    with pytest.raises(RegistryError, match="is not deleted: champion points to it now"):
-        registry.delete(registry.show(second))
 
 
 def test_pull_downloads_a_release_once(toy: Registry) -> None:
@@ -182,22 +168,3 @@ def test_an_unreachable_server_is_reported_in_one_sentence(monkeypatch: pytest.M
             Registry("toy").list()
     finally:
         mlflow.set_tracking_uri(before)
-
-
-def test_prune_deletes_neither_the_newest_nor_an_alias_nor_a_rollback_target(store: Path) -> None:
-    registry = Registry("pruned")
-    for index in range(5):
-        add_version(store, f"pruned-{index}", "pruned")
-    move_alias(registry, "champion", 1)
-    move_alias(registry, "challenger", 3)
-    with pytest.raises(ConfigError, match="at least 1"):
-        prune(registry, keep=0)
-    assert [version.number for version in prune(registry, keep=1)] == [4, 2]
-    assert len(registry.list()) == 5  # a dry run
-    move_alias(registry, "champion", 5, reason="a rollback returns to 1")
-    assert [version.number for version in prune(registry, keep=1)] == [4, 2]
-    registry.rollback(reason="back to 1")
-    assert [version.number for version in prune(registry, keep=2, dry_run=False)] == [2]
-    assert [version.number for version in registry.list()] == [5, 4, 3, 1]
-    assert registry.aliases() == {"champion": 1, "challenger": 3}
-    assert prune(registry, keep=100) == []

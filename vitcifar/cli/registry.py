@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,16 +130,34 @@ def history(registry: "Registry", alias: str) -> None:
     "Additional host names of the page, separated by commas (none = no others).",
     callback=options.host_names,
 )
-def app(registry: "Registry", version: str, host: str, port: int, allowed_hosts: tuple[str, ...]) -> None:
+@options.option(
+    "--auth",
+    "none",
+    "File of lines NAME:PASSWORD; people and programs must log in (none = no login).",
+)
+@options.yes_or_no("--public", "Open the page to other machines without a login.")
+def app(
+    registry: "Registry",
+    version: str,
+    host: str,
+    port: int,
+    allowed_hosts: tuple[str, ...],
+    auth: str,
+    public: bool,
+) -> None:
     """Serve a version as a demo page that follows its alias.
 
     \b
     vitcifar app --version champion --port 7860
+    vitcifar app --host 0.0.0.0 --auth passwords.txt
     """
-    from vitcifar.serving.app import launch
+    from vitcifar.serving.app import launch, read_passwords
 
-    page = launch(registry, version, host=host, port=port, allowed_hosts=allowed_hosts)
-    click.echo(f"{page.url}  (press Ctrl-C to stop)")
+    passwords = None if auth == "none" else read_passwords(Path(auth).expanduser())
+    page = launch(
+        registry, version, host=host, port=port, allowed_hosts=allowed_hosts, passwords=passwords, public=public
+    )
+    click.echo(f"{'  '.join(page.urls)}  (press Ctrl-C to stop)")
     page.wait()
 
 
@@ -211,7 +230,7 @@ def prune(registry: "Registry", keep: int, delete: bool) -> None:
     vitcifar prune --keep 5
     vitcifar prune --keep 5 --delete yes
     """
-    from vitcifar.registry.registry import prune
+    from vitcifar.registry.prune import prune
 
     old = prune(registry, keep=keep, dry_run=not delete)
     if not old:

@@ -21,6 +21,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from vitcifar.errors import ReleaseError, VitCifarError
 from vitcifar.registry.aliases import PREFIX, read_events
+from vitcifar.registry.prune import file_users
 from vitcifar.registry.registry import BROKEN_TAG, LINK_TAG, NOT_FOUND, Registry, Version, link, register
 from vitcifar.registry.repair import (
     WAIT,
@@ -96,12 +97,12 @@ def _is_running(process: int) -> bool:
 
 def _orphaned_models(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
     """Stored models without a version: registered if the release is complete and checked, deleted if not."""
-    registered = {version.source for version in registry.list()}
+    registered = file_users(registry)
     experiments = [entry.experiment_id for entry in registry.client.search_experiments()]
     ours = f"name = '{LOGGED_NAME}' AND tags.{MODEL_TAG} = '{registry.model_name}'"
     for model in mlflow.search_logged_models(experiments, filter_string=ours, output_format="list"):
         name, status, location = model.model_id, model.status, model.artifact_location
-        if f"models:/{name}" in registered or LINK_TAG in model.tags:
+        if name in registered or LINK_TAG in model.tags:
             continue  # with the tag it was a version once, which was deleted on purpose
         if _is_recent((model.creation_timestamp or 0) / 1000, stale_seconds):
             yield find("unfinished model", name, waiting=True, status=status)
@@ -203,7 +204,7 @@ def _incomplete(registry: Registry, version: Version, name: str, mismatch: Misma
 
 
 def _unlinked(registry: Registry, version: Version, name: str) -> Iterator[Finding]:
-    model_id = version.source.removeprefix("models:/")
+    model_id = registry.model_id(version)
     try:
         linked = LINK_TAG in registry.client.get_logged_model(model_id).tags
     except MlflowException as error:

@@ -4,7 +4,6 @@ A version is named by a spec: its number (3 or "v3"), an alias ("champion" or "@
 """
 
 import builtins
-import contextlib
 import dataclasses
 import datetime
 import difflib
@@ -17,8 +16,8 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from vitcifar.errors import ConfigError, RegistryError, ReleaseError, TrackingError
-from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback, rollback_target
+from vitcifar.errors import RegistryError, ReleaseError, TrackingError
+from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback
 from vitcifar.registry.policy import Policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import fetch
@@ -138,22 +137,31 @@ class Registry:
 
     def read(self) -> tuple[Sequence[Version], Mapping[str, str]]:
         """The versions, the newest first, and the tags of the registered model, in two reads of the store."""
-        with reaching(mlflow.get_tracking_uri()):
-            found: builtins.list[ModelVersion] = []
-            token = None
-            while token != "":
-                page = self.client.search_model_versions(f"name='{self.model_name}'", page_token=token)
-                found.extend(page)
-                token = page.token or ""
+        found = self.search(f"name='{self.model_name}'")
         if not found:
             return [], {}
         model = self._model()
         aliases = [(alias, int(number)) for alias, number in sorted(model.aliases.items())]
         versions = [
+            dataclasses.replace(version, aliases=tuple(name for name, number in aliases if number == version.number))
+            for version in found
+        ]
+        return sorted(versions, key=lambda version: version.number, reverse=True), model.tags
+
+    def search(self, query: str) -> builtins.list[Version]:
+        """Every version, of any registered model and without its aliases, that MLflow's query finds."""
+        found: builtins.list[ModelVersion] = []
+        token = None
+        with reaching(mlflow.get_tracking_uri()):
+            while token != "":
+                page = self.client.search_model_versions(query, page_token=token)
+                found.extend(page)
+                token = page.token or ""
+        return [
             Version(
                 model_name=entry.name,
                 number=int(entry.version),
-                aliases=tuple(alias for alias, number in aliases if number == int(entry.version)),
+                aliases=(),
                 status=str(entry.status),
                 created=f"{datetime.datetime.fromtimestamp(entry.creation_timestamp // 1000, datetime.UTC):%FT%TZ}",
                 run_id=entry.run_id or "",
@@ -162,7 +170,6 @@ class Registry:
             )
             for entry in found
         ]
-        return sorted(versions, key=lambda version: version.number, reverse=True), model.tags
 
     def find(self, spec: str | int, versions: Sequence[Version]) -> Version:
         """One of these versions. Raises RegistryError as `show` does."""
@@ -206,7 +213,16 @@ class Registry:
     def location(self, version: Version) -> str:
         """The URI of a version's files in the artifact store."""
         with reaching(mlflow.get_tracking_uri()):
-            return self.client.get_model_version_download_uri(self.model_name, str(version.number))
+            return self.client.get_model_version_download_uri(version.model_name, str(version.number))
+
+    def model_id(self, version: Version) -> str:
+        """The id of the logged model that holds a version's files; "" without one.
+
+        MLflow's copy of a version (`copy_model_version`) names the other version as its source.
+        """
+        if match := re.fullmatch(r"models:/(m-\w+)", version.source):
+            return match[1]
+        return match[1] if (match := re.search(r"/models/(m-\w+)/", self.location(version))) else ""
 
     def tag(self, number: int, key: str, value: str | None) -> None:
         """Set a tag of a version, or remove it with None."""
@@ -215,23 +231,6 @@ class Registry:
                 self.client.delete_model_version_tag(self.model_name, str(number), key)
             else:
                 self.client.set_model_version_tag(self.model_name, str(number), key, value)
-
-    def delete(self, version: Version) -> None:
-        """Delete a version without an alias, and its logged model unless another version has the same.
-
-        Raises RegistryError when an alias points to it by now.
-        """
-        others = {other.number: other for other in self.list()}
-        current = others.pop(version.number, version)
-        if current.aliases:
-            raise RegistryError(
-                f"{self.model_name} {version.number} is not deleted: {', '.join(current.aliases)} points to it now."
-            )
-        with reaching(mlflow.get_tracking_uri()):
-            self.client.delete_model_version(self.model_name, str(version.number))
-            if all(other.source != version.source for other in others.values()):
-                with contextlib.suppress(MlflowException):  # already deleted
-                    self.client.delete_logged_model(version.source.removeprefix("models:/"))
 
     def _model(self) -> RegisteredModel:
         with reaching(mlflow.get_tracking_uri()):
@@ -247,27 +246,6 @@ class Registry:
             names = sorted(model.name for model in self.client.search_registered_models())
         known = f"there are: {', '.join(names)}" if names else "the registry is empty, `vitcifar train` fills it"
         return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
-
-
-def prune(registry: Registry, *, keep: int, dry_run: bool = True) -> list[Version]:
-    """The versions to delete: not among the newest `keep`, without an alias, and no rollback target of one.
-
-    They are deleted unless `dry_run` (MLflow's own `mlflow gc` removes their files). Raises ConfigError.
-    """
-    if keep < 1:
-        raise ConfigError(f"keep is {keep}: it must be at least 1.")
-    versions, tags = registry.read()
-    existing = {version.number for version in versions}
-    targets = {
-        rollback_target(read_events(tags, alias).values(), version.number, existing)
-        for version in versions
-        for alias in version.aliases
-    }
-    unused = [version for version in versions[keep:] if not version.aliases and version.number not in targets]
-    if not dry_run:
-        for version in unused:
-            registry.delete(version)
-    return unused
 
 
 def register(release: Manifest, model_id: str, digest: str) -> int:

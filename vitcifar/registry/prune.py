@@ -1,0 +1,68 @@
+"""Which versions can be deleted: none that is in use, and no files that another registered model has too."""
+
+import contextlib
+import warnings
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from vitcifar.errors import ConfigError, RegistryError
+from vitcifar.registry.aliases import read_events, rollback_target
+from vitcifar.registry.registry import Registry, Version
+from vitcifar.tracking import reaching
+
+
+def prune(registry: Registry, *, keep: int, dry_run: bool = True) -> list[Version]:
+    """The versions to delete: not among the newest `keep`, without an alias, and no rollback target of one.
+
+    They are deleted unless `dry_run` (MLflow's own `mlflow gc` removes their files). A version whose files another
+    registered model uses is kept, with a warning. Raises ConfigError.
+    """
+    if keep < 1:
+        raise ConfigError(f"keep is {keep}: it must be at least 1.")
+    versions, tags = registry.read()
+    existing = {version.number for version in versions}
+    targets = {
+        rollback_target(read_events(tags, alias).values(), version.number, existing)
+        for version in versions
+        for alias in version.aliases
+    }
+    unused = [version for version in versions[keep:] if not version.aliases and version.number not in targets]
+    users = file_users(registry) if unused else {}
+    for version in list(unused):
+        same_files = users.get(registry.model_id(version), [])
+        others = [user for user in sorted(same_files) if not user.startswith(f"{version.model_name} ")]
+        if others:
+            unused.remove(version)
+            name = f"{version.model_name} {version.number}"
+            warnings.warn(f"{name} is kept: its files are those of {', '.join(others)} too.", stacklevel=2)
+    if not dry_run:
+        for version in unused:
+            delete(registry, version)
+    return unused
+
+
+def delete(registry: Registry, version: Version) -> None:
+    """Delete a version without an alias, and its logged model unless a version of any model uses its files.
+
+    Raises RegistryError when an alias points to it by now.
+    """
+    aliases = registry.show(version.number).aliases
+    if aliases:
+        raise RegistryError(
+            f"{registry.model_name} {version.number} is not deleted: {', '.join(aliases)} points to it now."
+        )
+    model_id = registry.model_id(version)
+    with reaching(mlflow.get_tracking_uri()):
+        registry.client.delete_model_version(registry.model_name, str(version.number))
+        if model_id and model_id not in file_users(registry):
+            with contextlib.suppress(MlflowException):  # already deleted
+                registry.client.delete_logged_model(model_id)
+
+
+def file_users(registry: Registry) -> dict[str, list[str]]:
+    """For each logged model, the versions of all registered models that use its files: `vitcifar 3`."""
+    users: dict[str, list[str]] = {}
+    for version in registry.search(""):
+        users.setdefault(registry.model_id(version), []).append(f"{version.model_name} {version.number}")
+    return users
