@@ -82,6 +82,22 @@ print(len(names))
     assert int(done.stdout) == len(list((ROOT / "vitcifar").rglob("*.py"))) - 1
 
 
+@pytest.mark.parametrize("given", [{}, {"MLFLOW_DISABLE_TELEMETRY": "false"}], ids=["default", "wanted"])
+def test_the_telemetry_of_mlflow_is_off_in_every_command_unless_the_environment_says_otherwise(given):
+    code = (
+        "import contextlib, os\n"
+        "from vitcifar.cli import main\n"
+        "with contextlib.suppress(Exception):\n"
+        "    main(['versions', '--tracking-uri', 'sqlite:////nowhere/mlflow.db'], standalone_mode=False)\n"
+        "from mlflow.telemetry.client import get_telemetry_client\n"
+        "print(os.environ['MLFLOW_DISABLE_TELEMETRY'], get_telemetry_client())"
+    )
+    kept = {name: value for name, value in environment().items() if not name.startswith("MLFLOW")}
+    done = subprocess.run([sys.executable, "-c", code], env=kept | given, cwd=ROOT, capture_output=True, text=True)
+    expected = "false" if given else "true None"
+    assert done.stdout.startswith(expected), done.stderr
+
+
 def test_tests_mirror_the_rooms():
     """tests/<room>/test_<file>.py, with a topic after the name where one file of tests would be long."""
     whole_room = {"help", "killed_processes", "old_releases"}  # and not one file of it

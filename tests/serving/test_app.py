@@ -1,24 +1,22 @@
-"""Ports, the health endpoint, the life of the server, and its middleware without a page behind it."""
+"""Ports, the health endpoint, the life of the server, and the addresses that it opens."""
 
-import asyncio
-import json
 import os
 import socket
 import subprocess
 import sys
 import urllib.request
-from typing import Any
+from socket import AF_INET
 from urllib.parse import urlsplit
 
+import gradio_client
+import psutil
 import pytest
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
 from support.project import ROOT, loaded_modules
 from support.serving import health, request_status
 
 from vitcifar.errors import ServingError
-from vitcifar.serving.app import MAX_REQUEST_BYTES, HostCheck, RequestLimits, SecurityHeaders, free_port, launch
+from vitcifar.serving.app import free_port, is_loopback, launch, read_passwords
+from vitcifar.serving.middleware import MAX_REQUEST_BYTES
 
 
 def test_a_port_in_use_is_one_sentence_with_the_way_out(colours):
@@ -39,6 +37,59 @@ def test_a_foreign_address_is_one_sentence(host):
 
 def test_port_0_takes_a_free_one():
     assert free_port("127.0.0.1", 0) > 1023
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "203.0.113.7"])
+def test_an_address_beyond_this_machine_needs_a_password_or_consent(colours, host):
+    with pytest.raises(ServingError, match=r"other machines without a password: add --auth FILE.* or --public yes"):
+        launch(colours, host=host, port=0)
+    assert colours.pulled == []
+
+
+@pytest.mark.parametrize(("host", "loopback"), [("localhost", True), ("127.0.0.9", True), ("::1", True), ("", False)])
+def test_loopback_is_this_machine_alone(host, loopback):
+    assert is_loopback(host) is loopback
+
+
+def test_a_public_page_says_every_address_that_is_open(colours):
+    running = launch(colours, host="0.0.0.0", port=0, public=True)
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries if entry.family == AF_INET}
+    try:
+        assert {urlsplit(url).hostname for url in running.urls} == own
+        for url in running.urls:
+            with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
+                assert response.status == 200
+    finally:
+        running.close()
+
+
+READ = ["config", "gradio_api/info", "gradio_api/queue/data?session_hash=a", "gradio_api/file=/etc/hostname"]
+SEND = [f"gradio_api/{route}" for route in ("run/predict", "call/predict", "queue/join", "upload")]
+
+
+def test_with_a_password_nothing_is_answered_before_the_login(colours, tmp_path):
+    (tmp_path / "passwords").write_text("ann:right:one\n\nben:other\n")
+    running = launch(colours, host="0.0.0.0", port=0, passwords=read_passwords(tmp_path / "passwords"))
+    try:
+        for route in READ + SEND:
+            body = b'{"data": []}' if route in SEND else None
+            assert request_status(running, f"/{route}", {"Content-Type": "application/json"}, body) == 401, route
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        for wrong in (b"username=ann&password=other", b"username=eve&password=", b"username=ann&password="):
+            assert request_status(running, "/login", form, wrong) in (400, 422)
+        assert request_status(running, "/login", form, b"username=ann&password=right:one") == 200
+        client = gradio_client.Client(running.url, auth=("ben", "other"), verbose=False, analytics_enabled=False)
+        assert "/predict" in str(client.view_api(return_format="dict"))
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("content", ["", "ann\n", ":secret\n", "ann:\n", None])
+def test_a_file_without_passwords_is_one_sentence(tmp_path, content):
+    if content is not None:
+        (tmp_path / "passwords").write_text(content)
+    with pytest.raises(ServingError, match=r"passwords.*NAME:PASSWORD"):
+        read_passwords(tmp_path / "passwords")
 
 
 def test_health_names_the_version_that_serves(page):
@@ -114,76 +165,3 @@ def test_the_page_does_not_load_torch(registry, tmp_path):
         tmp_path,
     )
     assert not {"torch", "torchvision"} & loaded
-
-
-async def read_body(scope: Any, receive: Any, send: Any) -> None:
-    body = await Request(scope, receive).body()
-    await PlainTextResponse(str(len(body)))(scope, receive, send)
-
-
-async def never_called(scope: Any, receive: Any, send: Any) -> None:
-    pytest.fail("the request reached the app")
-
-
-def respond(app: Any, headers: dict[str, str], chunks: tuple[bytes, ...] = ()) -> tuple[int, dict[str, str], bytes]:
-    """The status, the headers and the body of the response of an ASGI app."""
-    sent: list[Any] = []
-    parts = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    parts.append({"type": "http.request", "body": b"", "more_body": False})
-
-    async def receive() -> Any:
-        return parts.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw}
-    asyncio.run(app(scope, receive, send))
-    start, *bodies = sent
-    names = {name.decode(): value.decode() for name, value in start["headers"]}
-    return start["status"], names, b"".join(message["body"] for message in bodies)
-
-
-@pytest.mark.parametrize(
-    ("host", "header", "allowed"),
-    [
-        ("127.0.0.1", "127.0.0.1:7860", True),
-        ("127.0.0.1", "localhost:7860", True),
-        ("127.0.0.1", "LOCALHOST", True),
-        ("127.0.0.1", "[::1]:7860", True),
-        ("127.0.0.1", "[::1]", True),
-        ("127.0.0.1", "my.name:7860", True),
-        ("127.0.0.1", "evil.example", False),
-        ("127.0.0.1", "127.0.0.1.evil.example:7860", False),
-        ("127.0.0.1", "192.0.2.1:7860", False),
-        ("127.0.0.1", "", False),
-        ("0.0.0.0", "192.0.2.1:7860", True),
-        ("0.0.0.0", "[2001:db8::1]:7860", True),
-        ("::", "192.0.2.1", True),
-        ("0.0.0.0", "evil.example:7860", False),
-        ("", "", False),
-    ],
-)
-def test_only_host_names_of_this_server_are_allowed(host, header, allowed):
-    assert HostCheck(read_body, host, ("My.Name",)).allows(header) is allowed
-
-
-def test_a_foreign_host_gets_one_sentence_as_json_with_the_security_headers():
-    status, headers, body = respond(SecurityHeaders(HostCheck(never_called, "127.0.0.1")), {"Host": "evil.example"})
-    assert status == 400 and headers["x-frame-options"] == "DENY"
-    assert "--allowed-hosts" in json.loads(body)["detail"]
-    assert respond(HostCheck(read_body, "127.0.0.1"), {"Host": "localhost:1"})[0] == 200
-
-
-def test_a_request_that_declares_too_many_bytes_is_rejected_unread():
-    status, _, body = respond(RequestLimits(never_called), {"Content-Length": str(MAX_REQUEST_BYTES + 1)})
-    assert status == 413 and "larger than 43 MiB" in json.loads(body)["detail"]
-
-
-def test_a_request_that_sends_too_many_bytes_is_rejected_while_it_is_read():
-    chunk = b"x" * 2**20
-    assert respond(RequestLimits(read_body), {}, (chunk,) * (MAX_REQUEST_BYTES // 2**20))[2] == b"%d" % (43 * 2**20)
-    with pytest.raises(HTTPException) as caught:  # Starlette and FastAPI make the response of it
-        respond(RequestLimits(read_body), {}, (chunk,) * (MAX_REQUEST_BYTES // 2**20 + 1))
-    assert caught.value.status_code == 413

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 
 import pytest
 from support.project import ROOT
-from support.serving import CHROMIUM, FLAGS, expected_prediction, health, in_chromium
+from support.serving import CHROMIUM, FLAGS, expected_prediction, health, in_chromium, wait_until
 from support.toys import make_image
 
 from vitcifar.errors import ImageError
 from vitcifar.release.manifest import Manifest
 from vitcifar.serving import html, layout
-from vitcifar.serving.app import Page, launch
+from vitcifar.serving.app import MAX_SESSIONS, Page, launch
 from vitcifar.serving.model_pool import ModelPool
 
 SCREENSHOTS = ROOT / "screenshots"
@@ -51,12 +52,13 @@ def test_only_files_in_the_folder_of_the_page_are_read(tmp_path):
             layout.read_upload(upload_of(path=path and str(path)), "red.png")
 
 
-def test_the_card_is_empty_without_an_image_and_an_error_for_a_broken_version(colours):
+def test_the_card_is_empty_without_an_image_and_an_error_for_a_broken_version(colours, caplog):
     pool = ModelPool(colours, "champion")
     assert "No image yet" in layout.upload_card(pool, None, "")
     colours.broken.add(2)
     card = layout.upload_card(pool, None, "2")
-    assert "card error" in card and "Version 2 was changed." in card
+    assert "card error" in card and "Version 2 cannot be loaded: choose another." in card
+    assert "Version 2 was changed." in caplog.text, "the log of the server says why"
 
 
 def test_the_version_list_starts_with_the_default_then_the_newest(colours):
@@ -123,16 +125,83 @@ def test_predict_downloads_nothing(client):
         client.predict(web, "champion", api_name="/predict")
 
 
+def post(page: Page, path: str, body: dict[str, Any]) -> str:
+    """The body of the response, of an error too."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{page.url}/gradio_api/{path}", json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+
+
+def get(page: Page, path: str) -> str:
+    with urllib.request.urlopen(f"{page.url}/gradio_api/{path}", timeout=20) as response:
+        return response.read().decode()
+
+
+def call(page: Page, data: list[Any]) -> str:
+    return get(page, f"call/predict/{json.loads(post(page, 'call/predict', {'data': data}))['event_id']}")
+
+
+def run_directly(page: Page, data: list[Any]) -> str:
+    return post(page, "run/predict", {"data": data})
+
+
+def join_the_queue(page: Page, data: list[Any]) -> str:
+    """The private function behind the page's card."""
+    (function,) = (number for number, function in page._blocks.fns.items() if "upload_card" in str(function.fn))
+    session = f"forged-{len(str(data))}"
+    post(page, "queue/join", {"data": data, "fn_index": function, "session_hash": session, "trigger_id": 1})
+    messages = get(page, f"queue/data?session_hash={session}").splitlines()
+    return next(message for message in messages if "process_completed" in message)
+
+
+@pytest.mark.parametrize("route", [call, run_directly, join_the_queue])
 @pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}], ids=["bare", "with meta"])
-def test_predict_reads_no_other_file_of_the_server(page, digit, meta):
+def test_no_other_file_of_the_server_is_opened(page, digit, meta, route):
     """gradio_client would upload the file; a forged request names one that lies on the server."""
-    body = json.dumps({"data": [{"path": str(digit), **meta}, "champion"]}).encode()
-    address, headers = f"{page.url}/gradio_api/call/predict", {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=10) as response:
-        event = json.load(response)["event_id"]
-    with urllib.request.urlopen(f"{address}/{event}", timeout=10) as response:
-        events = response.read().decode()
-    assert "event: error" in events and "label" not in events
+    others = ["/proc/kmsg", "/dev/zero", str(digit.parent), str(digit.parent / "none.png"), str(digit)]
+    answers = {
+        re.sub(r"[0-9a-f-]{20,}|[0-9.]+", "", route(page, [{"path": path, **meta}, "champion"])) for path in others
+    }
+    assert len(answers) == 1, "a file that exists, a folder and a device are answered alike"
+    predicted = re.compile('"label"|Most likely')
+    assert not predicted.search(answers.pop())
+    uploaded = layout.private_folder() / "uploads" / "digit.png"
+    uploaded.parent.mkdir(exist_ok=True)
+    uploaded.write_bytes(digit.read_bytes())
+    assert predicted.search(route(page, [{"path": str(uploaded)}, "champion"])), "an upload is"
+
+
+def test_the_server_keeps_no_image_of_a_request(page, digit):
+    content = data_url(digit.read_bytes())
+    assert "label" in run_directly(page, [{"path": None, "url": content}, "champion"])
+    holder = page._blocks.state_holder
+    assert holder.capacity == MAX_SESSIONS
+    kept = [session.config_values for session in holder.session_data.values()]
+    assert kept and content not in str(kept)
+
+
+def test_visitors_read_no_address_and_no_path_of_the_server(colours, monkeypatch):
+    secret = "The store http://ann:SECRET@db:5000 lost /home/ann/model.onnx."
+    running = launch(colours, port=0, poll_seconds=0.05)
+    try:
+        for fault in ("unreachable", "broken"):
+            if fault == "broken":
+                colours.unreachable = False
+                colours.broken.add(2)
+                colours.aliases["champion"] = 2
+            monkeypatch.setattr(colours, "sentence", secret)
+            colours.unreachable = fault == "unreachable"
+            wait_until(lambda: health(running)["problem"] != "", "the fault was not noticed")
+            answers = [str(health(running)), call(running, [{"url": data_url(make_image())}, "2"])]
+            answers += [call(running, [{"url": data_url(make_image())}, "9"])]
+            for answer in answers:
+                assert "SECRET" not in answer and "/home/ann" not in answer and "db:5000" not in answer
+    finally:
+        running.close()
 
 
 def upload(tab: Any, path: Path) -> None:

@@ -44,27 +44,30 @@ def test_latest_follows_the_newest_version_and_a_number_does_not_move(colours):
     assert pinned.refresh().current.version == 1
 
 
-def test_a_broken_version_leaves_the_previous_one_serving(colours):
+def test_a_broken_version_leaves_the_previous_one_serving_and_the_log_says_why(colours, caplog):
     pool = ModelPool(colours, "champion")
     colours.broken.add(2)
     colours.aliases["champion"] = 2
     state = pool.refresh()
     assert state.current.version == 1
-    assert "points to version 2" in state.problem and "was changed. Version 1 is still serving" in state.problem
+    assert state.problem == ("champion points to version 2, which cannot be loaded. Version 1 is still serving.")
+    assert "Version 2 was changed." in caplog.text
     num_tries = len(colours.pulled)
     assert pool.refresh().problem == state.problem and len(colours.pulled) == num_tries, "it is not tried again at once"
     colours.aliases["champion"] = 1
     assert pool.refresh().problem == ""
 
 
-def test_a_removed_alias_or_an_unreachable_registry_leaves_the_previous_version_serving(colours):
+def test_a_removed_alias_or_an_unreachable_registry_leaves_the_previous_version_serving(colours, caplog):
     pool = ModelPool(colours, "champion")
     del colours.aliases["champion"]
     assert "no version champion any more" in pool.refresh().problem
     colours.unreachable = True
     state = pool.refresh()
     assert state.current.version == 1
-    assert state.problem == "The registry is unreachable. Version 1 is still serving."
+    assert state.problem == "The registry cannot be read. Version 1 is still serving."
+    pool.refresh()
+    assert caplog.text.count("The registry is unreachable.") == 1
     assert pool.get("").version == 1
 
 

@@ -41,11 +41,12 @@ class FakeRegistry:
         self.aliases: dict[str, int] = {"champion": 1}
         self.broken: set[int] = set()
         self.unreachable = False
+        self.sentence = ""  # of every error, instead of the usual one
         self.pulled: list[int] = []
 
     def list(self) -> list[Version]:
         if self.unreachable:
-            raise RegistryError("The registry is unreachable.")
+            raise RegistryError(self.sentence or "The registry is unreachable.")
         return [
             Version(
                 model_name=self.model_name,
@@ -70,7 +71,7 @@ class FakeRegistry:
         number = self.resolve(spec)
         self.pulled.append(number)
         if number in self.broken:
-            raise ReleaseError(f"Version {number} was changed.")
+            raise ReleaseError(self.sentence or f"Version {number} was changed.")
         folder = self.folder / str(number)
         folder.mkdir(exist_ok=True)
         make_onnx(folder / "model.onnx", release_id=f"toy{number}")

@@ -10,7 +10,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,12 @@ class OnnxClassifier:
         """Calibrated probabilities float32 (N, K) of images, as for `logits`."""
         return self._run("probabilities", images)
 
-    def predict(self, data: bytes | Path, name: str = "") -> Prediction:
-        """Decode and classify one image file, called `name` in errors. Raises ImageError if it cannot be used."""
+    def predict(
+        self, data: bytes | Path, name: str = "", *, read: Callable[[bytes | Path, str], np.ndarray] = read_image
+    ) -> Prediction:
+        """Decode (with `read`) and classify one image file, called `name` in errors. Raises ImageError."""
         start = time.perf_counter()
-        image = read_image(data, name)  # (H, W, 3)
+        image = read(data, name)  # (H, W, 3)
         decoded = time.perf_counter()
         probabilities = self.probabilities([image])[0]  # (K,)
         inferred = time.perf_counter()

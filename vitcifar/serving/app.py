@@ -1,30 +1,30 @@
-"""Starts the page of a version: checks the port, loads the version, starts the server and follows the alias.
+"""Starts the page of a version: checks the address, loads the version, starts the server and follows the alias."""
 
-The ASGI middleware decides which hosts the page serves and how large a request may be, and adds security headers.
-Starlette's TrustedHostMiddleware cannot allow every IP address, and its response does not name --allowed-hosts.
-"""
-
+import asyncio
+import contextlib
+import hmac
 import ipaddress
 import os
 import signal
 import socket
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
+import psutil
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import ServingError
 from vitcifar.registry.registry import Registry
 from vitcifar.serving import layout
+from vitcifar.serving.decoder import start_decoder
+from vitcifar.serving.middleware import ALL_INTERFACES, LOOPBACK, HostCheck, RequestLimits, SecurityHeaders
 from vitcifar.serving.model_pool import ModelPool
 
 if TYPE_CHECKING:
@@ -32,34 +32,22 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0  # how often the pool polls the registry, and an open page the pool
 MAX_QUEUE_SIZE = 64  # predictions; the next request is rejected
+MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
 PAGE_CSS = Path(__file__).with_name("page.css")
-MAX_REQUEST_BYTES = MAX_BYTES * 4 // 3 + 2**20  # the largest image as base64, and the JSON around it
-ALL_INTERFACES = ("0.0.0.0", "::", "")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-# The page loads from, and connects to, its own server only, and no other page may frame it.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
-HEADERS = (
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-)
 
 
 class Page:
-    """A running page: its `url`; `wait` serves until it is stopped, `close` stops it."""
+    """A running page: all its `urls`; `wait` serves until it is stopped, `close` stops it."""
 
-    def __init__(self, url: str, blocks: "gradio.Blocks", pool: ModelPool) -> None:
-        self.url = url
+    def __init__(self, urls: Sequence[str], blocks: "gradio.Blocks", pool: ModelPool) -> None:
+        self.urls = urls
         self.pool = pool
         self._blocks = blocks
+
+    @property
+    def url(self) -> str:
+        """The URL on this machine."""
+        return self.urls[0]
 
     def wait(self) -> None:
         """Serve until Ctrl-C or SIGTERM, then close."""
@@ -86,23 +74,62 @@ def launch(
     host: str = "127.0.0.1",
     port: int = 7860,
     allowed_hosts: tuple[str, ...] = (),
+    passwords: Mapping[str, str] | None = None,
+    public: bool = False,
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
     """Load a version, serve its page and follow its alias; returns when the page is up.
 
-    `port` 0 takes a free one. `allowed_hosts` are more host names of the page. Raises ServingError when the address
-    is not available, RegistryError or ReleaseError when the version cannot be loaded.
+    `port` 0 takes a free one. `allowed_hosts` are more host names of the page. With `passwords`, by user name, people
+    and programs must log in; without, `public` opens the page to other machines. Raises ServingError when the address
+    is not available or not `public`, RegistryError or ReleaseError when the version cannot be loaded.
     """
+    if not (passwords or public or is_loopback(host)):
+        raise ServingError(
+            f"{host} would open the page to other machines without a password: add --auth FILE, with lines "
+            "NAME:PASSWORD, or --public yes."
+        )
     port = free_port(host, port)
     pool = ModelPool(registry, version)
     blocks = layout.build_page(pool, poll_seconds)
     try:
-        start(blocks, pool, host, port, allowed_hosts)
+        start(blocks, pool, host, port, allowed_hosts, passwords or {})
     except OSError as error:  # another program took the port after `free_port`
         raise port_error(host, port, error) from error
     pool.follow(poll_seconds)
-    netloc = "127.0.0.1" if host in ALL_INTERFACES else f"[{host}]" if ":" in host else host
-    return Page(f"http://{netloc}:{port}", blocks, pool)
+    start_decoder()
+    return Page([f"http://{netloc}:{port}" for netloc in netlocs(host)], blocks, pool)
+
+
+def read_passwords(file: Path) -> dict[str, str]:
+    """The passwords by user name in a file of lines NAME:PASSWORD. Raises ServingError."""
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServingError(f"The passwords in {file} cannot be read ({error}): write lines NAME:PASSWORD.") from error
+    pairs = [(name.strip(), password) for name, _, password in (line.partition(":") for line in lines)]
+    if not pairs or not all(name and password for name, password in pairs):
+        raise ServingError(f"{file} is not a file of passwords: write a line NAME:PASSWORD for each user.")
+    return dict(pairs)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is of this machine alone. One that has no address is: it cannot be listened on."""
+    if host in ALL_INTERFACES:
+        return False
+    with contextlib.suppress(OSError):
+        return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in socket.getaddrinfo(host, None))
+    return True
+
+
+def netlocs(host: str) -> list[str]:
+    """Where a host that is listened on can be reached: for all interfaces, every address of this machine."""
+    if host not in ALL_INTERFACES:
+        return [f"[{host}]" if ":" in host else host]
+    families = (socket.AF_INET,) if host == "0.0.0.0" else (socket.AF_INET, socket.AF_INET6)
+    addresses = [entry for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in families]
+    found = [f"[{entry.address}]" if entry.family == socket.AF_INET6 else entry.address for entry in addresses]
+    return ["127.0.0.1", *(netloc for netloc in found if "%" not in netloc and netloc not in ("127.0.0.1", "[::1]"))]
 
 
 def free_port(host: str, port: int) -> int:
@@ -126,8 +153,21 @@ def port_error(host: str, port: int, error: Exception) -> ServingError:
     return ServingError(f"Port {port} on {host} is in use: type --port {other}, or stop the program that uses it.")
 
 
-def start(blocks: "gradio.Blocks", pool: ModelPool, host: str, port: int, allowed_hosts: tuple[str, ...]) -> None:
+def start(
+    blocks: "gradio.Blocks",
+    pool: ModelPool,
+    host: str,
+    port: int,
+    allowed_hosts: tuple[str, ...],
+    passwords: Mapping[str, str],
+) -> None:
     """Start the server in a thread. Raises OSError when the port is in use."""
+
+    async def log_in(name: str, password: str) -> bool:
+        right = hmac.compare_digest(passwords.get(name, "").encode(), password.encode()) and name in passwords
+        if not right:
+            await asyncio.sleep(1)  # guessing is slow
+        return right
 
     def health(request: Request) -> JSONResponse:
         state = pool.state
@@ -159,7 +199,9 @@ def start(blocks: "gradio.Blocks", pool: ModelPool, host: str, port: int, allowe
         },
         theme=layout.theme(),
         css_paths=PAGE_CSS,
+        auth=log_in if passwords else None,
         max_file_size=MAX_BYTES,
+        state_session_capacity=MAX_SESSIONS,
         prevent_thread_lock=True,
         quiet=True,
         show_error=False,
@@ -172,67 +214,3 @@ def start(blocks: "gradio.Blocks", pool: ModelPool, host: str, port: int, allowe
         num_workers=0,
         footer_links=["api"],
     )
-
-
-class SecurityHeaders:
-    """Adds the security headers to every response."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
-class HostCheck:
-    """Responds with status 400 to a Host header that does not name this server (DNS rebinding)."""
-
-    def __init__(self, app: ASGIApp, host: str, allowed_hosts: tuple[str, ...] = ()) -> None:
-        self.app = app
-        self.any_ip_address = host in ALL_INTERFACES
-        self.names = {name.lower() for name in (*LOOPBACK, host, *allowed_hosts)} - {""}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self.allows(Headers(scope=scope).get("host", "")):
-            return await self.app(scope, receive, send)
-        detail = "This host name is not allowed: start the page with --allowed-hosts and the name."
-        await JSONResponse({"detail": detail}, 400)(scope, receive, send)
-
-    def allows(self, host: str) -> bool:
-        """Whether a Host header names this server. DNS can point a name elsewhere, but not an IP address."""
-        name = (host if host.endswith("]") else host.rsplit(":", 1)[0]).strip("[]").lower()
-        if name in self.names:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return self.any_ip_address
-
-
-class RequestLimits:
-    """Responds with status 413 to a request that declares, or sends, more than `MAX_REQUEST_BYTES`."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"The request is larger than {MAX_REQUEST_BYTES // 2**20} MiB: send a smaller image."
-        num_bytes = 0
-
-        async def receive_limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > MAX_REQUEST_BYTES:
-                raise HTTPException(413, detail)
-            return message
-
-        if scope["type"] == "http" and int(Headers(scope=scope).get("content-length", 0)) > MAX_REQUEST_BYTES:
-            return await JSONResponse({"detail": detail}, 413)(scope, receive, send)
-        await self.app(scope, receive_limited, send)

@@ -5,6 +5,7 @@ Gradio is imported when the page is built, with its telemetry off; nothing on th
 
 import atexit
 import functools
+import logging
 import os
 import shutil
 import tempfile
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitcifar.errors import ImageError, VitCifarError
 from vitcifar.inference.session import Prediction
+from vitcifar.registry.registry import select
 from vitcifar.serving import html
+from vitcifar.serving.decoder import read_isolated
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.rest import decode_base64
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import gradio
     from gradio.data_classes import ImageData
 
+LOG = logging.getLogger(__name__)
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 MAX_EXAMPLES = 12
 
@@ -41,7 +45,7 @@ def load_gradio() -> Any:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(private_folder() / "uploads")
     import gradio
-    from gradio import processing_utils
+    from gradio import processing_utils, state_holder
 
     async def reject_download(*args: Any, **kwargs: Any) -> str:
         raise gradio.Error(
@@ -50,6 +54,8 @@ def load_gradio() -> Any:
 
     # A request may name a web address instead of an uploaded file, and Gradio would download it.
     processing_utils.async_ssrf_protected_download = reject_download
+    # Gradio would keep the last inputs of every session, images of 30 MB among them, for its "deep links".
+    setattr(state_holder.SessionState, "_update_value_in_config", lambda *args: None)  # noqa: B010
     return gradio
 
 
@@ -73,7 +79,7 @@ def predict_upload(pool: ModelPool, upload: "ImageData | None", spec: str) -> tu
     if upload is None:
         return None, model
     name = upload.orig_name or "The image"
-    return model.classifier.predict(read_upload(upload, name), name), model
+    return model.classifier.predict(read_upload(upload, name), name, read=read_isolated), model
 
 
 def read_upload(upload: "ImageData", name: str) -> bytes | Path:
@@ -88,12 +94,23 @@ def read_upload(upload: "ImageData", name: str) -> bytes | Path:
     raise ImageError(f"{name} was not uploaded: send the image itself.")
 
 
+def sentence_for_visitors(pool: ModelPool, error: VitCifarError, spec: str) -> str:
+    """What the page says of an error. What names files and addresses of the server goes to its log instead."""
+    if isinstance(error, ImageError):
+        return str(error)
+    LOG.warning("%s", error)
+    if select(pool.state.versions, spec or pool.spec):
+        return f"Version {spec or pool.spec} cannot be loaded: choose another."
+    known = ", ".join(str(version.number) for version in pool.state.versions[:20])
+    return f"There is no version {spec[:40]!r}: choose one of {known}."
+
+
 def upload_card(pool: ModelPool, upload: "ImageData | None", spec: str) -> str:
     """The card for an upload."""
     try:
         prediction, model = predict_upload(pool, upload, spec)
     except VitCifarError as error:
-        return html.error_card(str(error))
+        return html.error_card(sentence_for_visitors(pool, error, spec))
     return html.prediction_card(prediction, model, pool.state) if prediction else html.empty_card(model, pool.state)
 
 
@@ -104,7 +121,7 @@ def predict_api(pool: ModelPool, image: "ImageData | None", version: str) -> dic
         if prediction is None:
             raise ImageError("There is no image in the request.")
     except VitCifarError as error:
-        raise load_gradio().Error(str(error), print_exception=False) from error
+        raise load_gradio().Error(sentence_for_visitors(pool, error, version), print_exception=False) from error
     return prediction.to_dict(model.model_name, model.version)
 
 

@@ -5,6 +5,7 @@ A version replaces the current one only when it is verified, loaded and warm; un
 
 import dataclasses
 import datetime
+import logging
 import threading
 import time
 
@@ -12,6 +13,7 @@ from vitcifar.errors import VitCifarError
 from vitcifar.registry.registry import Registry, Version, select
 from vitcifar.serving.loaded_model import LoadedModel, open_version
 
+LOG = logging.getLogger(__name__)
 MAX_RECENT = 2  # versions in memory besides the current one
 RETRY_SECONDS = 30.0  # before a version that could not be loaded is tried again
 
@@ -24,7 +26,7 @@ class PoolState:
     current: LoadedModel
     versions: tuple[Version, ...]
     moved: str = ""  # the last move of the alias
-    problem: str = ""  # why `current` is not the version that it should be
+    problem: str = ""  # why `current` may not be the version that it should be; the log says more
 
     def aliases(self, number: int | None) -> tuple[str, ...]:
         """The aliases that point to a version now."""
@@ -80,7 +82,10 @@ class ModelPool:
             versions = tuple(self.registry.list())
             current, problem = self._serve(select(versions, self.spec))
         except VitCifarError as error:
-            versions, current, problem = before.versions, before.current, f"{error} {self._still_serving()}"
+            versions, current = before.versions, before.current
+            problem = f"The registry cannot be read. {self._still_serving()}"
+            if problem != before.problem:
+                LOG.warning("%s %s", problem, error)
         moved = before.moved
         if current is not before.current:
             now = datetime.datetime.now().strftime("%H:%M:%S")
@@ -104,7 +109,8 @@ class ModelPool:
         try:
             return self._load(number), ""
         except VitCifarError as error:
-            reason = f"{self.spec} points to version {number}, which cannot be loaded: {error} {self._still_serving()}"
+            reason = f"{self.spec} points to version {number}, which cannot be loaded. {self._still_serving()}"
+            LOG.warning("%s %s", reason, error)
             self._failed = (number, time.monotonic(), reason)
             return current, reason
 

@@ -14,8 +14,8 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError
+from vitcifar.serving.decoder import read_isolated
 from vitcifar.serving.loaded_model import LoadedModel, open_folder
 
 COLUMN = "image"
@@ -99,7 +99,7 @@ def _read(item: Any, name: str) -> np.ndarray:
         item = decode_base64(item, name)
     if not isinstance(item, bytes | bytearray):
         raise ImageError(f"{name} is {type(item).__name__}, not base64 text: {USAGE}.")
-    return read_image(bytes(item), name)
+    return read_isolated(bytes(item), name)
 
 
 def decode_base64(text: str, name: str) -> bytes:

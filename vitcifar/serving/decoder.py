@@ -1,0 +1,124 @@
+"""Decodes images in child processes: one that takes too long, or crashes its decoder, costs a child, not a thread.
+
+`python -m vitcifar.serving.decoder` is the child. It gets one JSON line and the bytes of a file, and answers one JSON
+line and the pixels; nothing that it sends is unpickled.
+"""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+
+from vitcifar.data.image import read_file, read_image
+from vitcifar.errors import ImageError
+
+MAX_SECONDS = 10.0  # per image; 50 megapixels of PNG take 2 s
+ROOT = Path(__file__).parents[2]
+
+
+class Decoder:
+    """A child process that decodes; a new one is started after one that was killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def decode(self, content: bytes, name: str, max_seconds: float) -> np.ndarray:
+        """Decode like `read_image`. Raises ImageError, also when it takes too long or the child crashes."""
+        process = self.start()
+        assert process.stdin is not None and process.stdout is not None
+        timer = threading.Timer(max_seconds, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps({"name": name, "length": len(content)}).encode() + b"\n" + content)
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            if "error" not in answer:
+                pixels = process.stdout.read(int(np.prod(answer["shape"])))
+                return np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
+        except (OSError, ValueError):  # the child has died
+            late = timer.finished.is_set()
+            self.stop()
+            reason = f"takes longer than {max_seconds:g} seconds to decode" if late else "crashes its decoder"
+            raise ImageError(f"{name} {reason}: save it again as PNG or JPEG.") from None
+        finally:
+            timer.cancel()
+        raise ImageError(answer["error"])
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """The child, started if there is none."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pipesize=2**20,  # bytes; the default of 64 KiB makes a large file slower
+                cwd=ROOT,
+            )
+        return self._process
+
+    def stop(self) -> None:
+        """Kill the child, if there is one."""
+        if self._process is not None:
+            with contextlib.suppress(OSError), self._process as process:  # closes the pipes and waits
+                process.kill()
+            self._process = None
+
+
+@functools.cache
+def decoders() -> "queue.LifoQueue[Decoder]":
+    """The idle decoders of this process, one for each core; their children start when they are needed."""
+    idle: queue.LifoQueue[Decoder] = queue.LifoQueue()
+    for _ in range(joblib.cpu_count()):
+        decoder = Decoder()
+        atexit.register(decoder.stop)
+        idle.put(decoder)
+    return idle
+
+
+def start_decoder() -> None:
+    """Start the child that the first image needs."""
+    decoder = decoders().get()
+    decoder.start()
+    decoders().put(decoder)
+
+
+def read_isolated(source: bytes | Path, name: str = "") -> np.ndarray:
+    """`read_image` in a child process, for files that strangers send: at most `MAX_SECONDS`. Raises ImageError."""
+    name = name or (str(source) if isinstance(source, Path) else "The image")
+    content = source if isinstance(source, bytes) else read_file(source, name)
+    idle = decoders()
+    decoder = idle.get()
+    try:
+        return decoder.decode(content, name, MAX_SECONDS)
+    finally:
+        idle.put(decoder)
+
+
+def main() -> None:
+    """Decode what comes on standard input until it ends."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    while line := requests.readline():
+        request = json.loads(line)
+        try:
+            image = read_image(requests.read(request["length"]), request["name"])
+        except ImageError as error:
+            answers.write(json.dumps({"error": str(error)}).encode() + b"\n")
+        else:
+            answers.write(json.dumps({"shape": image.shape}).encode() + b"\n" + image.tobytes())
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
