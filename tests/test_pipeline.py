@@ -13,11 +13,14 @@ from vitcifar import tracking
 
 @pytest.fixture(scope="module")
 def pipeline_run(tmp_path_factory):
-    """A folder in which `mlflow run . --env-manager local` has run the full pipeline once."""
-    folder = tmp_path_factory.mktemp("pipeline")
+    """A folder in which `mlflow run . --env-manager local` has run the full pipeline, with MLflow's default store."""
+    folder = tmp_path_factory.mktemp("pipeline") / "my project ü"
+    folder.mkdir()
     # output_dir is not declared in MLproject: MLflow passes it as --output_dir
-    done = mlflow_run(folder, "--env-manager", "local", entry={**QUICK, "output_dir": str(folder / "runs")})
+    entry = {**QUICK, "output_dir": str(folder / "runs")}
+    done = mlflow_run(folder, "--env-manager", "local", entry=entry, MLFLOW_TRACKING_URI="")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     return folder, done
 
 
