@@ -30,6 +30,7 @@ def test_the_drawn_tree_is_the_tree_of_classes():
         ("https://ann:SE@CRET@host:1", "https://***@host:1"),
         ("postgresql+psycopg2://ann:SECRET@db/mlflow", "postgresql+psycopg2://***@db/mlflow"),
         ("postgresql://db/mlflow?user=ann&password=SECRET&x=1", "postgresql://db/mlflow?user=ann&password=***&x=1"),
+        ("https://a@h@h, http://b:SECRET@c:1,x", "https://***@h, http://***@c:1,x"),
         ("https://git.example/a.git?access_token=SECRET", "https://git.example/a.git?access_token=***"),
         ("http://host:5000/#/models/a/versions/1 of ann@host", "http://host:5000/#/models/a/versions/1 of ann@host"),
         ("models:/vitcifar@champion", "models:/vitcifar@champion"),

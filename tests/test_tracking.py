@@ -3,6 +3,7 @@
 import base64
 import http.server
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -160,15 +161,28 @@ def test_the_password_in_an_address_reaches_the_server_and_nothing_else(monkeypa
 
         do_GET = do_POST
 
-    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+    for name in tracking.CREDENTIALS:
         monkeypatch.setenv(name, "")
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_address[1]}"
         assert tracking.connect(f"http://ann:S%40CRET@{address}") == f"http://{address}"
+        tracking.connect(f"http://{address}")  # a child process gets the address alone
+        tracking.connect(f"http://localhost:{server.server_address[1]}")
         server.shutdown()
+    assert received[0] == received[1] and received[2] is None, "another server gets no password"
     assert base64.b64decode(received[0].removeprefix("Basic ")) == b"ann:S@CRET"
     assert "CRET" not in mlflow.get_tracking_uri() + os.environ["MLFLOW_TRACKING_URI"] + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["ann:SECRET@host:5000", "http://:SECRET@host", "http://SECRET@host", "http://ann:SECRET@[::1", "http://a℀SECRET"],
+)
+def test_an_address_that_cannot_be_used_is_one_sentence_without_its_password(uri):
+    with pytest.raises(TrackingError, match=r"type .*http://") as caught:
+        tracking.connect(uri)
+    assert "SECRET" not in f"{caught.value} {caught.value.__cause__}"
 
 
 @pytest.mark.parametrize("name", ["my project ü", "100% real", "what?", "a#b", "5%20x"])
@@ -181,9 +195,18 @@ def test_a_store_is_the_same_file_in_a_folder_of_any_name_and_as_mlflow_quotes_i
     mlflow.create_experiment("ours")
     by_mlflow_run = f"sqlite:///{tmp_path}/{quote(name)}/{file}"
     os.makedirs(tmp_path / quote(name), exist_ok=True)  # as MLflow does, without using it
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     assert tracking.connect(by_mlflow_run) == tracking.connect(f"sqlite:///{file}") == typed
     assert mlflow.get_experiment_by_name("ours")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_no_folder_of_the_user_is_removed(tmp_path, monkeypatch, database):
+    for name in ("a b", "a%20b"):
+        (tmp_path / name).mkdir()
+    shutil.copy(database.removeprefix("sqlite:///"), tmp_path / "a b" / "mlflow.db")
+    assert tracking.connect(f"sqlite:///{tmp_path}/a%20b/mlflow.db") == f"sqlite:///{tmp_path}/a b/mlflow.db"
+    assert (tmp_path / "a%20b").is_dir()
 
 
 def test_an_unknown_run_cannot_be_compared():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "VITCIFAR_CREDENTIALS_HOST")
 STEP_PREFIX = "step/"  # per-step metrics are buffered, all others are written at once
 FLUSH_SECONDS = 2.0
 MAX_BUFFER = 1000  # MLflow's limit per call
@@ -47,7 +48,8 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if "://" not in uri and uri != "databricks":
-        raise TrackingError(f"{uri!r} is not a tracking URI: type sqlite:///FILE or http://HOST:PORT.")
+        shown = uri.rpartition("@")[2]
+        raise TrackingError(f"{shown!r} is not a tracking URI: type sqlite:///FILE or http://HOST:PORT.")
     if uri.startswith("sqlite:///"):
         path = sqlite_path(uri)
         if not new and not path.exists():
@@ -72,13 +74,17 @@ def sqlite_path(uri: str) -> Path:
     """The absolute path in a SQLite URI. `mlflow run` quotes it (a space is %20), people do not: the file decides."""
     text = uri.removeprefix("sqlite:///")
     raw, _, query = text.partition("?")
-    paths = [Path(path).absolute() for path in (text if "/" in query else raw, raw, unquote(raw))]
-    there = [path for path in paths if path.exists()] + [path for path in paths if path.parent.exists()]
-    path, quoted = [*there, *paths][0], paths[1]
-    if path == paths[2] != quoted:  # MLflow has made a folder with the quoted name and never uses it
+    quoted, unquoted = Path(raw).absolute(), Path(unquote(raw)).absolute()
+    if "/" in query and Path(text).absolute().parent.is_dir():
+        return Path(text).absolute()
+    if quoted.is_file() or not (unquoted.is_file() or (unquoted.parent.is_dir() and not quoted.parent.is_dir())):
+        return quoted
+    if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has made an empty folder with the quoted name beside the project
         with contextlib.suppress(OSError):
-            os.removedirs(quoted.parent)  # only empty ones
-    return path
+            for folder in (quoted.parent, *quoted.parent.parents):
+                if "%" in folder.name:
+                    folder.rmdir()
+    return unquoted
 
 
 def sqlite_uri(path: Path) -> str:
@@ -91,12 +97,23 @@ def sqlite_uri(path: Path) -> str:
 
 def without_credentials(uri: str) -> str:
     """A server's address whose user name and password are in the environment instead, where MLflow reads them."""
-    address = urlsplit(uri)
-    if address.scheme not in ("http", "https") or not (address.username and address.password):
+    try:
+        address = urlsplit(uri)
+    except ValueError:
+        raise TrackingError("The tracking URI is not an address: type http://HOST:PORT.") from None
+    if address.scheme not in ("http", "https"):
         return uri
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password)
-    return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    user, at, host = address.netloc.rpartition("@")
+    if at:
+        name, _, password = user.partition(":")
+        if not (name and password):
+            raise TrackingError(f"The address of {host} needs both: type http://NAME:PASSWORD@{host}.")
+        values = (unquote(name), unquote(password), host)
+        os.environ.update(zip(CREDENTIALS, values, strict=True))
+    elif os.environ.get(CREDENTIALS[2], host) != host:  # those of an earlier address are not for this server
+        for variable in CREDENTIALS:
+            os.environ.pop(variable, None)
+    return address._replace(netloc=host).geturl()
 
 
 def create_store(path: Path) -> None:

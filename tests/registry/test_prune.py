@@ -65,6 +65,17 @@ def test_a_version_that_was_copied_keeps_its_files(store: Path) -> None:
     assert diagnose(registry, stale_seconds=0) == []
 
 
+def test_a_version_made_by_hand_from_the_files_is_one_of_their_users(store: Path) -> None:
+    registry = Registry("origin-2")
+    add_version(store, "origin-2", "origin-2")
+    location = registry.location(registry.show(1))
+    registry.client.create_registered_model("byhand")
+    for source in (location, location.removesuffix("/artifacts")):
+        registry.client.create_model_version("byhand", source)
+    users = file_users(registry)[registry.model_id(registry.show(1))]
+    assert sorted(users) == ["byhand 1", "byhand 2", "origin-2 1"]
+
+
 def test_the_doctor_finds_a_copy_whose_files_mlflow_would_delete(store: Path) -> None:
     registry = Registry("lost")
     add_version(store, "lost", "lost")

@@ -16,7 +16,7 @@ from support.toys import make_image
 
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError
-from vitcifar.serving.decoder import Decoder, read_isolated
+from vitcifar.serving.decoder import Decoder, decoders, read_isolated
 
 
 @pytest.fixture
@@ -58,6 +58,17 @@ def test_an_image_that_takes_too_long_is_stopped_and_the_next_one_is_decoded(dec
     with pytest.raises(ImageError, match=r"^slow\.png takes longer than 0\.05 seconds to decode: save it again"):
         decoder.decode(slow_image(), "slow.png", 0.05)
     assert decoder.decode(make_image("blue"), "blue.png", 60)[0, 0].tolist() == [0, 0, 255]
+
+
+def test_an_image_that_waits_too_long_for_the_others_is_answered():
+    idle = decoders()
+    taken = [idle.get() for _ in range(idle.qsize())]
+    try:
+        with pytest.raises(ImageError, match=r"^red\.png has to wait for other images: send it again"):
+            read_isolated(make_image(), "red.png", 0.01)
+    finally:
+        for decoder in taken:
+            idle.put(decoder)
 
 
 def test_a_crash_of_the_decoder_is_one_sentence_and_the_next_image_is_decoded(decoder):

@@ -172,16 +172,25 @@ def test_no_other_file_of_the_server_is_opened(page, digit, meta, route):
     uploaded = layout.private_folder() / "uploads" / "digit.png"
     uploaded.parent.mkdir(exist_ok=True)
     uploaded.write_bytes(digit.read_bytes())
-    assert predicted.search(route(page, [{"path": str(uploaded)}, "champion"])), "an upload is"
+    answer = route(page, [{"path": str(uploaded)}, "champion"])
+    assert "queue" in answer if route is run_directly else predicted.search(answer), "nothing passes the queue"
+
+
+@pytest.mark.parametrize("upload", [{"path": "a/" * 200_000}, {"path": "x", "orig_name": "x://a:" * 50_000}])
+def test_a_long_path_or_name_costs_nothing_and_is_not_repeated(page, upload):
+    assert len(call(page, [upload, "champion"])) < 1000
+    assert len(call(page, [None, "x://a:" * 50_000])) < 1000
 
 
 def test_the_server_keeps_no_image_of_a_request(page, digit):
     content = data_url(digit.read_bytes())
-    assert "label" in run_directly(page, [{"path": None, "url": content}, "champion"])
+    assert "label" in call(page, [{"path": None, "url": content}, "champion"])
     holder = page._blocks.state_holder
     assert holder.capacity == MAX_SESSIONS
     kept = [session.config_values for session in holder.session_data.values()]
     assert kept and content not in str(kept)
+    name = "s" * (layout.MAX_SESSION_NAME + 1)
+    assert "string_too_long" in post(page, "queue/join", {"data": [None, "champion"], "session_hash": name})
 
 
 def test_visitors_read_no_address_and_no_path_of_the_server(colours, monkeypatch):

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitcifar.data.metadata import check_metadata
 from vitcifar.errors import ImageError
@@ -23,6 +23,17 @@ MAX_ASPECT = 32  # longer side / shorter side
 MAX_SCANS = 200  # of a progressive JPEG: each costs a pass over all pixels and can be a few bytes long
 LONGEST_SIDE = 1024  # pixels; larger images are scaled down to this
 
+MAX_RLE_PIXELS = 1_000_000  # of a BMP with run lengths, which Pillow decodes in Python
+MAX_NAME = 100  # characters of a file name in a message
+ORIENTATIONS = {  # of EXIF
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Unsupported files that users upload: offset of the signature, signature in lower case, name.
 UNSUPPORTED = (
     (4, b"ftyphei", "a HEIC image"),
@@ -50,8 +61,7 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     with a message that starts with `name` (default: the path).
     """
     _silence_pillow()
-    name = name or (str(source) if isinstance(source, Path) else "The image")
-    name = name if name.isprintable() else repr(name)
+    name = readable_name(source, name)
     content = source if isinstance(source, bytes) else read_file(source, name)
     if not content:
         raise ImageError(f"{name} is empty.")
@@ -62,12 +72,20 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     return convert_image(image, name)
 
 
+def readable_name(source: bytes | Path, name: str = "") -> str:
+    """What a message calls an image: its name or path, printable; the middle of a long one is left out."""
+    name = name or (str(source) if isinstance(source, Path) else "The image")
+    if len(name) > MAX_NAME:
+        name = f"{name[: MAX_NAME - 40]}…{name[-39:]}"
+    return name if name.isprintable() else repr(name)
+
+
 def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
     """An opened PIL image -> uint8 (H, W, 3), by the rules of `read_image`; may modify the image. Raises ImageError."""
     try:
         image.draft("RGB", _bounded(image.size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never too small
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # after load: a PNG may carry EXIF at its end
+        image = _upright(image)  # after load: a PNG may carry EXIF at its end
         image = _to_8_bits(image, name)
         size = _bounded(image.size)
         if size != image.size:  # before the conversion to RGB, which would need four channels of a large image
@@ -81,6 +99,12 @@ def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
         raise ImageError(f"{name} is broken or incomplete: its pixels cannot be decoded ({error}).") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; ImageOps.exif_transpose would also write the EXIF again, whatever it holds."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return image.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else image
 
 
 def read_file(path: Path, name: str) -> bytes:
@@ -127,6 +151,8 @@ def _check_header(image: Image.Image, content: bytes, name: str) -> None:
         raise ImageError(f"{what}, the limit is {MAX_SIDE:,} per side: scale it down.")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError(f"{what}: the longer side can be at most {MAX_ASPECT} times the shorter one, crop it.")
+    if image.format == "BMP" and image.info.get("compression") in (1, 2) and width * height > MAX_RLE_PIXELS:
+        raise ImageError(f"{what} with run lengths, the limit is {MAX_RLE_PIXELS:,}: save it as PNG.")
     if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"{name} is a JPEG with more than {MAX_SCANS} scans: save it again as a baseline JPEG.")
 

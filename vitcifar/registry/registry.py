@@ -222,7 +222,7 @@ class Registry:
         """
         if match := re.fullmatch(r"models:/(m-\w+)", version.source):
             return match[1]
-        return match[1] if (match := re.search(r"/models/(m-\w+)/", self.location(version))) else ""
+        return next(iter(re.findall(r"/models/(m-\w+)(?![^/])", self.location(version))[::-1]), "")
 
     def tag(self, number: int, key: str, value: str | None) -> None:
         """Set a tag of a version, or remove it with None."""

@@ -117,7 +117,7 @@ def is_loopback(host: str) -> bool:
     """Whether a host is of this machine alone. One that has no address is: it cannot be listened on."""
     if host in ALL_INTERFACES:
         return False
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         return all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in socket.getaddrinfo(host, None))
     return True
 
@@ -139,13 +139,13 @@ def free_port(host: str, port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise port_error(host, port, error) from error
         return int(probe.getsockname()[1])
 
 
 def port_error(host: str, port: int, error: Exception) -> ServingError:
-    if isinstance(error, (socket.gaierror, OverflowError)) or getattr(error, "errno", 0) == 99:
+    if isinstance(error, (socket.gaierror, OverflowError, UnicodeError)) or getattr(error, "errno", 0) == 99:
         return ServingError(f"{host}:{port} is not an address of this machine: type --host 127.0.0.1 --port 7860.")
     if isinstance(error, PermissionError):
         return ServingError(f"Port {port} needs administrator rights: type --port 7860, or another above 1023.")
@@ -163,10 +163,13 @@ def start(
 ) -> None:
     """Start the server in a thread. Raises OSError when the port is in use."""
 
+    guesses = asyncio.Semaphore(4)  # at once, so that guessing is slow
+
     async def log_in(name: str, password: str) -> bool:
-        right = hmac.compare_digest(passwords.get(name, "").encode(), password.encode()) and name in passwords
-        if not right:
-            await asyncio.sleep(1)  # guessing is slow
+        async with guesses:
+            right = hmac.compare_digest(passwords.get(name, "").encode(), password.encode()) and name in passwords
+            if not right:
+                await asyncio.sleep(1)
         return right
 
     def health(request: Request) -> JSONResponse:
@@ -186,7 +189,7 @@ def start(
     # Gradio requests its own address to see whether the server is up: never through a proxy.
     no_proxy = [os.environ.get("no_proxy", ""), *LOOPBACK, host]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, no_proxy))
-    blocks.queue(max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2).launch(
+    blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2).launch(
         server_name=host,
         server_port=port,
         app_kwargs={

@@ -19,10 +19,11 @@ from typing import Any
 import joblib
 import numpy as np
 
-from vitcifar.data.image import read_file, read_image
+from vitcifar.data.image import read_file, read_image, readable_name
 from vitcifar.errors import ImageError
 
-MAX_SECONDS = 10.0  # per image; 50 megapixels of PNG take 2 s
+MAX_SECONDS = 5.0  # per image; 50 megapixels of PNG take 2 s
+MAX_MEMORY = 2 * 2**30  # bytes of address space of a child
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,7 +46,7 @@ class Decoder:
             if "error" not in answer:
                 pixels = process.stdout.read(int(np.prod(answer["shape"])))
                 return np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
-        except (OSError, ValueError):  # the child has died
+        except (OSError, ValueError):  # it has died
             late = timer.finished.is_set()
             self.stop()
             reason = f"takes longer than {max_seconds:g} seconds to decode" if late else "crashes its decoder"
@@ -93,20 +94,32 @@ def start_decoder() -> None:
     decoders().put(decoder)
 
 
-def read_isolated(source: bytes | Path, name: str = "") -> np.ndarray:
-    """`read_image` in a child process, for files that strangers send: at most `MAX_SECONDS`. Raises ImageError."""
-    name = name or (str(source) if isinstance(source, Path) else "The image")
+def read_isolated(source: bytes | Path, name: str = "", max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """`read_image` in a child process, for files that strangers send. Raises ImageError, also after `max_seconds`."""
+    name = readable_name(source, name)
     content = source if isinstance(source, bytes) else read_file(source, name)
     idle = decoders()
-    decoder = idle.get()
     try:
-        return decoder.decode(content, name, MAX_SECONDS)
+        decoder = idle.get(timeout=max_seconds)
+    except queue.Empty:
+        raise ImageError(f"{name} has to wait for other images: send it again in a moment.") from None
+    try:
+        return decoder.decode(content, name, max_seconds)
+    except ImageError:
+        raise
+    except BaseException:  # the child may be in the middle of an answer
+        decoder.stop()
+        raise
     finally:
         idle.put(decoder)
 
 
 def main() -> None:
     """Decode what comes on standard input until it ends."""
+    with contextlib.suppress(ImportError):  # Windows has no limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     while line := requests.readline():

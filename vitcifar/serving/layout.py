@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitcifar.data.image import readable_name
 from vitcifar.errors import ImageError, VitCifarError
 from vitcifar.inference.session import Prediction
 from vitcifar.registry.registry import select
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 MAX_EXAMPLES = 12
+MAX_PATH = 4096  # characters
+MAX_SESSION_NAME = 64  # characters; Gradio's own have 11
+MAX_SPEC = 100  # characters of what names a version
 
 
 @functools.cache
@@ -44,8 +48,9 @@ def load_gradio() -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(private_folder() / "uploads")
+    import annotated_types
     import gradio
-    from gradio import processing_utils, state_holder
+    from gradio import data_classes, processing_utils, state_holder
 
     async def reject_download(*args: Any, **kwargs: Any) -> str:
         raise gradio.Error(
@@ -56,6 +61,10 @@ def load_gradio() -> Any:
     processing_utils.async_ssrf_protected_download = reject_download
     # Gradio would keep the last inputs of every session, images of 30 MB among them, for its "deep links".
     setattr(state_holder.SessionState, "_update_value_in_config", lambda *args: None)  # noqa: B010
+    # The name that a client gives its session is kept for as long as the session.
+    for body in (data_classes.PredictBody, data_classes.PredictBodyInternal, data_classes.SimplePredictBody):
+        body.model_fields["session_hash"].metadata.append(annotated_types.MaxLen(MAX_SESSION_NAME))
+        body.model_rebuild(force=True)
     return gradio
 
 
@@ -75,10 +84,10 @@ def predict_upload(pool: ModelPool, upload: "ImageData | None", spec: str) -> tu
 
     Raises VitCifarError with one sentence.
     """
-    model = pool.get(spec or "")
+    model = pool.get(spec[:MAX_SPEC] if spec else "")
     if upload is None:
         return None, model
-    name = upload.orig_name or "The image"
+    name = readable_name(b"", upload.orig_name or "")
     return model.classifier.predict(read_upload(upload, name), name, read=read_isolated), model
 
 
@@ -89,8 +98,9 @@ def read_upload(upload: "ImageData", name: str) -> bytes | Path:
     """
     if upload.url and upload.url.startswith("data:"):
         return decode_base64(upload.url, name)
-    if upload.path and Path(upload.path).resolve().is_relative_to(private_folder()):
-        return Path(upload.path)
+    path = os.path.normpath((upload.path or "")[:MAX_PATH])  # before `resolve`, which reads the folders of a path
+    if Path(path).is_relative_to(private_folder()) and Path(path).resolve().is_relative_to(private_folder()):
+        return Path(path)
     raise ImageError(f"{name} was not uploaded: send the image itself.")
 
 
@@ -99,10 +109,11 @@ def sentence_for_visitors(pool: ModelPool, error: VitCifarError, spec: str) -> s
     if isinstance(error, ImageError):
         return str(error)
     LOG.warning("%s", error)
-    if select(pool.state.versions, spec or pool.spec):
-        return f"Version {spec or pool.spec} cannot be loaded: choose another."
+    spec = (spec or "")[:MAX_SPEC] or pool.spec
+    if select(pool.state.versions, spec):
+        return f"Version {spec} cannot be loaded: choose another."
     known = ", ".join(str(version.number) for version in pool.state.versions[:20])
-    return f"There is no version {spec[:40]!r}: choose one of {known}."
+    return f"There is no version {spec!r}: choose one of {known}."
 
 
 def upload_card(pool: ModelPool, upload: "ImageData | None", spec: str) -> str:
@@ -222,7 +233,7 @@ def add_examples(files: list[str], image: "gradio.Image") -> None:
 def show_status(pool: ModelPool, spec: str, seen_serial: int) -> str:
     """The status for a page that has shown the state `seen_serial`."""
     try:
-        selected = pool.get(spec)
+        selected = pool.get(spec[:MAX_SPEC])
     except VitCifarError:  # the card shows the error
         selected = None
     return html.status(pool.state, seen_serial, selected)

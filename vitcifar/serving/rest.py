@@ -7,6 +7,7 @@ MLflow calls `_load_pyfunc` with the folder of the version; the model it returns
 import base64
 import binascii
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from vitcifar.data.image import MAX_NAME
 from vitcifar.errors import ImageError
-from vitcifar.serving.decoder import read_isolated
+from vitcifar.serving.decoder import MAX_SECONDS, read_isolated
 from vitcifar.serving.loaded_model import LoadedModel, open_folder
 
 COLUMN = "image"
 MAX_IMAGES = 100  # in one request
+MAX_REQUEST_SECONDS = 30.0  # to decode the images of one request
 USAGE = 'send {"inputs": ["…"]} with one base64 image each'
 
 
@@ -76,8 +79,11 @@ def read_images(model_input: Any) -> list[np.ndarray]:
         raise ImageError(f"There is no image in the request: {USAGE}.")
     if len(items) > MAX_IMAGES:
         raise ImageError(f"There are {len(items)} images in the request, the limit is {MAX_IMAGES}: send fewer.")
-    several = len(items) > 1
-    return [_read(item, f"Image {number}" if several else "The image") for number, item in enumerate(items, 1)]
+    images, deadline = [], time.monotonic() + MAX_REQUEST_SECONDS
+    for number, item in enumerate(items, 1):
+        seconds = min(MAX_SECONDS, max(0.0, deadline - time.monotonic()))
+        images.append(_read(item, f"Image {number}" if len(items) > 1 else "The image", seconds))
+    return images
 
 
 def _column(model_input: Any) -> Any:
@@ -86,20 +92,20 @@ def _column(model_input: Any) -> Any:
     if not columns:
         return model_input
     if COLUMN not in columns and len(columns) > 1:
-        got = ", ".join(str(column) for column in columns[:5])
+        got = ", ".join(str(column)[:MAX_NAME] for column in columns[:5])
         raise ImageError(f"There is no column {COLUMN!r} among {got}: {USAGE}.")
     values = model_input[COLUMN if COLUMN in columns else columns[0]]
     return values if isinstance(values, str | bytes) else list(values)
 
 
-def _read(item: Any, name: str) -> np.ndarray:
+def _read(item: Any, name: str, max_seconds: float) -> np.ndarray:
     if isinstance(item, dict) and COLUMN in item:
         item = item[COLUMN]
     if isinstance(item, str):
         item = decode_base64(item, name)
     if not isinstance(item, bytes | bytearray):
         raise ImageError(f"{name} is {type(item).__name__}, not base64 text: {USAGE}.")
-    return read_isolated(bytes(item), name)
+    return read_isolated(bytes(item), name, max_seconds)
 
 
 def decode_base64(text: str, name: str) -> bytes:
