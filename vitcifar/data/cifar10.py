@@ -4,9 +4,7 @@ import contextlib
 import http.client
 import os
 import shutil
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from filelock import FileLock
 
 from vitcifar.data.dataset import Source
 from vitcifar.data.download import STALL_SECONDS, socket_timeout, why_unreachable
+from vitcifar.data.torchvision_compat import torchvision
 from vitcifar.errors import DataError
 
 Cifar10Reader = Any  # the class torchvision.datasets.CIFAR10, whose module has no types
@@ -23,16 +22,10 @@ Cifar10Reader = Any  # the class torchvision.datasets.CIFAR10, whose module has 
 class Cifar10(Source):
     """The 50,000 training and 10,000 test images of CIFAR-10, 32 x 32 pixels, in memory as uint8.
 
-    `dataset` is the torchvision class that reads it (None = torchvision.datasets.CIFAR10). Raises DataError.
+    `dataset` is the torchvision class that reads it. Raises DataError.
     """
 
-    name = "cifar10"
-
-    def __init__(self, data_dir: Path, dataset: Cifar10Reader | None = None) -> None:
-        if dataset is None:
-            from vitcifar.data.torchvision_compat import torchvision
-
-            dataset = torchvision.datasets.CIFAR10
+    def __init__(self, data_dir: Path, dataset: Cifar10Reader = torchvision.datasets.CIFAR10) -> None:
         parts = _load(data_dir.expanduser(), dataset)
         labels = {part: np.array(loaded.targets, dtype=np.int64) for part, loaded in parts.items()}
         ids = {part: tuple(f"{part}/{index:05d}" for index in range(len(labels[part]))) for part in parts}
@@ -69,10 +62,7 @@ def _read(folder: Path, dataset: Cifar10Reader) -> dict[str, Any]:
 
 
 def _is_complete(folder: Path, dataset: Cifar10Reader) -> bool:
-    from vitcifar.data.torchvision_compat import torchvision
-
-    complete: bool = torchvision.datasets.utils.check_integrity(folder / dataset.filename, dataset.tgz_md5)
-    return complete
+    return bool(torchvision.datasets.utils.check_integrity(folder / dataset.filename, dataset.tgz_md5))
 
 
 def _unavailable(folder: Path, dataset: Cifar10Reader, problem: str) -> DataError:
@@ -88,8 +78,6 @@ def _host(dataset: Cifar10Reader) -> str:
 
 def _download(folder: Path, dataset: Cifar10Reader) -> None:
     """Download to a temporary folder, then rename: an interrupted download never looks like a complete one."""
-    from vitcifar.data.torchvision_compat import torchvision
-
     partial = folder / ".cifar10-download"
     shutil.rmtree(partial, ignore_errors=True)
     try:

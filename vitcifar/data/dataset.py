@@ -48,8 +48,6 @@ class Source(abc.ABC):
     `labels` are int64 (N,), indices into `class_names`; `ids` are a unique name of each image, in the same order.
     """
 
-    name: str
-
     def __init__(
         self, class_names: Iterable[str], labels: Mapping[str, np.ndarray], ids: Mapping[str, tuple[str, ...]]
     ) -> None:

@@ -4,9 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
-ORIENTATION = 0x0112  # the EXIF tag
+from PIL import ExifTags, Image
 
 
 def edge_case_files() -> dict[str, bytes]:
@@ -29,7 +27,7 @@ def edge_case_files() -> dict[str, bytes]:
     }
     for orientation in range(1, 9):
         exif = Image.Exif()
-        exif[ORIENTATION] = orientation
+        exif[ExifTags.Base.Orientation] = orientation
         files[f"edge/exif-{orientation}.jpg"] = _save(colour, "JPEG", quality=90, exif=exif)
     return files
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vitcifar.data.cifar10 import Cifar10
 from vitcifar.data.dataset import Source, stack
 from vitcifar.data.image import read_image
 from vitcifar.errors import DataError
@@ -21,6 +20,8 @@ DIGITS_TEST_PER_CLASS = 40
 def open_source(name: str, data_dir: Path) -> Source:
     """Open the source `cifar10`, `folder` or `digits`. Raises DataError when it is missing."""
     if name == "cifar10":
+        from vitcifar.data.cifar10 import Cifar10  # which imports torch
+
         return Cifar10(data_dir)
     if name == "folder":
         return Folder(data_dir)
@@ -35,8 +36,6 @@ class Digits(Source):
     The test part is fixed: every fourth image up to 40 per class, so that it covers all writers.
     """
 
-    name = "digits"
-
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
 
@@ -49,17 +48,14 @@ class Digits(Source):
         parts = {"train": np.setdiff1d(np.arange(len(labels)), test), "test": test}
         ids = {part: tuple(f"digits/{index:04d}" for index in chosen) for part, chosen in parts.items()}
         super().__init__(map(str, digits.target_names), {part: labels[chosen] for part, chosen in parts.items()}, ids)
-        self._pixels: dict[str, np.ndarray] = {part: pixels[chosen] for part, chosen in parts.items()}
+        self._pixels = {part: pixels[chosen] for part, chosen in parts.items()}
 
     def _images(self, part: str, indices: np.ndarray) -> np.ndarray:
-        images: np.ndarray = self._pixels[part][indices]
-        return images
+        return np.asarray(self._pixels[part][indices])
 
 
 class Folder(Source):
     """Image files in `<dir>/train/<class>/` and `<dir>/test/<class>/`, of any classes and sizes."""
-
-    name = "folder"
 
     def __init__(self, data_dir: Path) -> None:
         self._dir = data_dir.expanduser()

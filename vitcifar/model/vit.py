@@ -7,7 +7,6 @@ import vitcifar.data.torchvision_compat  # noqa: F401  first: lets torchvision b
 # isort: split
 import math
 import pickle
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,13 +21,12 @@ from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import ConvStemConfig, interpolate_embeddings
 from torchvision.transforms import v2 as v2
 
-from vitcifar.data.download import socket_timeout
+from vitcifar.data.download import STALL_SECONDS, socket_timeout
 from vitcifar.errors import ConfigError, TrainingError
 
 TINY_IMAGE_SIZE = 32
 TINY_PATCH_SIZE = 8
 CONNECT_SECONDS = 5
-STALL_SECONDS = 30
 
 # What torch.load raises for a file that is truncated, no archive, or holds more than tensors.
 UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, OSError)
