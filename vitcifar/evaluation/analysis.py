@@ -251,12 +251,9 @@ def _similar(embeddings: np.ndarray, others: np.ndarray, threshold: float) -> di
     """(row, column) -> cosine of every pair that reaches the threshold."""
     with config_context(working_memory=SEARCH_MEMORY):
         search = NearestNeighbors(metric="cosine").fit(others)
-        distances, columns = search.radius_neighbors(embeddings, 1 - threshold)
-    return {
-        (row, int(column)): float(1 - distance)
-        for row in range(len(embeddings))
-        for column, distance in zip(columns[row], distances[row], strict=True)
-    }
+        near = search.radius_neighbors_graph(embeddings, 1 - threshold, mode="distance").tocoo()
+    pairs = zip(near.row.tolist(), near.col.tolist(), strict=True)
+    return dict(zip(pairs, (1 - near.data).tolist(), strict=True))
 
 
 def _same_hashes(hashes: Sequence[str], others: Sequence[str]) -> set[tuple[int, int]]:

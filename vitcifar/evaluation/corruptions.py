@@ -258,19 +258,18 @@ def evaluate_robustness(
     *,
     names: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = (1, 2, 3, 4, 5),
-    seed: int = 0,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Robustness:
     """Evaluate the predictor on every image once per corruption and severity, and once clean.
 
-    Image i is corrupted with `seed` + i. `progress` wraps the corruptions, for a progress bar.
+    Image i is corrupted with seed i. `progress` wraps the corruptions, for a progress bar.
     """
 
     def accuracy(images: Sequence[np.ndarray]) -> float:
         return float((np.asarray(predictor(images)).argmax(axis=1) == dataset.labels).mean())
 
     def corrupted(name: str, severity: int) -> list[np.ndarray]:
-        return [corrupt(image, name, severity, seed + index) for index, image in enumerate(dataset.images)]
+        return [corrupt(image, name, severity, index) for index, image in enumerate(dataset.images)]
 
     grid = [[accuracy(corrupted(name, severity)) for severity in severities] for name in progress(names)]
     return Robustness(

@@ -283,8 +283,7 @@ def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.nd
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values corrected for multiple tests, controlling the family-wise error rate (Holm 1979)."""
     order = np.argsort(p_values)
+    scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
     corrected = np.empty(len(p_values))
-    corrected[order] = np.maximum.accumulate(
-        [min(1.0, (len(p_values) - rank) * p_values[index]) for rank, index in enumerate(order)]
-    )
-    return [float(p) for p in corrected]
+    corrected[order] = np.maximum.accumulate(np.minimum(scaled, 1))
+    return corrected.tolist()

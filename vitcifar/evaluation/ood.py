@@ -51,13 +51,12 @@ def ood_scores(logits: np.ndarray, temperature: float = 1.0) -> Mapping[str, np.
     logits = np.asarray(logits, np.float64)
     probabilities = softmax(logits, temperature)
     ranked = np.sort(probabilities, axis=1)
-    second = ranked[:, -2] if logits.shape[1] > 1 else 0.0
     return {
         "max_softmax": ranked[:, -1],
         "max_logit": logits.max(axis=1),
         "energy": temperature * logsumexp(logits / temperature, axis=1),
         "entropy": -entr(probabilities).sum(axis=1),
-        "margin": ranked[:, -1] - second,
+        "margin": ranked[:, -1] - ranked[:, -2],
     }
 
 
