@@ -46,17 +46,16 @@ def train(config: TrainConfig) -> Trained:
     config = resolve_names(config)
     splits = read_splits(config)
     network = make_network(config, splits.class_names)
-    resumed = config.resume != "none"
-    with start_run(config, run_id=config.resume if resumed else None) as run:
-        _, evaluation = fit_and_test(run, network, splits, config, resumed=resumed)
+    with start_run(config, run_id=config.resume if config.resume != "none" else None) as run:
+        _, evaluation = fit_and_test(run, network, splits, config)
         return release(run, network, splits, config, evaluation)
 
 
 def fit_and_test(
-    run: tracking.Run, network: Classifier, splits: Splits, config: TrainConfig, *, resumed: bool = False
+    run: tracking.Run, network: Classifier, splits: Splits, config: TrainConfig
 ) -> tuple[TrainResult, Evaluation]:
     """Everything in a run before its release: training, calibration on validation, the test split once."""
-    result = fit_and_log(run, network, splits, config, resumed=resumed)
+    result = fit_and_log(run, network, splits, config)
     notify_on_stderr(f"Evaluating {len(splits.validation):,} validation and {len(splits.test):,} test images.")
     threshold = calibrate(network, splits, config)
     logits = predict_logits(network, splits.test.images, config.batch_size)
@@ -67,15 +66,10 @@ def fit_and_test(
 
 
 def fit_and_log(
-    run: tracking.Run | None,
-    network: Classifier,
-    splits: Splits,
-    config: TrainConfig,
-    *,
-    resumed: bool = False,
-    log: Log | None = None,
+    run: tracking.Run | None, network: Classifier, splits: Splits, config: TrainConfig, *, log: Log | None = None
 ) -> TrainResult:
     """Log the inputs, then train: the network ends with its best weights on validation. No run = a worker process."""
+    resumed = config.resume != "none"
     if run and not resumed:
         log_inputs(run, config, splits, network, git_state())
     with spawn_workers(config.num_processes), process_group():
@@ -88,7 +82,7 @@ def fit_and_log(
 def train_worker(config: TrainConfig) -> None:
     """Train as one of several processes; rank 0 tracks, evaluates and releases."""
     splits = read_splits(config)
-    fit_and_log(None, make_network(config, splits.class_names), splits, config, resumed=config.resume != "none")
+    fit_and_log(None, make_network(config, splits.class_names), splits, config)
 
 
 def calibrate(network: Classifier, splits: Splits, config: TrainConfig) -> float:

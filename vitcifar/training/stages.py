@@ -109,8 +109,7 @@ def enter_stage(network: Classifier, stage: Stage, lora_rank: int) -> dict[str, 
     set_trainable(network, stage.train_layers)
     if lora_rank:
         network.backbone.requires_grad_(False)
-        if stage.train_layers != "head":
-            train_lora(network.blocks[frozen_depth(network, stage.train_layers) or 0 :])
+        train_lora(network.blocks[frozen_depth(network, stage.train_layers) or 0 :])
     return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
 
 
