@@ -11,7 +11,6 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Set
-from operator import itemgetter
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +107,7 @@ def new_key(event: Event) -> str:
 
 def read_events(tags: Mapping[str, str], alias: str | None = None) -> dict[str, Event]:
     """The events of one alias, or of all, recorded in a registered model's tags, by key and in order of time."""
-    found = []
+    events: dict[str, Event] = {}
     for key, value in tags.items():
         if not key.startswith(PREFIX):
             continue
@@ -119,8 +118,8 @@ def read_events(tags: Mapping[str, str], alias: str | None = None) -> dict[str, 
         except (ValueError, TypeError, AttributeError):
             continue  # not written by vitcifar
         if alias in (None, event.alias):
-            found.append((event.when, key, event))
-    return {key: event for _, key, event in sorted(found, key=itemgetter(0, 1))}
+            events[key] = event
+    return dict(sorted(events.items(), key=lambda item: (item[1].when, item[0])))
 
 
 def previous_holders(events: Iterable[Event], holder: int | None) -> list[int]:

@@ -6,7 +6,6 @@ broken, its aliases moved back. No version is deleted, and an unreachable store 
 
 import dataclasses
 import datetime
-import os
 import shutil
 import tempfile
 import time
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import mlflow
+import psutil
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -83,16 +83,8 @@ def _abandoned_exports() -> Iterator[Finding]:
     """Temporary folders of exports whose process has ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{STAGING_PREFIX}[0-9]*-*"):
         process = folder.name.removeprefix(STAGING_PREFIX).partition("-")[0]
-        if process.isdecimal() and folder.is_dir() and not _is_running(int(process)):
+        if process.isdecimal() and folder.is_dir() and not psutil.pid_exists(int(process)):
             yield find("abandoned export", str(folder), partial(shutil.rmtree, folder))
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # it is another user's
-    return True
 
 
 def _orphaned_models(registry: Registry, stale_seconds: float) -> Iterator[Finding]:

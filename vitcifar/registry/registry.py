@@ -3,7 +3,6 @@
 A version is named by a spec: its number (3 or "v3"), an alias ("champion" or "@champion") or "latest".
 """
 
-import builtins
 import dataclasses
 import datetime
 import difflib
@@ -13,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from vitcifar.errors import RegistryError, ReleaseError, TrackingError
@@ -148,15 +147,10 @@ class Registry:
         ]
         return sorted(versions, key=lambda version: version.number, reverse=True), model.tags
 
-    def search(self, query: str) -> builtins.list[Version]:
+    def search(self, query: str) -> Sequence[Version]:
         """Every version, of any registered model and without its aliases, that MLflow's query finds."""
-        found: builtins.list[ModelVersion] = []
-        token = None
         with reaching(mlflow.get_tracking_uri()):
-            while token != "":
-                page = self.client.search_model_versions(query, page_token=token)
-                found.extend(page)
-                token = page.token or ""
+            found = mlflow.search_model_versions(filter_string=query)
         return [
             Version(
                 model_name=entry.name,

@@ -90,11 +90,8 @@ def _download(location: str, digest: str, folder: Path) -> Manifest:
 
 @contextlib.contextmanager
 def _partial(releases: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(dir=releases, prefix=PARTIAL_PREFIX))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=releases, prefix=PARTIAL_PREFIX, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _remove_stale(releases: Path) -> None:

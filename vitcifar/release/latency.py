@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,22 +108,16 @@ def time_in_turns(calls: Mapping[str, Callable[[], Any]], *, num_runs: int = NUM
         for name, call in calls.items():
             time.sleep(REST_SECONDS)
             call()
-            times[name] += [_milliseconds(call) for _ in range(min(TURN_RUNS, num_runs - start))]
-    return {name: np.array(values) for name, values in times.items()}
+            times[name] += timeit.repeat(call, number=1, repeat=min(TURN_RUNS, num_runs - start))
+    return {name: 1e3 * np.array(values) for name, values in times.items()}
 
 
-def _milliseconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def onnx_p95(paths: Sequence[Path], *, num_threads: int = 0, num_runs: int = NUM_RUNS) -> list[float]:
+def onnx_p95(paths: Sequence[Path]) -> list[float]:
     """The 95th percentile in milliseconds of one image for each ONNX file, measured in turns."""
-    classifiers = [OnnxClassifier(path, num_threads=num_threads) for path in paths]
+    classifiers = [OnnxClassifier(path) for path in paths]
     image = sample(classifiers[0].image_size)
     calls = {str(index): functools.partial(model.logits, [image]) for index, model in enumerate(classifiers)}
-    return [float(np.percentile(times, 95)) for times in time_in_turns(calls, num_runs=num_runs).values()]
+    return [float(np.percentile(times, 95)) for times in time_in_turns(calls).values()]
 
 
 def sample(image_size: int) -> np.ndarray:
