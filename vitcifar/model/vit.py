@@ -135,8 +135,7 @@ def download(weights: WeightsEnum, arch: str) -> dict[str, Tensor]:
     if path.is_file():
         return read_file(path)
     try:
-        with socket_timeout(CONNECT_SECONDS):
-            urllib.request.urlopen(urllib.request.Request(weights.url, method="HEAD")).close()
+        urllib.request.urlopen(urllib.request.Request(weights.url, method="HEAD"), timeout=CONNECT_SECONDS).close()
         with socket_timeout(STALL_SECONDS):
             return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:

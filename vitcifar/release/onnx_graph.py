@@ -239,5 +239,4 @@ def _attention(graph: GraphBuilder, name: str, block: Any, x: str, last: bool) -
 
 def to_numpy(tensor: Any) -> np.ndarray:
     """A tensor as a float32 array."""
-    array: np.ndarray = tensor.detach().cpu().float().numpy()
-    return array
+    return np.asarray(tensor.detach().cpu().float())

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from vitcifar.data.image import MAX_NAME
 from vitcifar.errors import ImageError
@@ -28,9 +27,6 @@ USAGE = 'send {"inputs": ["…"]} with one base64 image each'
 
 class BadRequest(MlflowException):
     """An error that MLflow's server sends with status 400 and one sentence, without the request it would echo."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
         return json.dumps({"error_code": self.error_code, "message": str(self)})
@@ -51,7 +47,7 @@ class ImageModel:
         try:
             predictions = self.model.classifier.predict_images(read_images(model_input))
         except ImageError as error:
-            raise BadRequest(str(error)) from error
+            raise BadRequest.invalid_parameter_value(str(error)) from error
         return [prediction.to_dict(self.model.model_name, self.model.version) for prediction in predictions]
 
 
