@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -27,12 +26,10 @@ ORANGES = LinearSegmentedColormap.from_list("wrong", ["#fdf0dc", "#f5bd6b", "#d5
 DASHED = (0, (4, 3))
 
 
-def new_figure(width: float, height: float, pad: float = 0.13) -> Figure:
-    """An empty white figure; width, height and the padding around each of its axes in inches."""
-    engine = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, wspace=0.01, hspace=0.01)
-    figure = Figure(figsize=(width, height), dpi=144, layout=engine, facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    return figure
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white figure; width and height in inches."""
+    engine = ConstrainedLayoutEngine(w_pad=0.13, h_pad=0.13, wspace=0.01, hspace=0.01)
+    return Figure(figsize=(width, height), dpi=144, layout=engine, facecolor=PAPER)
 
 
 def heading(figure: Figure, title: str, note: str) -> None:
