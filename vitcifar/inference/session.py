@@ -3,6 +3,7 @@
 Shapes: N images, H and W their height and width in pixels, K classes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -182,12 +183,10 @@ def _check_graph(session: onnxruntime.InferenceSession, name: str) -> None:
 
 
 def _class_names(metadata: dict[str, str], name: str) -> tuple[str, ...]:
-    try:
+    with contextlib.suppress(KeyError, ValueError):
         names = json.loads(metadata["class_names"])
         if isinstance(names, list) and {type(one) for one in names} == {str} and len(set(names)) == len(names):
             return tuple(names)
-    except (KeyError, ValueError):
-        pass
     raise ReleaseError(f"{name} is not an export of vitcifar: it has no class names.")
 
 
