@@ -23,16 +23,7 @@ from vitcifar.errors import ReleaseError, VitCifarError
 from vitcifar.registry.aliases import PREFIX, read_events
 from vitcifar.registry.prune import file_users
 from vitcifar.registry.registry import BROKEN_TAG, LINK_TAG, NOT_FOUND, Registry, Version, link, register
-from vitcifar.registry.repair import (
-    WAIT,
-    Finding,
-    cached_manifest,
-    can_restore,
-    find,
-    mark_broken,
-    restore,
-    restore_previous,
-)
+from vitcifar.registry.repair import Finding, cached_manifest, can_restore, find, mark_broken, restore, restore_previous
 from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, has_root, list_files, root_of
 from vitcifar.release.build import LOGGED_NAME, MODEL_TAG, STAGING_PREFIX
 from vitcifar.release.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
@@ -134,8 +125,7 @@ def _empty_model(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
         return
     if not model.tags:
         recent = _is_recent((model.creation_timestamp or 0) / 1000, stale_seconds)
-        action = partial(_delete_if_empty, registry)
-        yield find("empty model", registry.model_name, action, waiting=recent, fix=WAIT if recent else "")
+        yield find("empty model", registry.model_name, partial(_delete_if_empty, registry), waiting=recent)
 
 
 def _delete_if_empty(registry: Registry) -> None:
@@ -161,7 +151,7 @@ def _unfinished_promotions(registry: Registry, stale_seconds: float) -> Iterator
             fix, move = "complete the record", f"{event.alias} was moved to version {event.after}"
         recent = _is_recent(datetime.datetime.fromisoformat(event.when).timestamp(), stale_seconds)
         subject = key.removeprefix(PREFIX)
-        yield find("unfinished promotion", subject, action, waiting=recent, fix=WAIT if recent else fix, move=move)
+        yield find("unfinished promotion", subject, action, waiting=recent, fix="" if recent else fix, move=move)
 
 
 def _incomplete_versions(registry: Registry) -> Iterator[Finding]:

@@ -52,10 +52,11 @@ class Finding:
 def find(
     kind: str, subject: str, action: Action | None = None, *, waiting: bool = False, fix: str = "", **details: object
 ) -> Finding:
-    """A finding of a kind in PROBLEMS, `details` put into its message; `fix` replaces the usual one."""
+    """A finding of a kind in PROBLEMS, `details` put into its message; `fix` replaces the usual one, or to wait."""
     message, usual = PROBLEMS[kind]
     message = message.format(**details)
-    return Finding(kind=kind, subject=subject, message=message, fix=fix or usual, waiting=waiting, action=action)
+    fix = fix or (WAIT if waiting else usual)
+    return Finding(kind=kind, subject=subject, message=message, fix=fix, waiting=waiting, action=action)
 
 
 def cached_manifest(version: Version) -> Manifest | None:
