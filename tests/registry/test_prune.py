@@ -71,7 +71,7 @@ def test_a_version_made_by_hand_from_the_files_is_one_of_their_users(store: Path
     location = registry.location(registry.show(1))
     registry.client.create_registered_model("byhand")
     for source in (location, location.removesuffix("/artifacts")):
-        registry.client.create_model_version("byhand", source)
+        registry.client.create_model_version("byhand", source, registry.show(1).run_id)
     users = file_users(registry)[registry.model_id(registry.show(1))]
     assert sorted(users) == ["byhand 1", "byhand 2", "origin-2 1"]
 

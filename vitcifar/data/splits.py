@@ -61,9 +61,17 @@ def read_splits(config: TrainConfig) -> Splits:
     )
 
 
-def make_splits(source: Source, **counts_and_seed: int) -> Splits:
-    """Choose the indices, by the arguments of `choose_indices`, and read the images. Raises DataError."""
-    indices = choose_indices(source, **counts_and_seed)
+def make_splits(
+    source: Source, *, train_per_class: int, validation_per_class: int, test_per_class: int, seed: int
+) -> Splits:
+    """Choose the indices and read the images. Raises DataError when a class has too few."""
+    indices = choose_indices(
+        source,
+        train_per_class=train_per_class,
+        validation_per_class=validation_per_class,
+        test_per_class=test_per_class,
+        seed=seed,
+    )
     return Splits(**{split: source.read(part, indices[split]) for split, part in PARTS.items()})
 
 

@@ -3,6 +3,7 @@
 A version is named by a spec: its number (3 or "v3"), an alias ("champion" or "@champion") or "latest".
 """
 
+import builtins
 import dataclasses
 import datetime
 import difflib
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import mlflow
-from mlflow.entities.model_registry import RegisteredModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from vitcifar.errors import RegistryError, ReleaseError, TrackingError
@@ -149,8 +150,13 @@ class Registry:
 
     def search(self, query: str) -> Sequence[Version]:
         """Every version, of any registered model and without its aliases, that MLflow's query finds."""
+        found: builtins.list[ModelVersion] = []
+        token = None
         with reaching(mlflow.get_tracking_uri()):
-            found = mlflow.search_model_versions(filter_string=query)
+            while token != "":
+                page = self.client.search_model_versions(query, page_token=token)
+                found.extend(page)
+                token = page.token or ""
         return [
             Version(
                 model_name=entry.name,
