@@ -98,7 +98,7 @@ def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
     except ImageError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file
-        raise ImageError(f"{name} is broken or incomplete: its pixels cannot be decoded ({error}).") from error
+        raise ImageError(f"{name} is broken or incomplete: its pixels cannot be decoded ({_reason(error)}).") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -139,7 +139,7 @@ def _open(content: bytes, name: str) -> Image.Image:
         choices = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise ImageError(f"{name} is {kind}, or it is broken: save it as {choices}.") from error
     except Exception as error:  # Pillow may raise anything on a broken header
-        raise ImageError(f"{name} is broken: its header cannot be read ({error}).") from error
+        raise ImageError(f"{name} is broken: its header cannot be read ({_reason(error)}).") from error
 
 
 def _check_header(image: Image.Image, content: bytes, name: str) -> None:
@@ -155,6 +155,10 @@ def _check_header(image: Image.Image, content: bytes, name: str) -> None:
         raise ImageError(f"{what} with run lengths, the limit is {MAX_RLE_PIXELS:,}: save it as PNG.")
     if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"{name} is a JPEG with more than {MAX_SCANS} scans: save it again as a baseline JPEG.")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _bounded(size: tuple[int, int]) -> tuple[int, int]:
