@@ -19,7 +19,7 @@ from PIL import Image
 from support.project import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vitcifar import tracking
+from vitcifar import tracking, uris
 from vitcifar.errors import TrackingError
 from vitcifar.experiments.logs import compare_logs
 
@@ -107,6 +107,32 @@ def test_the_run_that_mlflow_run_created_is_used(monkeypatch):
     assert written.data.params == {"config.learning_rate": "0.001"}
 
 
+@pytest.mark.parametrize("state", ["FINISHED", "with metrics", "missing"])
+def test_a_run_that_mlflow_run_did_not_just_create_is_not_touched(monkeypatch, state):
+    client = mlflow.MlflowClient()
+    run_id = client.create_run("0").info.run_id if state != "missing" else "0" * 32
+    if state == "FINISHED":
+        client.set_terminated(run_id)
+    elif state == "with metrics":
+        client.log_metric(run_id, "test/accuracy", 0.5)
+    before = None if state == "missing" else client.get_run(run_id).to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with pytest.raises(TrackingError, match=rf"MLFLOW_RUN_ID names run {run_id}.*unset it"), start():
+        pass
+    assert before is None or client.get_run(run_id).to_dictionary() == before
+
+
+def test_only_an_unfinished_run_with_the_same_images_can_be_resumed():
+    with start() as run:
+        run.log_params({"fingerprint": "a" * 64})
+    with pytest.raises(TrackingError, match=r"has finished \(no version\): there is nothing to resume"):
+        tracking.check_resumable(run.run_id, "a" * 64)
+    run.client.update_run(run.run_id, "KILLED")
+    tracking.check_resumable(run.run_id, "a" * 64)
+    with pytest.raises(TrackingError, match=r"started with fingerprint aaaaaaaaaaaaaaaa…, they have bbbbbbbbbbbbbbbb…"):
+        tracking.check_resumable(run.run_id, "b" * 64)
+
+
 def test_system_metrics_are_logged(monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     with start() as run:
@@ -161,7 +187,7 @@ def test_the_password_in_an_address_reaches_the_server_and_nothing_else(monkeypa
 
         do_GET = do_POST
 
-    for name in tracking.CREDENTIALS:
+    for name in uris.CREDENTIALS:
         monkeypatch.setenv(name, "")
     with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

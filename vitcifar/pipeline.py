@@ -45,6 +45,8 @@ def train(config: TrainConfig) -> Trained:
     check_ood(config)  # names and files are checked before a run exists
     config = resolve_names(config)
     splits = read_splits(config)
+    if config.resume != "none":
+        tracking.check_resumable(config.resume, splits.fingerprint)
     network = make_network(config, splits.class_names)
     with start_run(config, run_id=config.resume if config.resume != "none" else None) as run:
         _, evaluation = fit_and_test(run, network, splits, config)

@@ -13,22 +13,21 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import filelock
 import mlflow
 import numpy as np
 import requests
-import sqlalchemy
+import sqlalchemy.exc
 from mlflow.entities import Metric, Param, RunTag
 
 from vitcifar.errors import TrackingError
+from vitcifar.uris import sqlite_path, sqlite_uri, without_credentials
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "VITCIFAR_CREDENTIALS_HOST")
 STEP_PREFIX = "step/"  # per-step metrics are buffered, all others are written at once
 FLUSH_SECONDS = 2.0
 MAX_BUFFER = 1000  # MLflow's limit per call
@@ -68,52 +67,6 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     with reaching(uri):
         mlflow.MlflowClient().search_experiments(max_results=1)
     return uri
-
-
-def sqlite_path(uri: str) -> Path:
-    """The absolute path in a SQLite URI. `mlflow run` quotes it (a space is %20), people do not: the file decides."""
-    text = uri.removeprefix("sqlite:///")
-    raw, _, query = text.partition("?")
-    quoted, unquoted = Path(raw).absolute(), Path(unquote(raw)).absolute()
-    if "/" in query and Path(text).absolute().parent.is_dir():
-        return Path(text).absolute()
-    if quoted.is_file() or not (unquoted.is_file() or (unquoted.parent.is_dir() and not quoted.parent.is_dir())):
-        return quoted
-    if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has made an empty folder with the quoted name beside the project
-        with contextlib.suppress(OSError):
-            for folder in (quoted.parent, *quoted.parent.parents):
-                if "%" in folder.name:
-                    folder.rmdir()
-    return unquoted
-
-
-def sqlite_uri(path: Path) -> str:
-    """The URI of a SQLite file, unquoted where SQLAlchemy (which unquotes from 2.1 on) and MLflow agree on its path."""
-    for text in (str(path), os.path.relpath(path)):
-        if not {"%", "?"} & set(text):
-            return f"sqlite:///{text}"
-    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
-
-
-def without_credentials(uri: str) -> str:
-    """A server's address whose user name and password are in the environment instead, where MLflow reads them."""
-    try:
-        address = urlsplit(uri)
-    except ValueError:
-        raise TrackingError("The tracking URI is not an address: type http://HOST:PORT.") from None
-    if address.scheme not in ("http", "https"):
-        return uri
-    user, at, host = address.netloc.rpartition("@")
-    if at:
-        name, _, password = user.partition(":")
-        if not (name and password):
-            raise TrackingError(f"The address of {host} needs both: type http://NAME:PASSWORD@{host}.")
-        values = (unquote(name), unquote(password), host)
-        os.environ.update(zip(CREDENTIALS, values, strict=True))
-    elif os.environ.get(CREDENTIALS[2], host) != host:  # those of an earlier address are not for this server
-        for variable in CREDENTIALS:
-            os.environ.pop(variable, None)
-    return address._replace(netloc=host).geturl()
 
 
 def create_store(path: Path) -> None:
@@ -244,6 +197,8 @@ def start_run(
     given = run_id or (None if nested else by_project)
     parent = mlflow.active_run() if nested else None
     with reaching(os.environ["MLFLOW_TRACKING_URI"]):
+        if given and given == by_project:
+            check_unused(given)
         active = mlflow.start_run(
             run_id=given,
             experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
@@ -268,6 +223,31 @@ def start_run(
             if isinstance(error, KeyboardInterrupt):
                 mlflow.end_run("KILLED")
             raise
+
+
+def check_unused(run_id: str) -> None:
+    """Raise TrackingError unless a run is as `mlflow run` has just made it: running, and without metrics of ours."""
+    try:
+        run = mlflow.get_run(run_id)
+    except mlflow.MlflowException:
+        raise TrackingError(f"MLFLOW_RUN_ID names run {run_id}, which does not exist: unset it.") from None
+    if run.info.status != "RUNNING" or not all(name.startswith("system/") for name in run.data.metrics):
+        raise TrackingError(f"MLFLOW_RUN_ID names run {run_id}, which is {run.info.status} or in use: unset it.")
+
+
+def check_resumable(run_id: str, fingerprint: str) -> None:
+    """Raise TrackingError when a run has finished, or has started with images of another fingerprint."""
+    with reaching(os.environ["MLFLOW_TRACKING_URI"]):
+        run = mlflow.get_run(run_id)
+    if run.info.status == "FINISHED":
+        version = run.data.tags.get("version", "no version").replace("/", " ")
+        raise TrackingError(f"Run {run_id} has finished ({version}): there is nothing to resume, omit --resume.")
+    recorded = run.data.params.get("config.fingerprint", fingerprint)
+    if recorded != fingerprint:
+        raise TrackingError(
+            f"The images are not those of run {run_id}: it started with fingerprint {recorded[:16]}…, they have "
+            f"{fingerprint[:16]}…. Restore them, or omit --resume to start another run."
+        )
 
 
 def experiment_id(name: str) -> str:

@@ -1,7 +1,9 @@
 """Digits, folders, CIFAR-10's sample and the preview of what they hold."""
 
 import os
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,59 @@ def test_one_of_the_files_being_broken_is_named(folder):
     with pytest.raises(ImageError, match=r"train/dog/2\.png is not a supported image"):
         source.read("train", range(8))
     source.read("train", range(6))  # a broken image that nobody asked for harms nobody
+
+
+def test_all_broken_files_are_named_at_once(folder):
+    for name in ("cat/1", "cat/3", "dog/0"):
+        (folder / "train" / f"{name}.png").write_bytes(b"not an image")
+    with pytest.raises(ImageError) as caught:
+        open_source("folder", folder).read("train", range(8))
+    assert re.findall(r"train/(\w+/\d)\.png is not", str(caught.value)) == ["cat/1", "cat/3", "dog/0"]
+
+
+def test_folders_of_the_system_are_no_classes(folder):
+    for part in ("train", "test"):
+        for name in ("@eaDir", "__MACOSX", "lost+found"):
+            (folder / part / name).mkdir()
+    with pytest.warns(UserWarning, match=r"Skipped in .*train, .*: @eaDir, __MACOSX, lost\+found\."):
+        source = open_source("folder", folder)
+    assert source.class_names == ("cat", "dog")
+
+
+def test_composed_and_decomposed_names_are_the_same(folder, tmp_path_factory):
+    """macOS and Linux store "é" differently; members and label order must not depend on it."""
+    sources = []
+    for train, test in (("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")):
+        other = tmp_path_factory.mktemp("names")
+        for part, form in (("train", train), ("test", test)):
+            for name in ("café", "caz"):
+                for file in (folder / part / "cat").iterdir():
+                    target = (
+                        other
+                        / part
+                        / unicodedata.normalize(form, name)
+                        / f"{unicodedata.normalize(form, 'ü')}{file.name}"
+                    )
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, target)
+        sources.append(open_source("folder", other))
+    assert sources[0].class_names == ("café", "caz")
+    splits = [
+        make_splits(source, train_per_class=2, validation_per_class=1, test_per_class=1, seed=0) for source in sources
+    ]
+    assert len({split.fingerprint for split in splits}) == 1 and len({split.train.ids for split in splits}) == 1
+
+
+def test_a_name_that_is_not_utf8_is_one_sentence(folder):
+    shutil.copy(folder / "train/cat/0.png", os.fsencode(folder / "train/cat") + b"/caf\xe9.png")
+    with pytest.raises(DataError, match=r"file names that are not valid UTF-8: rename 'caf\\udce9\.png'"):
+        open_source("folder", folder)
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".JPE"])
+def test_every_ending_of_jpeg_is_read(folder, ending):
+    (folder / "train" / "cat" / "0.png").rename(folder / "train" / "cat" / f"0{ending}")
+    assert len(open_source("folder", folder).ids("train")) == 8
 
 
 @pytest.mark.parametrize(

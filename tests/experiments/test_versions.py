@@ -57,6 +57,27 @@ def test_a_version_is_evaluated_to_the_selected_level(here, level):
     assert not compare_logs(run_id).differences
 
 
+def test_other_images_are_evaluated_only_on_purpose_and_said(here, monkeypatch):
+    with pytest.warns(UserWarning, match="toy 2 was tested on other images than these"):
+        run_id, evaluation = evaluate_version(
+            here, "2", experiment=EXPERIMENT, analysis="quick", ood="none", test_per_class=3
+        )
+    run = mlflow.MlflowClient().get_run(run_id)
+    assert (evaluation.num_images, run.data.tags["other_images"]) == (30, "true")
+    assert run.info.run_name == "evaluate-toy-2-on-other-images"
+    assert "other than those of its release" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
+    read = versions.read_splits
+
+    def read_changed(config):
+        splits = read(config)
+        splits.test.images[0] = 255 - splits.test.images[0]
+        return splits
+
+    monkeypatch.setattr(versions, "read_splits", read_changed)
+    with pytest.raises(DataError, match=r"toy 2 was tested on other images than these .*restore them, or name images"):
+        evaluate_version(here, "2", experiment=EXPERIMENT, analysis="none")
+
+
 def test_missing_ood_images_leave_no_run(here):
     mlflow.MlflowClient().create_experiment("untouched")
     with pytest.raises(DataError, match="no folder"):

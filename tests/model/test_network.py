@@ -10,6 +10,7 @@ from vitcifar.model.network import (
     Released,
     build_network,
     count_parameters,
+    count_trained,
     evaluation_mode,
     frozen_depth,
     set_trainable,
@@ -51,7 +52,8 @@ def test_only_the_layers_of_train_layers_require_gradients(layers):
         in_last = name.rsplit(".", 2)[0] in last_blocks or any(name.startswith(block) for block in last_blocks)
         above = in_last or name.startswith("backbone.encoder.ln.")
         assert (name in trained) == (layers == "all" or name.startswith("head.") or (layers == "2" and above)), name
-    assert 0 < count_parameters(network, trained=True) <= count_parameters(network)
+    trained_size = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    assert count_trained(network, layers, 0) == trained_size <= count_parameters(network)
     assert frozen_depth(network, layers) == {"head": 4, "2": 1, "all": None}[layers]
 
 

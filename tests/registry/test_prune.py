@@ -69,6 +69,8 @@ def test_a_version_made_by_hand_from_the_files_is_one_of_their_users(store: Path
     registry = Registry("origin-2")
     add_version(store, "origin-2", "origin-2")
     location = registry.location(registry.show(1))
+    if location.startswith("mlflow-artifacts:"):
+        pytest.skip("MLflow's server takes no path of its files as a source")
     registry.client.create_registered_model("byhand")
     for source in (location, location.removesuffix("/artifacts")):
         registry.client.create_model_version("byhand", source, registry.show(1).run_id)

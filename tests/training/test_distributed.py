@@ -12,6 +12,8 @@ import torch
 from support.project import ROOT
 from support.training import Logged, settings, train
 
+from vitcifar.training import distributed
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -69,6 +71,17 @@ def test_two_processes_give_the_losses_of_one_process(tmp_path, given):
     assert second["values"] == [], "only rank 0 logs"
     assert first["sha256"] == second["sha256"]
     assert first["best_epoch"] == second["best_epoch"] == outcome.best_epoch
+
+
+@pytest.mark.parametrize("given", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "4"}])
+def test_some_variables_of_a_launcher_launch_nothing(monkeypatch, given):
+    for name in distributed.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert (distributed.launched_processes(), distributed.is_worker()) == (1, False)
+    with distributed.process_group():
+        assert not torch.distributed.is_initialized()
 
 
 def test_torchrun_can_start_training(tmp_path):

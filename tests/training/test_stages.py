@@ -5,7 +5,7 @@ import torch
 from support.training import CLASSES, settings, train
 
 from vitcifar.errors import ConfigError
-from vitcifar.model.network import build_network, weights_sha256
+from vitcifar.model.network import build_network, count_trained, weights_sha256
 from vitcifar.training import checkpoint
 
 
@@ -39,7 +39,9 @@ def test_the_head_trains_first_and_then_the_rest(tmp_path):
 def test_lora_changes_only_the_attention_projections_and_the_head(tmp_path):
     config = settings(lora_rank=2, train_layers="2", learning_rate=1e-2)
     network, outcome = train(tmp_path, config)
-    start = build_network(config, CLASSES).state_dict()
+    untrained = build_network(config, CLASSES)
+    assert count_trained(untrained, "2", 2) == outcome.num_trained_parameters
+    start = untrained.state_dict()
     assert outcome.num_trained_parameters == 2 * (2 * (3 * 96 + 96) + 2 * (96 + 96)) + 3 * 96 + 3
     changed = {name for name, weight in network.state_dict().items() if not torch.equal(weight, start[name])}
     attention = {

@@ -4,8 +4,10 @@ It reads options, prints results, and turns an error that the user can fix into 
 before a command needs it.
 """
 
+import io
 import os
 import signal
+import sys
 import warnings
 from typing import Any
 
@@ -67,4 +69,7 @@ def main() -> None:
     # (torch 2.13, 2 cores) beside two of them takes over 1000 ms unbounded, 40 ms bounded; alone 15 ms either way.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does, never leaves it RUNNING
+    for stream in (sys.stdout, sys.stderr):  # a terminal's encoding may lack a character of ours or of a class name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"

@@ -4,6 +4,7 @@ command line is parsed: underscores as MLflow writes them, and option names of v
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ class Command(click.Command):
     """A command whose options may be written with underscores, as MLflow writes them, or under an old name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [self.current_name(word) for word in args])
+        return super().parse_args(ctx, [at_home(self.current_name(word)) for word in args])
 
     def current_name(self, word: str) -> str:
         """An option as this command declares it; other words are left unchanged."""
@@ -51,6 +52,12 @@ class Command(click.Command):
         for group, records in sorted(rows.items(), key=lambda row: row[0] == "Options"):
             with formatter.section(group):
                 formatter.write_dl(records)
+
+
+def at_home(word: str) -> str:
+    """A path in the home folder, as the shell would expand it: it does not in --option=~/FILE, nor for MLflow."""
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return name + equals + os.path.expanduser(value) if value.startswith("~/") else word
 
 
 def command(function: Callable[..., Any]) -> Command:

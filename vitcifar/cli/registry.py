@@ -182,7 +182,7 @@ def predict(registry: "Registry", files: tuple[str, ...], version: str, output_f
         failed = "error" in row
         num_failed += failed
         if output_format == "json":
-            click.echo(json.dumps(row, ensure_ascii=False))
+            click.echo(json.dumps(row))
         else:
             click.echo(table.line(row), err=failed)
     if num_failed:

@@ -138,8 +138,8 @@ def data(preset: str, sheet: str, **values: Any) -> None:
 
     splits = read_splits(resolve(preset, **options.given(values)))
     for split, dataset in splits.datasets.items():
-        format.print_field(split, f"{len(dataset)} images, {len(dataset) // len(splits.class_names)} per class")
-    format.print_field("classes", ", ".join(splits.class_names))
+        counts = ", ".join(f"{name} {count}" for name, count in dataset.counts().items())
+        format.print_field(split, f"{len(dataset)} images: {counts}")
     format.print_field("fingerprint", splits.fingerprint)
     contact_sheet(splits.train).save(sheet)
     format.print_field("contact sheet", sheet)

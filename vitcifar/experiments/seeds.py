@@ -1,7 +1,6 @@
 """One recipe trained with several seeds on the same images: nested runs, and their statistics on the parent run."""
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, check_network
 from vitcifar.registry.aliases import resolve_names
 from vitcifar.report.style import BLUE, RED, dress, new_figure
+from vitcifar.training.distributed import launched_processes
 
 PAGE = Path(__file__).with_name("seeds.md.j2")  # of the parent in MLflow
 TEST_METRICS = ("accuracy", "f1_macro", "loss", "ece", "brier")
@@ -90,7 +90,7 @@ def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
 
     Raises VitCifarError; ConfigError with the `reason` when several processes are to train one run together.
     """
-    if config.num_processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if config.num_processes > 1 or launched_processes() > 1:
         raise ConfigError(f"Several processes train one run together, and {reason}: start one process.")
     config = resolve_names(config)
     splits = read_splits(config)

@@ -26,6 +26,7 @@ from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.experiments.search_space import Dimension
 from vitcifar.experiments.seeds import prepare
 from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
+from vitcifar.uris import sqlite_uri
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -108,7 +109,7 @@ def open_study(plan: SweepPlan, splits: Splits) -> "Study":
         pruner = optuna.pruners.MedianPruner(4, warmup)
     try:
         storage = optuna.storages.RDBStorage(
-            tracking.sqlite_uri(path),
+            sqlite_uri(path),
             engine_kwargs={"connect_args": {"timeout": 60}},
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,

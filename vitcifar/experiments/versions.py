@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitcifar import tracking
-from vitcifar.config import TrainConfig
+from vitcifar.config import TrainConfig, groups
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, DataError, ReleaseError
@@ -51,6 +51,13 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     classifier = OnnxClassifier(release.onnx_path)
     name = f"evaluate-{registry.model_name}-{release.version}"
     tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
+    where = ""
+    if not tested_on(release, splits):
+        name, where, tags = (
+            f"{name}-on-other-images",
+            ", other than those of its release,",
+            tags | {"other_images": "true"},
+        )
     with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=name, tags=tags) as run:
         evaluation, logits = evaluate_onnx(classifier, release, splits)
         evaluated = (evaluation, splits.test, softmax(logits, release.temperature))
@@ -64,7 +71,7 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
         )
         title = f"{version_name(release)} on {data_name(config)}"
         note = "" if own else " Its training images are not available, so duplicates of them were not searched."
-        subtitle = f"Evaluated on {len(splits.test):,} images with its ONNX model.{note}"
+        subtitle = f"Evaluated on {len(splits.test):,} images{where} with its ONNX model.{note}"
         log_report(run, analysis, *evaluated, title=title, subtitle=subtitle, facts=report_facts(release, run))
     return run.run_id, evaluation
 
@@ -148,8 +155,8 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
 def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Splits]:
     """The config of the first release with other `options`, and its images.
 
-    Raises DataError when their classes are not those of every release, or when several releases were tested on other
-    images than these and no options select images for all of them.
+    Raises DataError when their classes are not those of every release, or when a release was tested on other images
+    than these and no options of the data select them; with such options, warns of it.
     """
     config = TrainConfig(**{**releases[0].config, **options})
     splits = read_splits(config)
@@ -159,16 +166,21 @@ def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Split
                 f"{version_name(release)} has the classes {', '.join(release.class_names)}, the images "
                 f"have {', '.join(splits.class_names)}: name images of the same classes with --data and --data-dir."
             )
-        recorded, now = release.checks.get("test", {}).get("fingerprint"), splits.fingerprints["test"]
-        if recorded is None:  # an old release: it has only the fingerprint of all splits
-            recorded, now = release.fingerprint, splits.fingerprint
-        if recorded != now and len(releases) > 1 and not options:
-            raise DataError(
-                f"{version_name(release)} was tested on other images (fingerprint {recorded[:12]}) than these "
-                f"({now[:12]}), so the two cannot be compared: name images for both with --data, --data-dir and "
-                "--test-per-class."
-            )
+        if not tested_on(release, splits):
+            other = f"{version_name(release)} was tested on other images than these"
+            if not any(groups()[name] == "Data" for name in options):
+                raise DataError(
+                    f"{other} (fingerprint {splits.fingerprints['test'][:12]}): restore them, or name images on "
+                    "purpose with --data, --data-dir and --test-per-class."
+                )
+            warnings.warn(f"{other}.", stacklevel=3)
     return config, splits
+
+
+def tested_on(release: Manifest, splits: Splits) -> bool:
+    """Whether a version was tested on this test split; an old release has only the fingerprint of all splits."""
+    recorded = release.checks.get("test", {}).get("fingerprint")
+    return release.fingerprint == splits.fingerprint if recorded is None else recorded == splits.fingerprints["test"]
 
 
 def evaluate_onnx(classifier: OnnxClassifier, release: Manifest, splits: Splits) -> tuple[Evaluation, np.ndarray]:

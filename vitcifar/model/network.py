@@ -175,9 +175,18 @@ def evaluation_mode(network: Classifier, device: torch.device | str | None = Non
         network.to(was_on).train(was_training)
 
 
-def count_parameters(network: nn.Module, *, trained: bool = False) -> int:
-    """Number of parameters; with `trained` only those that are not frozen."""
-    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad or not trained)
+def count_parameters(network: nn.Module) -> int:
+    """Number of parameters, frozen ones included."""
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def count_trained(network: Classifier, train_layers: str, lora_rank: int) -> int:
+    """Number of parameters that training changes; with LoRA the head's and the low-rank updates'."""
+    if not lora_rank:
+        return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    blocks = network.blocks[frozen_depth(network, train_layers) or 0 :]
+    sides = [side for module, name in projections(blocks) for side in getattr(module, name).shape]
+    return lora_rank * int(sum(sides)) + count_parameters(network.head)
 
 
 def weights_sha256(network: nn.Module) -> str:

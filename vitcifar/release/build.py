@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
 LOGGED_NAME = "release"
+CHECKOUT = Path(__file__).resolve().parents[2]  # if the package is not installed elsewhere
 MODEL_TAG = "vitcifar_model"  # on MLflow's logged model: the registered model that it is built for
 STAGING_PREFIX = "vitcifar-"
 MAX_EXAMPLES = 12
@@ -152,21 +153,27 @@ def describe(
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """The commit of this checkout and whether it is dirty; None each when the code is not in a checkout."""
+    """The commit of this checkout and whether it is dirty; None each when the code is not in a checkout of its own.
+
+    An installed package may lie inside the repository of another project, whose commit says nothing about this code.
+    """
 
     def git(*arguments: str) -> str:
-        command, folder = ["git", *arguments], Path(__file__).parent
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        if Path(git("rev-parse", "--show-toplevel")) == CHECKOUT and git("ls-files", "--", __file__):
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+        pass  # no git, or no repository
+    return {"commit": None, "dirty": None}
 
 
 def environment() -> dict[str, Any]:
     """Python, platform and the version of every installed package."""
-    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    found = [(dist.metadata["Name"], dist.metadata["Version"]) for dist in importlib.metadata.distributions()]
+    packages = {name: version for name, version in found if name and version}  # a broken one has neither
     return {
         "vitcifar": importlib.metadata.version("vitcifar"),
         "python": platform.python_version(),

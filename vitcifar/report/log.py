@@ -43,12 +43,13 @@ def data_name(config: TrainConfig) -> str:
 
 def log_inputs(run: Run, config: TrainConfig, splits: Splits, network: "Classifier", git: Mapping[str, Any]) -> None:
     """Log config, datasets, code and model before the first step."""
-    from vitcifar.model.network import count_parameters
+    from vitcifar.model.network import count_parameters, count_trained
     from vitcifar.training.batches import augmentation_sheet
 
     settings = dataclasses.asdict(config)
     run.log_params({**settings, "fingerprint": splits.fingerprint})
-    counts = {"trainable_parameters": count_parameters(network, trained=True), "parameters": count_parameters(network)}
+    trained = count_trained(network, config.train_layers, config.lora_rank)
+    counts = {"trainable_parameters": trained, "parameters": count_parameters(network)}
     run.log_params(counts, prefix="model.")
     run.set_tags({"vitcifar_version": importlib.metadata.version("vitcifar")})
     if git["commit"]:

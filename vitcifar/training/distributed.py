@@ -50,9 +50,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 TIMEOUT = timedelta(minutes=10)  # how long the other processes wait for the slowest
 
 
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+
+
+def launched_processes() -> int:
+    """The number of processes that torchrun, or rank 0, has launched; 1 unless all of its variables are set."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
+
+
 def is_worker() -> bool:
     """Whether this process only shares the training; rank 0 alone tracks, evaluates and releases."""
-    return int(os.environ.get("RANK", "0")) > 0
+    return launched_processes() > 1 and int(os.environ["RANK"]) > 0
 
 
 @contextmanager
@@ -61,7 +69,7 @@ def spawn_workers(num_processes: int) -> Iterator[None]:
 
     Leaving the block waits for the workers; an exception kills them. Under torchrun it does nothing.
     """
-    if num_processes == 1 or "WORLD_SIZE" in os.environ:
+    if num_processes == 1 or launched_processes() > 1:
         yield
         return
     with socket.socket() as probe:
@@ -80,7 +88,7 @@ def spawn_workers(num_processes: int) -> Iterator[None]:
         for worker in workers:
             worker.wait()
     finally:
-        for name in (*shared, "RANK", "LOCAL_RANK"):
+        for name in LAUNCHED:
             os.environ.pop(name, None)
         for worker in workers:
             worker.kill()
@@ -89,7 +97,7 @@ def spawn_workers(num_processes: int) -> Iterator[None]:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the process group of the environment (gloo on CPUs, nccl on GPUs); a single process does nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    if launched_processes() == 1 or distributed.is_initialized():
         yield
         return
     on_gpu = torch.cuda.is_available()

@@ -1,0 +1,58 @@
+"""Addresses of tracking stores: the path in a SQLite URI, and the password in that of a server."""
+
+import contextlib
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from vitcifar.errors import TrackingError
+
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "VITCIFAR_CREDENTIALS_HOST")
+
+
+def sqlite_path(uri: str) -> Path:
+    """The absolute path in a SQLite URI. `mlflow run` quotes it (a space is %20), people do not: the file decides."""
+    text = uri.removeprefix("sqlite:///")
+    raw, _, query = text.partition("?")
+    quoted, unquoted = Path(raw).absolute(), Path(unquote(raw)).absolute()
+    if "/" in query and Path(text).absolute().parent.is_dir():
+        return Path(text).absolute()
+    if quoted.is_file() or not (unquoted.is_file() or (unquoted.parent.is_dir() and not quoted.parent.is_dir())):
+        return quoted
+    if "MLFLOW_RUN_ID" in os.environ:  # `mlflow run` has made an empty folder with the quoted name beside the project
+        with contextlib.suppress(OSError):
+            for folder in (quoted.parent, *quoted.parent.parents):
+                if "%" in folder.name:
+                    folder.rmdir()
+    return unquoted
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite file, unquoted where SQLAlchemy (which unquotes from 2.1 on) and MLflow agree on its path."""
+    for text in (str(path), os.path.relpath(path)):
+        if not {"%", "?"} & set(text):
+            return f"sqlite:///{text}"
+    import sqlalchemy
+
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def without_credentials(uri: str) -> str:
+    """A server's address whose user name and password are in the environment instead, where MLflow reads them."""
+    try:
+        address = urlsplit(uri)
+    except ValueError:
+        raise TrackingError("The tracking URI is not an address: type http://HOST:PORT.") from None
+    if address.scheme not in ("http", "https"):
+        return uri
+    user, at, host = address.netloc.rpartition("@")
+    if at:
+        name, _, password = user.partition(":")
+        if not (name and password):
+            raise TrackingError(f"The address of {host} needs both: type http://NAME:PASSWORD@{host}.")
+        values = (unquote(name), unquote(password), host)
+        os.environ.update(zip(CREDENTIALS, values, strict=True))
+    elif os.environ.get(CREDENTIALS[2], host) != host:  # those of an earlier address are not for this server
+        for variable in CREDENTIALS:
+            os.environ.pop(variable, None)
+    return address._replace(netloc=host).geturl()
