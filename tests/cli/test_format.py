@@ -1,6 +1,14 @@
 """What the commands print."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
+from PIL import Image
+from support.project import ROOT
+from support.toys import make_onnx
 
 from vitcifar.cli import format
 from vitcifar.registry.aliases import new_event
@@ -77,3 +85,27 @@ def test_a_finding_says_whether_it_was_fixed(capsys):
     format.print_findings([Finding(**finding), Finding(**finding, fixed=True), Finding(**finding, waiting=True)])
     states = [line.split(". ")[1] for line in capsys.readouterr().out.splitlines()]
     assert states == ["to do: restore it", "fixed: restore it", "no action: restore it"]
+
+
+def test_a_terminal_without_unicode_gets_every_line(tmp_path):
+    """A class name that latin-1 lacks, as JSON and as text; and the ellipsis of a message."""
+    make_onnx(tmp_path / "model.onnx", class_names=("猫", "犬", "é"))
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    code = (
+        "import sys, json\nfrom pathlib import Path\nfrom vitcifar import cli\n"
+        "from vitcifar.cli import registry\nfrom support.serving import make_model\n"
+        "import vitcifar.serving.loaded_model as loaded\n"
+        "loaded.open_version = lambda *_: make_model(Path('model.onnx'), class_names=('猫', '犬', 'é'))\n"
+        "from vitcifar.cli import options\noptions.open_registry = lambda *_: None\n"
+        "cli.main(['predict', 'red.png', 'none…png', *sys.argv[1:]])"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    for form in ("json", "text"):
+        command = [sys.executable, "-c", code, "--format", form]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="latin-1")
+        assert "Traceback" not in done.stderr, done.stderr
+        if form == "json":
+            rows = [json.loads(line) for line in done.stdout.splitlines()]
+            assert set(rows[0]["probabilities"]) == {"猫", "犬", "é"}
+        else:
+            assert "\\u732b" in done.stdout

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from vitcifar import cli
 from vitcifar.cli import options
+from vitcifar.cli.options import at_home
 from vitcifar.config import RENAMED_SETTINGS, TrainConfig
 from vitcifar.registry.policy import Policy
 
@@ -106,3 +107,18 @@ def test_threads_and_hosts_are_lists_separated_by_commas():
     assert parse("benchmark", "--threads", "1,2")["threads"] == (1, 2)
     assert parse("app")["allowed_hosts"] == ()
     assert parse("app", "--allowed-hosts", "a.example, b.example")["allowed_hosts"] == ("a.example", "b.example")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--sheet=~/p.png", "--sheet=/home/ann/p.png"),
+        ("~/p.png", "/home/ann/p.png"),
+        ("--reason=a=~/b", "--reason=a=~/b"),
+        ("~", "~"),
+        ("a~/b", "a~/b"),
+    ],
+)
+def test_a_path_at_home_is_expanded_as_the_shell_does(monkeypatch, word, expected):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert at_home(word) == expected

@@ -1,6 +1,8 @@
 """Building a release: it records where it comes from, and a failed check stores nothing."""
 
 import dataclasses
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,30 @@ def test_release_json_records_where_the_release_comes_from(registry: Any, publis
     assert release.environment["packages"]["mlflow"] == mlflow.__version__
     assert release.checks["parity"]["num_images"] == len(published.splits.test) + 18
     assert release.preprocessing["resize"] == "bilinear, antialiased"
+
+
+def test_the_commit_is_that_of_our_own_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package may be installed inside a repository, as in a virtual environment, or be copied into one."""
+    file = tmp_path / "lib" / "vitcifar" / "release" / "build.py"
+    file.parent.mkdir(parents=True)
+    shutil.copy(build.__file__, file)
+
+    def git(*words: str) -> None:
+        command = ["git", "-c", "user.name=ann", "-c", "user.email=ann@example", *words]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    def recorded(checkout: Path) -> bool:
+        monkeypatch.setattr(build, "CHECKOUT", checkout)
+        monkeypatch.setattr(build, "__file__", str(file))
+        return build.git_state.__wrapped__()["commit"] is not None
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "another project")
+    assert not recorded(tmp_path / "lib"), "installed in another repository"
+    assert not recorded(tmp_path), "a file that the repository does not hold"
+    git("add", "lib")
+    assert not recorded(tmp_path / "lib"), "copied into another repository"
+    assert recorded(tmp_path), "our own checkout"
 
 
 def test_a_failed_check_stores_and_registers_nothing(

@@ -55,7 +55,7 @@ class Command(click.Command):
 
 
 def at_home(word: str) -> str:
-    """A path in the home folder, as the shell would expand it: it does not in --option=~/FILE, nor for MLflow."""
+    """A path in the home folder, as the shell would expand it: it does not behind a = sign, nor for MLflow."""
     name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return name + equals + os.path.expanduser(value) if value.startswith("~/") else word
 

@@ -163,7 +163,7 @@ def git_state() -> dict[str, Any]:
         return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) == CHECKOUT and git("ls-files", "--", __file__):
+        if (CHECKOUT / ".git").exists() and git("ls-files", __file__):
             return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         pass  # no git, or no repository
