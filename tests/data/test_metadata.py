@@ -111,6 +111,7 @@ USUAL = {
     ),
     "fill bytes": jpeg(b"\xff" * 1000),
     "texts": png(chunk(b"tEXt", b"Comment\0" + b"a" * 1000) * 400),
+    "a long text": png(chunk(b"zTXt", b"c\0\0" + zlib.compress(b"a" * 2_000_000))),
     "small chunks": in_small_chunks(),
     "tiff": save("TIFF", dpi=(300, 300), description="a photo"),
     "big tiff": save("TIFF", big_tiff=True),
@@ -134,3 +135,10 @@ def test_run_lengths_of_a_large_bitmap_are_refused():
         ImageError, match=r"20000 x 2500 pixels with run lengths, the limit is 1,000,000: save it as PNG"
     ):
         read_image(content)
+
+
+def test_an_orientation_beside_other_broken_tags_turns_the_image():
+    """ImageWidth as text: Pillow reads it, and could not write it again."""
+    entries = struct.pack(">HHI4s", 0x0100, 2, 4, b"abc\0") + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = EXIF + b"MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4)
+    assert read_image(jpeg(segment(0xE1, exif))).shape == (12, 8, 3)

@@ -61,7 +61,8 @@ def test_a_worse_version_is_rejected_with_its_numbers(toy: Registry, numbers: di
     with pytest.raises(GateError, match=r"worse: .*75\.0% against 90\.0%.* on the same 400 images") as error:
         toy.promote(numbers["worse"])
     assert failed(error) == ["champion", "calibration"]
-    assert str(error.value).endswith(f"To override: vitcifar promote {numbers['worse']} --force yes --reason WHY.")
+    command = f"vitcifar promote {numbers['worse']} --alias champion --model-name toy --force yes --reason WHY"
+    assert str(error.value).endswith(f"To override: {command}.")
     assert "Limits: --require, --margin, --max-ece." in error.value.summary
     assert toy.aliases() == {"champion": numbers["good"]}
     assert len(toy.history()) == 1

@@ -7,11 +7,13 @@ import click
 
 from vitcifar.cli import format, options
 from vitcifar.config import TrainConfig, groups, resolve
+from vitcifar.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitcifar.pipeline import Trained
     from vitcifar.registry.registry import Registry
 
+NOT_PROMOTED = 3  # exit code of `train`
 DATA_SETTINGS = tuple(name for name, group in groups().items() if group == "Data" and name != "seed")
 ANALYSIS_SETTINGS = ("analysis", "corruption_images", "ood")
 NOT_SWEPT = {"Evaluation", "Release", "resume", "run_name"}  # a sweep trains and selects on validation
@@ -27,12 +29,15 @@ SWEEP_SETTINGS = tuple(name for name, group in groups().items() if not {name, gr
 def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
     """Train, evaluate, export to ONNX and register a version.
 
+    The exit code is 3 when the version does not pass the gates of --promote-to.
+
     \b
     vitcifar train --preset digits
     vitcifar train --train-layers all --learning-rate 1e-5 --epochs 5
     vitcifar train --preset digits --seeds 5
     """
     from vitcifar import pipeline, tracking
+    from vitcifar.registry.registry import Registry
     from vitcifar.training.distributed import is_worker
 
     config = pipeline.plan(preset, options.given(values))
@@ -48,9 +53,11 @@ def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
     step = f"app --version {trained.alias or trained.version}"
     if trained.rejected_because:
         click.echo(trained.rejected_because)
-        step = f"compare {trained.version} {config.promote_to}"
-    model = "" if trained.model_name == "vitcifar" else f" --model-name {trained.model_name}"
-    click.echo(f"{'next':<14} vitcifar {step}{model}", err=True)
+        if config.promote_to in Registry(trained.model_name).aliases():
+            step = f"compare {trained.version} {config.promote_to}"
+    click.echo(f"{'next':<14} vitcifar {step}{Registry(trained.model_name).model_option}", err=True)
+    if trained.rejected_because:
+        raise click.exceptions.Exit(NOT_PROMOTED)
 
 
 def train_and_print_seeds(config: TrainConfig, num_seeds: int) -> "Trained":
@@ -141,8 +148,12 @@ def data(preset: str, sheet: str, **values: Any) -> None:
         counts = ", ".join(f"{name} {count}" for name, count in dataset.counts().items())
         format.print_field(split, f"{len(dataset)} images: {counts}")
     format.print_field("fingerprint", splits.fingerprint)
-    contact_sheet(splits.train).save(sheet)
-    format.print_field("contact sheet", sheet)
+    path = Path(sheet) if Path(sheet).suffix else Path(f"{sheet}.png")
+    try:
+        contact_sheet(splits.train).save(path)
+    except (OSError, ValueError) as error:  # Pillow's ValueError: an unknown file extension
+        raise ConfigError(f"The contact sheet {path} cannot be written ({error}): name a .png file.") from error
+    format.print_field("contact sheet", path)
 
 
 @options.registry_command

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from vitcifar.data.metadata import check_metadata
 from vitcifar.errors import ImageError
@@ -45,13 +45,14 @@ UNSUPPORTED = (
 
 
 @functools.cache
-def _silence_pillow() -> None:
-    """Pillow warns of many pixels, which we reject with an error, and of harmless metadata.
+def _set_up_pillow() -> None:
+    """Pillow warns of many pixels, which we reject with an error, of harmless metadata, and rejects long texts.
 
     Once for the process, on first use: `warnings.catch_warnings` around each call is not thread-safe.
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    PngImagePlugin.MAX_TEXT_CHUNK = 8 * 2**20  # bytes of a text or a colour profile; Pillow's 1 MiB lost such images
 
 
 def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
@@ -60,7 +61,7 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     Returns uint8 (H, W, 3). An animation gives its first frame; 16-bit grey is scaled to 8 bits. Raises ImageError
     with a message that starts with `name` (default: the path).
     """
-    _silence_pillow()
+    _set_up_pillow()
     name = readable_name(source, name)
     content = source if isinstance(source, bytes) else read_file(source, name)
     if not content:

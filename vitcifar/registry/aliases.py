@@ -182,7 +182,8 @@ def _require_holder(registry: "Registry", alias: str, expected: int | None, hold
     if holder != expected:
         moved = f"(from {expected or 'nothing'} to {holder or 'nothing'})"
         raise RegistryError(
-            f"{alias!r} of {registry.model_name} was moved concurrently {moved}: see `vitcifar history` and try again."
+            f"{alias!r} of {registry.model_name} was moved concurrently {moved}: see "
+            f"`vitcifar history{registry.model_option}` and try again."
         )
 
 
@@ -213,13 +214,13 @@ def rollback(registry: "Registry", alias: str, to: str | int | None, reason: str
         found = f"Version {deleted[0]}, which held" if deleted else "No version held"
         raise RegistryError(
             f"{found} {alias!r} of {registry.model_name} before {holder or 'now'}{', was deleted' if deleted else ''}: "
-            f"type vitcifar promote VERSION --alias {alias}."
+            f"type vitcifar promote VERSION --alias {alias}{registry.model_option}."
         )
     version = registry.find(to, versions)
     if version.number not in {number for event in events for number in (event.before, event.after)}:
         raise RegistryError(
             f"{registry.model_name} {version.number} never held {alias!r}; rollback cannot bypass the gates: "
-            f"type vitcifar promote {version.number} --alias {alias}."
+            f"type vitcifar promote {version.number} --alias {alias}{registry.model_option}."
         )
     registry.verify_store(version)
     return move_alias(registry, alias, version.number, "rollback", reason, expected=holder)

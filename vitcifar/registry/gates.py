@@ -68,19 +68,19 @@ def promote(registry: Registry, spec: str | int, alias: str, *, policy: Policy, 
     registry.tag(version.number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict, ensure_ascii=False))
     if failed and not forced:
         title = f"{registry.model_name} {version.number} was not promoted to {alias}"
-        raise GateError(title, _advice(version.number, gates), gates)
+        raise GateError(title, _advice(f"{version.number} --alias {alias}{registry.model_option}", gates), gates)
     moved = move_alias(
         registry, alias, version.number, "promote", reason, expected=before, gates=recorded, forced=forced
     )
     return Promotion(event=moved, gates=gates)
 
 
-def _advice(number: int, gates: tuple[Gate, ...]) -> str:
+def _advice(arguments: str, gates: tuple[Gate, ...]) -> str:
     if not gates[0].passed:
         return "An incomplete release cannot be forced: type vitcifar doctor."
     options = ", ".join(OPTIONS[gate.name] for gate in gates if not gate.passed and gate.name in OPTIONS)
     limits = f"Limits: {options}. " if options else ""
-    return f"{limits}To override: vitcifar promote {number} --force yes --reason WHY."
+    return f"{limits}To override: vitcifar promote {arguments} --force yes --reason WHY."
 
 
 def read_verdicts(version: Version) -> list[Verdict]:

@@ -16,6 +16,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
+from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError, ReleaseError, TrackingError
 from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback
 from vitcifar.registry.policy import Policy
@@ -79,6 +80,11 @@ class Registry:
         check_model_name(model_name)
         self.model_name = model_name
         self.client = mlflow.MlflowClient()
+
+    @property
+    def model_option(self) -> str:
+        """What a command needs to mean this model, with a space before it; nothing for the default."""
+        return "" if self.model_name == TrainConfig.model_name else f" --model-name {self.model_name}"
 
     def list(self) -> Sequence[Version]:
         """Return every version, the newest first; none when the model does not exist. Raises TrackingError."""
@@ -201,7 +207,10 @@ class Registry:
         if mismatch.empty and not has_root(location):
             raise TrackingError(f"The store has no folder {root_of(location)}: restore it (is it mounted?).")
         if mismatch:
-            raise ReleaseError(f"{self.model_name} {version.number} is incomplete ({mismatch}): run `vitcifar doctor`.")
+            raise ReleaseError(
+                f"{self.model_name} {version.number} is incomplete ({mismatch}): "
+                f"run `vitcifar doctor{self.model_option}`."
+            )
 
     def digest_of(self, version: Version) -> str:
         """The sha256 of its release.json. Raises ReleaseError for a version that vitcifar did not register."""
