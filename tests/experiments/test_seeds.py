@@ -12,6 +12,7 @@ from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, TrainingError, VitCifarError
 from vitcifar.experiments import seeds
 from vitcifar.experiments.logs import compare_logs
+from vitcifar.training.distributed import LAUNCHED
 
 
 @pytest.fixture
@@ -93,7 +94,8 @@ def test_a_seed_that_fails_ends_the_parent_with_its_message_and_complete_ones_st
 
 
 def test_processes_that_train_one_run_together_cannot_train_several_seeds(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in LAUNCHED:
+        monkeypatch.setenv(name, "2")
     with pytest.raises(ConfigError, match="each seed is a run of its own: start one process"):
         seeds.train_seeds(resolve("digits"), 2)
 

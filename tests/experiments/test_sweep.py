@@ -30,6 +30,7 @@ from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.experiments import sweep as sweeping
 from vitcifar.experiments.logs import compare_logs
 from vitcifar.experiments.sweep import sweep
+from vitcifar.training.distributed import LAUNCHED
 
 SWEEP = ["sweep", "--preset", "digits", "--search", SEARCH]
 for name, value in TINY.items():
@@ -320,6 +321,7 @@ def test_without_optuna_a_sweep_says_what_to_type(store, monkeypatch):
 
 
 def test_processes_that_train_one_run_together_cannot_run_a_sweep(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in LAUNCHED:
+        monkeypatch.setenv(name, "2")
     with pytest.raises(ConfigError, match="each trial of a sweep is a run of its own: start one process"):
         sweep(plan())
