@@ -97,8 +97,7 @@ def download_file(repository: ArtifactRepository, name: str, folder: Path) -> No
     Raises ReleaseError when the store does not have the file, TrackingError when it has it but cannot deliver it.
     """
     try:
-        with environment_variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"):  # one bar per file is noise
-            repository.download_artifacts(name, dst_path=str(folder))  # type: ignore[no-untyped-call]
+        repository.download_artifacts(name, dst_path=str(folder))  # type: ignore[no-untyped-call]
     except (MlflowException, requests.RequestException, FileNotFoundError) as error:
         if name in list_files(repository):
             raise TrackingError(_unavailable(error)) from error
