@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -153,6 +153,20 @@ def port_error(host: str, port: int, error: Exception) -> ServingError:
     return ServingError(f"Port {port} on {host} is in use: type --port {other}, or stop the program that uses it.")
 
 
+def login_check(passwords: Mapping[str, str]) -> Callable[[str, str], Awaitable[bool]]:
+    """Whether a name and a password belong together, for Gradio; guessing is slow."""
+    guesses = asyncio.Semaphore(4)  # at once
+
+    async def log_in(name: str, password: str) -> bool:
+        async with guesses:
+            right = hmac.compare_digest(passwords.get(name, "").encode(), password.encode()) and name in passwords
+            if not right:
+                await asyncio.sleep(1)
+        return right
+
+    return log_in
+
+
 def start(
     blocks: "gradio.Blocks",
     pool: ModelPool,
@@ -162,15 +176,6 @@ def start(
     passwords: Mapping[str, str],
 ) -> None:
     """Start the server in a thread. Raises OSError when the port is in use."""
-
-    guesses = asyncio.Semaphore(4)  # at once, so that guessing is slow
-
-    async def log_in(name: str, password: str) -> bool:
-        async with guesses:
-            right = hmac.compare_digest(passwords.get(name, "").encode(), password.encode()) and name in passwords
-            if not right:
-                await asyncio.sleep(1)
-        return right
 
     def health(request: Request) -> JSONResponse:
         state = pool.state
@@ -202,7 +207,7 @@ def start(
         },
         theme=layout.theme(),
         css_paths=PAGE_CSS,
-        auth=log_in if passwords else None,
+        auth=login_check(passwords) if passwords else None,
         max_file_size=MAX_BYTES,
         state_session_capacity=MAX_SESSIONS,
         prevent_thread_lock=True,
