@@ -26,8 +26,6 @@ TEST_OF_SEED_7 = ("test/1/4", "test/0/2", "test/1/1", "test/0/0")
 class FakeSource:
     """A source whose images are 2 x 2 and tell which one they are; `order` shuffles how they are listed."""
 
-    name = "fake"
-
     def __init__(self, train: list[int], test: list[int], order: int | None = None) -> None:
         self.class_names = tuple(f"class{label}" for label in range(len(train)))
         self._rows = {}

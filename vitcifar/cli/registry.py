@@ -130,11 +130,7 @@ def history(registry: "Registry", alias: str) -> None:
     "Additional host names of the page, separated by commas (none = no others).",
     callback=options.host_names,
 )
-@options.option(
-    "--auth",
-    "none",
-    "File of lines NAME:PASSWORD; people and programs must log in (none = no login).",
-)
+@options.option("--auth", "none", "File of lines NAME:PASSWORD; people and programs must log in (none = no login).")
 @options.yes_or_no("--public", "Open the page to other machines without a login.")
 def app(
     registry: "Registry",
@@ -153,7 +149,7 @@ def app(
     """
     from vitcifar.serving.app import launch, read_passwords
 
-    passwords = None if auth == "none" else read_passwords(Path(auth).expanduser())
+    passwords = None if auth == "none" else read_passwords(Path(auth))
     page = launch(
         registry, version, host=host, port=port, allowed_hosts=allowed_hosts, passwords=passwords, public=public
     )

@@ -53,11 +53,9 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
     where = ""
     if not tested_on(release, splits):
-        name, where, tags = (
-            f"{name}-on-other-images",
-            ", other than those of its release,",
-            tags | {"other_images": "true"},
-        )
+        name += "-on-other-images"
+        where = ", other than those of its release,"
+        tags["other_images"] = "true"
     with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=name, tags=tags) as run:
         evaluation, logits = evaluate_onnx(classifier, release, splits)
         evaluated = (evaluation, splits.test, softmax(logits, release.temperature))
