@@ -35,10 +35,9 @@ def test_train_load_and_promote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (trained.model_name, trained.version) == ("vitcifar", 1)
     registry = vitcifar.registry("vitcifar")
     with pytest.raises(GateError, match="accuracy"):
-        from vitcifar.registry.policy import Policy
-
-        registry.promote(1, policy=Policy(min_accuracy=1.0))
-    assert registry.promote(1, reason="the first").event.after == 1
+        registry.promote(1, min_accuracy=1.0)
+    assert registry.promote(1, force=True, reason="the first").event.forced  # at chance after one epoch
+    assert registry.aliases() == {"champion": 1}
     assert [event.reason for event in registry.history("champion")] == ["the first"]
     with pytest.raises(RegistryError, match="vitcifar promote"):
         registry.rollback(reason="there is no previous version")

@@ -9,7 +9,7 @@ from vitcifar import tracking
 from vitcifar.config import TrainConfig, resolve
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import GateError
-from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
+from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, build_network
@@ -19,7 +19,7 @@ from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.registry import Registry, register
 from vitcifar.release.build import build_release, git_state
 from vitcifar.release.cache import release_weights
-from vitcifar.report.log import analyze_trained, log_evaluation, log_inputs, score
+from vitcifar.report.log import analyze_trained, calibrate, log_evaluation, log_inputs
 from vitcifar.training.checkpoint import LAST, resumed_config
 from vitcifar.training.distributed import broadcast, process_group, spawn_workers
 from vitcifar.training.loop import TrainResult, fit, notify_on_stderr
@@ -59,9 +59,10 @@ def fit_and_test(
     """Everything in a run before its release: training, calibration on validation, the test split once."""
     result = fit_and_log(run, network, splits, config)
     notify_on_stderr(f"Evaluating {len(splits.validation):,} validation and {len(splits.test):,} test images.")
-    threshold = calibrate(network, splits, config)
-    logits = predict_logits(network, splits.test.images, config.batch_size)
-    evaluation = score(logits, splits, float(network.temperature), threshold)
+    images = (splits.validation.images, splits.test.images)
+    validation, logits = (predict_logits(network, split, config.batch_size) for split in images)
+    evaluation = calibrate(validation, logits, splits, config.target_precision)
+    network.temperature.fill_(evaluation.temperature)
     log_evaluation(run, evaluation, splits.test, softmax(logits, evaluation.temperature))
     analyze_trained(run, network, splits, config, evaluation, logits)
     return result, evaluation
@@ -85,14 +86,6 @@ def train_worker(config: TrainConfig) -> None:
     """Train as one of several processes; rank 0 tracks, evaluates and releases."""
     splits = read_splits(config)
     fit_and_log(None, make_network(config, splits.class_names), splits, config)
-
-
-def calibrate(network: Classifier, splits: Splits, config: TrainConfig) -> float:
-    """Fit the network's temperature on validation; returns the confidence threshold chosen there."""
-    logits = predict_logits(network, splits.validation.images, config.batch_size)
-    network.temperature.fill_(fit_temperature(logits, splits.validation.labels))
-    confidences = softmax(logits, float(network.temperature)).max(axis=1)
-    return choose_threshold(confidences, logits.argmax(axis=1) == splits.validation.labels, config.target_precision)
 
 
 def release(

@@ -56,7 +56,7 @@ def test_the_history_counts_only_the_gates_that_were_required(capsys):
     format.print_history([forced, new_event("champion", 2, 1, "rollback", "")])
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == ["when", "who", "what", "alias", "from", "to", "gates", "reason"]
-    assert first.split()[2:] == ["promote", "champion", "1", "2", "1/2", "forced", "trucks"]
+    assert first.split()[2:] == ["promote", "champion", "1", "2", "1/2", "overridden", "trucks"]
     assert second.split()[2:] == ["rollback", "(unfinished)", "champion", "2", "1", "-", "-"]
 
 

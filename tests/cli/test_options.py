@@ -28,10 +28,10 @@ def test_no_command_has_a_bare_flag_which_mlflow_could_not_pass():
         assert not [param.name for param in command.params if getattr(param, "is_flag", False)]
 
 
-def test_the_defaults_of_promote_are_those_of_the_policy():
-    values = parse("promote", "3")
+def test_promote_leaves_every_limit_to_the_policy_of_the_model_unless_it_is_given():
+    values = parse("promote", "3", "--margin", "0.01", "--max-ece", "policy")
     limits = {field.name: values[field.name] for field in dataclasses.fields(Policy)}
-    assert Policy(**limits) == Policy()
+    assert limits == dict.fromkeys(limits) | {"margin": 0.01}
 
 
 def test_an_option_with_underscores_is_the_option_with_hyphens():

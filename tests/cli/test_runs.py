@@ -26,7 +26,7 @@ def test_train_says_in_its_exit_code_and_in_words_what_came_of_the_promotion(
     registry, monkeypatch, alias, rejected, promote_to, code, step
 ):
     def train(config):
-        evaluation = SimpleNamespace(accuracy_text=lambda: "0.9")
+        evaluation = SimpleNamespace(accuracy_text=lambda: "0.9", calibration_text=lambda: "temperature 1")
         fields = {"run_id": "", "weights_sha256": "", "fingerprint": "", "model_name": "toy", "version": 2}
         return pipeline.Trained(evaluation=evaluation, alias=alias, rejected_because=rejected, **fields)
 

@@ -42,9 +42,29 @@ def test_fitted_temperature_minimises_the_loss(seed, scale):
         assert c.nll(logits, labels, best * factor) >= loss - 1e-9
 
 
-def test_the_temperature_is_1_if_every_prediction_is_correct():
-    labels = np.array([0, 1, 2])
-    assert c.fit_temperature(np.eye(3) * 5, labels) == 1.0
+@pytest.mark.parametrize("scale", [0.5, 30.0])
+def test_if_every_prediction_is_correct_the_temperature_minimises_the_loss_of_platts_targets(scale):
+    logits, labels = calibrated_logits(400)
+    logits[np.arange(400), labels] = logits.max(axis=1) + 0.1  # all correct, but far from confident
+    targets = np.full((400, 5), 1 / 402 / 4)
+    targets[np.arange(400), labels] = 401 / 402
+
+    def loss(temperature):
+        return -(targets * np.log(c.softmax(logits * scale, temperature))).sum(axis=1).mean()
+
+    best = c.fit_temperature(logits * scale, labels)
+    assert all(loss(best) < loss(best * factor) for factor in (0.5, 0.97, 1.03, 2.0))
+
+
+def test_a_perfect_model_that_is_not_confident_becomes_calibrated():
+    """Seen before: accuracy 1 with a calibration error of 0.62, since the temperature stayed 1."""
+    labels = np.arange(250) % 10
+    logits = np.eye(10)[labels] * 1.6 + np.random.default_rng(0).normal(0, 0.05, (250, 10))
+    raw, scaled = (
+        evaluate(logits, labels, "abcdefghij", temperature=t) for t in (1.0, c.fit_temperature(logits, labels))
+    )
+    assert raw.accuracy == 1 and raw.ece > 0.6
+    assert scaled.ece < 0.01 and scaled.confidences.mean() == pytest.approx(251 / 252, abs=1e-3)
 
 
 def test_calibration_error_worked_out_by_hand():
@@ -132,10 +152,15 @@ def test_the_threshold_reaches_its_target_on_the_data_it_was_chosen_on(seed, tar
         assert result.correct[result.confidences >= confidence].mean() < target
 
 
-def test_a_target_out_of_reach_gives_threshold_1_and_target_0_gives_threshold_0():
+def test_a_target_out_of_reach_gives_no_threshold_and_target_0_gives_threshold_0():
     confidences, correct = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, True, False, True])
     assert (
         c.choose_threshold(confidences, correct, 0.95) == 0.8 == c.fit_threshold(confidences, correct, 0.95).confidence
     )
     assert c.choose_threshold(confidences, correct, 0.0) == 0.0
-    assert c.choose_threshold(confidences, ~correct, 0.95) == 1.0
+    assert c.choose_threshold(confidences, ~correct, 0.95) is None
+
+
+def test_without_a_threshold_no_prediction_is_confident_not_even_one_of_probability_1():
+    result = c.apply_threshold(np.array([1.0, 0.4]), np.array([True, False]), None, 0.95)
+    assert (result.text, result.num_answered, result.coverage) == ("never confident", 0, 0.0)

@@ -30,16 +30,17 @@ def pair(gained, lost, both, neither=0):
 
 def test_mcnemar_gives_the_published_example():
     # Fagerland, Lydersen & Laake 2013: airway hyper-responsiveness, 1 against 7 discordant pairs.
-    assert c.mcnemar(1, 7) == pytest.approx(0.0703125)
+    assert c.mcnemar(1, 7) == pytest.approx(0.0339, abs=5e-5)  # asymptotic
     assert c.mcnemar(7, 1) == c.mcnemar(1, 7)
 
 
 @settings(deadline=None)
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_is_twice_the_binomial_tail(gained, lost):
-    total = gained + lost
-    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
-    assert c.mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail))
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
+def test_the_test_and_the_interval_always_agree(gained, lost, rest):
+    low, high = c.score_interval(gained, lost, gained + lost + rest)
+    assert (c.mcnemar(gained, lost) < 0.05) == (low > 0 or high < 0)
+    comparison = c.compare_evaluations(*pair(gained, lost, rest))
+    assert comparison.outcome == ("better" if low > 0 else "worse" if high < 0 else "inconclusive")
 
 
 def test_score_statistic_gives_the_published_example():
@@ -90,8 +91,8 @@ def test_a_clearly_better_version_is_better_and_the_other_way_round_worse():
 
 
 def test_a_difference_within_chance_is_inconclusive():
-    comparison = c.compare_evaluations(*pair(12, 5, 200))  # McNemar's p is 0.14
-    assert comparison.outcome == "inconclusive" and comparison.p_value == pytest.approx(0.143, abs=5e-4)
+    comparison = c.compare_evaluations(*pair(12, 5, 200))  # McNemar's p is 0.09
+    assert comparison.outcome == "inconclusive" and comparison.p_value == pytest.approx(0.0896, abs=5e-4)
     assert comparison.detectable == pytest.approx(7 / 217)
     assert c.compare_evaluations(*pair(12, 5, 200), confidence=0.8).outcome == "better"
 
@@ -142,7 +143,7 @@ def test_the_sample_size_detects_the_difference_with_the_stated_power():
     total = c.images_needed(gain + loss, gain - loss)
     draws = np.random.default_rng(0).multinomial(total, [gain, loss, 1 - gain - loss], size=2000)
     power = np.mean([c.mcnemar(int(g), int(b)) < 0.05 for g, b, _ in draws])
-    assert 0.76 < power < 0.84  # the exact test is a little below the formula's 0.8
+    assert 0.76 < power < 0.84
 
 
 def test_the_sample_size_shows_not_worse_with_the_stated_power():
@@ -152,9 +153,9 @@ def test_the_sample_size_shows_not_worse_with_the_stated_power():
     assert 0.76 < shown < 0.84
 
 
-def test_equal_versions_are_called_different_in_less_than_5_percent():
+def test_equal_versions_are_called_different_in_about_5_percent():
     draws = np.random.default_rng(0).multinomial(500, [0.05, 0.05, 0.9], size=2000)
-    assert np.mean([c.mcnemar(int(g), int(b)) < 0.05 for g, b, _ in draws]) < 0.05
+    assert 0.04 < np.mean([c.mcnemar(int(g), int(b)) < 0.05 for g, b, _ in draws]) < 0.06
 
 
 def test_evaluations_of_different_images_are_rejected_with_both_fingerprints():

@@ -8,7 +8,6 @@ from support.scores import add_version, scores
 
 from vitcifar.errors import GateError
 from vitcifar.registry.card import model_card
-from vitcifar.registry.policy import Policy
 from vitcifar.registry.registry import Registry
 
 pytestmark = pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
@@ -31,7 +30,7 @@ def toy(workspace: Path) -> Registry:
     registry.promote(1, reason="the first")
     registry.promote(3, "challenger")
     with pytest.raises(GateError):
-        registry.promote(2, policy=Policy(require="better"))
+        registry.promote(2, require="better")
     return registry
 
 

@@ -98,7 +98,8 @@ def test_killed_while_promoting_and_promoted_again(patient: Registry, store: Pat
     for name in ("second", "third"):
         add_version(store, name, patient.model_name)
     event = new_event("champion", 1, 2, "promote", "")
-    patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
+    key = new_key("history/champion/", event.when)
+    patient.client.set_registered_model_tag(patient.model_name, key, event.to_json())
     patient.client.set_registered_model_alias(patient.model_name, "champion", "2")  # and then it was killed
     move_alias(patient, "champion", 3)
     heal(patient, "unfinished promotion")
@@ -110,7 +111,8 @@ def test_killed_while_promoting_and_promoted_again(patient: Registry, store: Pat
 def test_killed_while_promoting(patient: Registry, store: Path, applied: bool) -> None:
     add_version(store, "second", patient.model_name)
     event = new_event("champion", 1, 2, "promote", "")
-    patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
+    key = new_key("history/champion/", event.when)
+    patient.client.set_registered_model_tag(patient.model_name, key, event.to_json())
     if applied:
         patient.client.set_registered_model_alias(patient.model_name, "champion", "2")
     heal(patient, "unfinished promotion")
@@ -121,7 +123,8 @@ def test_killed_while_promoting(patient: Registry, store: Path, applied: bool) -
 def test_recent_unfinished_work_is_left_alone(patient: Registry, store: Path) -> None:
     store_release(store, "second", patient.model_name, files="[Mr]*")
     event = new_event("champion", 1, 2, "promote", "")
-    patient.client.set_registered_model_tag(patient.model_name, new_key(event), event.to_json())
+    key = new_key("history/champion/", event.when)
+    patient.client.set_registered_model_tag(patient.model_name, key, event.to_json())
     before = dict(patient.client.get_registered_model(patient.model_name).tags)
     found = repair(patient)
     assert [(finding.kind, finding.waiting, finding.fixed) for finding in found] == [

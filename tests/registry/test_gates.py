@@ -37,6 +37,8 @@ def numbers(workspace: Path) -> dict[str, int]:
         "tie": add_version(workspace, "tie", scores(360, seed=1)),
         "better": add_version(workspace, "better", scores(392, seed=2)),
         "worse": add_version(workspace, "worse", scores(300, seed=3)),
+        "lower": add_version(workspace, "lower", scores(351, seed=4)),
+        "chance": add_version(workspace, "chance", scores(150, seed=5)),
         "elsewhere": add_version(workspace, "elsewhere", scores(392, fingerprint="e" * 64)),
         "unscored": add_version(workspace, "unscored", {}),
         "off": add_version(workspace, "off", scores(360), difference=0.5),
@@ -63,14 +65,13 @@ def test_a_worse_version_is_rejected_with_its_numbers(toy: Registry, numbers: di
     assert failed(error) == ["champion", "calibration"]
     command = f"vitcifar promote {numbers['worse']} --alias champion --model-name toy --force yes --reason WHY"
     assert str(error.value).endswith(f"To override: {command}.")
-    assert "Limits: --require, --margin, --max-ece." in error.value.summary
     assert toy.aliases() == {"champion": numbers["good"]}
     assert len(toy.history()) == 1
 
 
 @pytest.mark.parametrize("require", ["better", "not-worse", "not-clearly-worse"])
 def test_a_better_version_passes_every_requirement(toy: Registry, numbers: dict[str, int], require: Any) -> None:
-    promotion = toy.promote(numbers["better"], policy=Policy(require=require), reason="trained longer")
+    promotion = toy.promote(numbers["better"], require=require, reason="trained longer")
     assert toy.aliases() == {"champion": numbers["better"]}
     assert all(gate.passed for gate in promotion.gates)
     event = toy.history()[-1]
@@ -81,23 +82,52 @@ def test_a_better_version_passes_every_requirement(toy: Registry, numbers: dict[
 def test_a_tie_is_inconclusive_and_says_how_many_images_are_needed(toy: Registry, numbers: dict[str, int]) -> None:
     for require in ("better", "not-worse"):
         with pytest.raises(GateError, match=r"inconclusive.*about [\d,]+ images") as error:
-            toy.promote(numbers["tie"], policy=Policy(require=require))
+            toy.promote(numbers["tie"], require=require)
         assert failed(error) == ["champion"]
-    toy.promote(numbers["tie"], policy=Policy(require="not-clearly-worse"))
+    gate = next(gate for gate in toy.promote(numbers["tie"]).gates if gate.name == "champion")
+    assert "the same 400 images" in gate.message
+    assert "the observed accuracy is not lower by more than 2 points" in gate.message
     assert toy.aliases() == {"champion": numbers["tie"]}
 
 
 def test_equal_predictions_are_not_worse_and_not_better(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(GateError, match="inconclusive"):
-        toy.promote(numbers["same"], policy=Policy(require="better"))
-    toy.promote(numbers["same"])
+        toy.promote(numbers["same"], require="better")
+    toy.promote(numbers["same"], require="not-worse")
+
+
+def test_an_observed_loss_beyond_the_margin_is_rejected_though_it_is_inconclusive(
+    toy: Registry, numbers: dict[str, int]
+) -> None:
+    """351 of 400 against 360: 2.25 points lower, which 400 images cannot show to be worse."""
+    with pytest.raises(GateError, match=r"inconclusive.*observed accuracy is lower by more than 2 points") as error:
+        toy.promote(numbers["lower"])
+    assert failed(error) == ["champion"]
+    with pytest.raises(GateError, match=r"looser than the policy \(margin 0\.03, the policy is 0\.02\)"):
+        toy.promote(numbers["lower"], margin=0.03)
+    assert not toy.promote(numbers["lower"], "challenger", margin=0.01).event.forced  # nothing to compare it with
+    toy.client.delete_registered_model_alias("toy", "challenger")
+
+
+def test_a_model_at_chance_is_rejected(toy: Registry, numbers: dict[str, int]) -> None:
+    with pytest.raises(GateError, match=r"not clearly above chance: always the largest class is 0\.3350") as error:
+        toy.promote(numbers["chance"], "challenger")
+    assert failed(error) == ["accuracy", "calibration"]
+
+
+def test_a_limit_looser_than_the_policy_counts_as_overridden(toy: Registry, numbers: dict[str, int]) -> None:
+    with pytest.raises(GateError, match=r"looser than the policy \(require none, the policy is not-clearly-worse\)"):
+        toy.promote(numbers["worse"], require="none", max_ece=0.15)
+    assert toy.aliases() == {"champion": numbers["good"]}
+    event = toy.promote(numbers["tie"], require="none", force=True, reason="the hour").event
+    assert event.forced and not next(gate for gate in event.gates if gate["name"] == "champion")["passed"]
 
 
 def test_scores_on_other_images_cannot_be_compared(toy: Registry, numbers: dict[str, int]) -> None:
     with pytest.raises(GateError, match="cannot be compared with version 1") as error:
         toy.promote(numbers["elsewhere"])
     assert failed(error) == ["champion"]
-    toy.promote(numbers["elsewhere"], policy=Policy(require="none"))
+    assert toy.promote(numbers["elsewhere"], force=True, reason="new test images").event.forced
 
 
 def test_the_first_version_of_an_alias_needs_no_comparison(toy: Registry, numbers: dict[str, int]) -> None:
@@ -116,9 +146,9 @@ def test_a_version_without_scores_or_parity_fails_closed(toy: Registry, numbers:
         toy.promote(numbers["off"])
 
 
-def served(right: int, agreement: float = 0.995) -> dict[str, Any]:
+def served(right: int, **more: Any) -> dict[str, Any]:
     """What is recorded of an int8 file that serves."""
-    return {"file": "model.int8.onnx", "evaluation": scores(right, seed=5), "agreement": agreement}
+    return {"file": "model.int8.onnx", "evaluation": scores(right, seed=5), "agreement": 0.995, **more}
 
 
 def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
@@ -130,6 +160,16 @@ def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
     parity = next(gate for gate in error.value.gates if gate.name == "parity")
     assert "the served model.int8.onnx agrees on 99.50% of the test images" in parity.message
     assert toy.show(number).test_accuracy == 0.75
+
+
+def test_an_int8_file_that_changes_a_prediction_on_an_edge_case_file_fails_parity(
+    toy: Registry, tmp_path: Path
+) -> None:
+    changed = served(392, num_edge_cases=18, num_edge_cases_changed=1)
+    number = add_int8_version(tmp_path, "int8-edge", served=changed)
+    with pytest.raises(GateError, match="changes 1 of 18 predictions on edge-case files") as error:
+        toy.promote(number)
+    assert failed(error) == ["parity"]
 
 
 def test_an_int8_file_without_scores_of_its_own_fails_closed(toy: Registry, tmp_path: Path) -> None:
@@ -156,11 +196,11 @@ def test_an_alias_moved_while_the_gates_run_is_not_moved_again(
 
 
 def test_failed_limits_say_how_much_is_missing(toy: Registry, numbers: dict[str, int]) -> None:
-    policy = Policy(min_accuracy=0.99, max_ece=0.001, max_p95_ms=0.000001)
+    limits = {"min_accuracy": 0.99, "max_ece": 0.001, "max_p95_ms": 0.000001}
     with pytest.raises(
         GateError, match=r"accuracy: 0\.9800 \(.* 400 images\), minimum 0\.9900, 0\.0100 too low"
     ) as error:
-        toy.promote(numbers["better"], policy=policy)
+        toy.promote(numbers["better"], **limits)
     assert failed(error) == ["accuracy", "calibration", "latency"]
     slow = next(gate for gate in error.value.gates if gate.name == "latency")
     assert slow.value is not None and slow.limit is not None and slow.value > slow.limit
@@ -199,7 +239,8 @@ def test_a_promotion_hashes_every_file_at_most_twice(
 
     for module in (artifacts, manifest):
         monkeypatch.setattr(module, "sha256_of", count)
-    toy.promote(numbers["better"], policy=Policy(require="none"))
+    toy.promote(numbers["better"], "challenger")
+    toy.client.delete_registered_model_alias("toy", "challenger")
     assert hashed == {"model.onnx": 2, "MLmodel": 2, "release.json": 2, "model.pt2": 1}
 
 
@@ -209,7 +250,7 @@ def test_a_long_reason_and_long_names_fit_into_a_tag(toy: Registry, numbers: dic
     folder.mkdir()
     for index in range(6):
         (folder / f"{index}-{'n' * 200}.png").write_bytes(make_image("blue"))
-    toy.promote(numbers["worse"], policy=Policy(golden_dir=str(tmp_path)), force=True, reason="Ж" * 5000)
+    toy.promote(numbers["worse"], golden_dir=str(tmp_path), force=True, reason="Ж" * 5000)
     tags = toy.client.get_registered_model("toy").tags | dict(toy.show(numbers["worse"]).tags)
     assert max(len(value) for value in tags.values()) < 5000
     assert toy.history()[-1].reason.startswith("ЖЖ")
@@ -256,7 +297,7 @@ def test_golden_images_must_be_classified_correctly(toy: Registry, numbers: dict
     for colour in COLOURS:
         (tmp_path / colour).mkdir()
         (tmp_path / colour / "plain.png").write_bytes(make_image(colour if colour != "green" else (0, 200, 0)))
-    toy.promote(numbers["better"], policy=Policy(golden_dir=str(tmp_path)))
+    toy.promote(numbers["better"], golden_dir=str(tmp_path))
     (tmp_path / "red" / "really-blue.png").write_bytes(make_image("blue"))
     (tmp_path / "red" / "broken.png").write_bytes(b"not an image")
     gates = check_gates(toy, toy.show(numbers["better"]), "champion", None, Policy(golden_dir=str(tmp_path)))

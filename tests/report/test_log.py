@@ -5,13 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.planted import CONFIG, planted_splits, random_network, scored
 from support.reports import Memory
 
 from vitcifar.config import resolve
 from vitcifar.evaluation.analysis import Analysis
-from vitcifar.report.log import analyze_trained, data_name, log_evaluation, log_report
+from vitcifar.report.log import analyze_trained, calibrate, data_name, log_evaluation, log_report
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,22 @@ def test_a_run_gets_metrics_json_figures_and_the_report(run):
     for title in ("Attention rollout", "Nearest training images", "Corruption robustness", "Near-duplicates"):
         assert f"<h2>{title}</h2>" in page
     assert splits.train.ids[5] in page
+
+
+def test_a_temperature_that_makes_the_loss_on_test_worse_is_not_kept():
+    splits = planted_splits()
+    logits = 6.0 * np.eye(len(splits.class_names))
+    validation, test = logits[splits.validation.labels], logits[splits.test.labels]
+    validation[::3] = np.roll(validation[::3], 1, axis=1)  # validation asks for less confidence, test for more
+    rejected = calibrate(validation, test, splits, 0.99)
+    assert rejected.temperature == 1 and rejected.temperature_rejected > 1
+    assert (rejected.loss, rejected.ece) == (rejected.loss_uncalibrated, rejected.ece_uncalibrated)
+    assert "fitted on validation, made the loss worse" in rejected.calibration_text()
+    assert rejected.threshold is None and "threshold" not in rejected.scalars()  # 2 of 3 confident ones are correct
+    kept = calibrate(logits[splits.validation.labels] / 3, test / 3, splits, 0.99)
+    assert kept.temperature < 1 and kept.temperature_rejected is None
+    assert kept.scalars()["loss"] < kept.scalars()["loss_uncalibrated"]
+    assert f"without calibration ECE {kept.ece_uncalibrated:.4f}" in kept.calibration_text()
 
 
 def test_without_an_analysis_nothing_is_logged():

@@ -60,3 +60,7 @@ def test_the_card_states_whether_the_prediction_reaches_the_threshold(colours, t
     )
     assert "Confident: at least" in html.prediction_card(make_prediction(0.9, 0.1), model, state)
     assert "onfident" not in html.prediction_card(make_prediction(0.8, 0.2), make_model(toy_onnx), state)
+    never = make_model(toy_onnx, threshold=None)
+    assert "Not confident: this version is never confident" in html.prediction_card(
+        make_prediction(1.0, 0.0), never, state
+    )

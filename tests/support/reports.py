@@ -15,8 +15,9 @@ from vitcifar.evaluation.analysis import Analysis, find_duplicates, nearest_trai
 from vitcifar.evaluation.calibration import fit_threshold, softmax
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.corruptions import evaluate_robustness
-from vitcifar.evaluation.metrics import Evaluation, evaluate, evaluate_slices
+from vitcifar.evaluation.metrics import Evaluation, evaluate
 from vitcifar.evaluation.ood import evaluate_ood
+from vitcifar.evaluation.slices import evaluate_slices
 
 HOSTILE = ("cat", "<script>alert(1)</script>", "a & b $x_1$", "'\"><img src=x onerror=y>")
 NUM = 80

@@ -25,6 +25,8 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.show,
         registry.diff,
         registry.promote,
+        registry.policy,
+        registry.approve,
         registry.rollback,
         registry.history,
     ),

@@ -1,15 +1,18 @@
 """What several commands print, on stdout: fields, tables, differences, gates and moves of an alias."""
 
+import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitcifar.registry.policy import read_changes, read_policy
+
 if TYPE_CHECKING:
     from vitcifar.registry.aliases import Event
     from vitcifar.registry.diff import Difference
-    from vitcifar.registry.policy import Gate
+    from vitcifar.registry.policy import Gate, PolicyChange
     from vitcifar.registry.registry import Version
     from vitcifar.registry.repair import Finding
 
@@ -38,15 +41,28 @@ def print_versions(versions: Iterable["Version"]) -> None:
     print_table(("version", "aliases", "accuracy", "created", "run"), rows)
 
 
-def print_history(events: Iterable["Event"]) -> None:
+def print_history(events: Iterable["Event"], changes: Iterable["PolicyChange"] = ()) -> None:
     rows = []
     for event in events:
         required = [gate["passed"] for gate in event.gates if gate.get("required", True)]
-        gates = f"{sum(required)}/{len(required)}{' forced' if event.forced else ''}" if required else "-"
+        gates = f"{sum(required)}/{len(required)}{' overridden' if event.forced else ''}" if required else "-"
         what = event.kind if event.done else f"{event.kind} (unfinished)"
         ends = (str(number or "-") for number in (event.before, event.after))
-        rows.append((f"{event.when[:19]}Z", event.who, what, event.alias, *ends, gates, event.reason or "-"))
+        rows.append((event.when, event.who, what, event.alias, *ends, gates, event.reason or "-"))
+    for change in changes:
+        reason = f"{change.summary}{': ' if change.reason else ''}{change.reason}"
+        rows.append((change.when, change.who, "policy", "-", "-", "-", "-", reason))
+    rows = [(f"{when[:19]}Z", *rest) for when, *rest in sorted(rows)]
     print_table(("when", "who", "what", "alias", "from", "to", "gates", "reason"), rows)
+
+
+def print_policy(tags: Mapping[str, str]) -> None:
+    """The policy in a registered model's tags, and the last change of each limit."""
+    last = {name: change for change in read_changes(tags) for name in change.before}
+    for name, value in dataclasses.asdict(read_policy(tags)).items():
+        change = last.get(name)
+        origin = f"{change.who}, {change.when[:10]}{': ' * bool(change.reason)}{change.reason}" if change else "default"
+        click.echo(f"{name:<14} {value!s:<20} {origin}")
 
 
 def print_differences(differences: Sequence["Difference"]) -> None:

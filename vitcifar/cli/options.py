@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 FROM_PRESET = "preset"  # the value that leaves a setting to the preset: MLproject's default
+FROM_POLICY = "policy"  # the value that leaves a limit to the model's policy
 RENAMED_OPTIONS = {  # hidden aliases until 0.3
     f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}"
     for old, new in {**RENAMED_SETTINGS, "settled_seconds": "stale_seconds"}.items()
@@ -105,6 +106,16 @@ class SettingOption(click.Option):
         return {**super().get_help_extra(ctx), "default": self.default_text}
 
 
+class LimitOption(click.Option):
+    """An option for a field of Policy; without a value, or with `policy`, the model's policy decides."""
+
+    def __init__(self, names: Sequence[str], **attributes: Any) -> None:
+        super().__init__(names, **{**attributes, "default": FROM_POLICY})
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        return None if value == FROM_POLICY else super().type_cast_value(ctx, value)
+
+
 def settings(*names: str, default: str = "") -> Decorator:
     """Options for the named settings, or for all, and for their preset, unless `default` says what decides instead."""
     preset = option("--preset", "cifar10", "Base settings; every other option overrides them.", choices=list(PRESETS))
@@ -119,9 +130,9 @@ def settings(*names: str, default: str = "") -> Decorator:
 
 
 def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options for the limits of the gates."""
+    """Options for the limits of the gates; without a value, or with `policy`, that of the model's policy."""
     for field in reversed(dataclasses.fields(Policy)):
-        function = field_option(field)(function)
+        function = field_option(field, cls=LimitOption)(function)
     return function
 
 
@@ -177,3 +188,9 @@ format_option = click.option(
     "--format", "output_format", type=click.Choice(["text", "json"]), default="text", help="Output format."
 )
 alias_option = option("--alias", "champion", "Alias to move, e.g. champion or challenger.")
+reason_option = option(
+    "--reason",
+    "none",
+    "Reason, recorded in the history (none = no reason).",
+    callback=lambda ctx, param, value: "" if value == "none" else value,
+)

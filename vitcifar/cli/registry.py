@@ -9,7 +9,7 @@ import click
 
 from vitcifar.cli import format, options
 from vitcifar.errors import GateError
-from vitcifar.registry.policy import Policy
+from vitcifar.registry.policy import Policy, read_changes
 
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
@@ -68,25 +68,68 @@ def diff(registry: "Registry", before: str, after: str) -> None:
 @options.alias_option
 @options.policy_options
 @options.yes_or_no("--force", "Override failed gates; requires --reason.")
-@options.option("--reason", "none", "Reason, recorded in the history (none = no reason).")
+@options.reason_option
 def promote(registry: "Registry", version: str, alias: str, force: bool, reason: str, **limits: Any) -> None:
     """Point an alias at VERSION if it passes every gate.
 
-    Each gate is recorded on the version with its value, limit and result.
+    The model's policy sets the limits of the gates; a stricter one can be given here, a looser one needs --force. Each
+    gate is recorded on the version with its value, limit and result.
 
     \b
     vitcifar promote 2 --reason "better on night images"
-    vitcifar promote 3 --require better --max-p95-ms 200 --golden-dir golden
+    vitcifar promote 3 --require better --max-p95-ms 200
     vitcifar promote 4 --force yes --reason "the champion fails on every truck"
     """
-    reason = "" if reason == "none" else reason
+    limits = options.given(limits)
+    Policy(**limits)  # invalid ones are named before anything is read
     try:
-        done = registry.promote(version, alias, policy=Policy(**limits), force=force, reason=reason)
+        done = registry.promote(version, alias, force=force, reason=reason, **limits)
     except GateError as error:
         format.print_gates(error.gates)
         raise click.ClickException(error.summary) from error
     format.print_gates(done.gates)
     format.print_event(done.event)
+
+
+@options.registry_command
+@click.argument("version")
+@click.option("--reason", required=True, help="Reason, recorded with the approval.")
+def approve(registry: "Registry", version: str, reason: str) -> None:
+    """Approve VERSION for promotion, as the current user.
+
+    A policy with --approvals wants this of users other than the one who promotes.
+
+    \b
+    vitcifar approve 3 --reason "checked on the night images"
+    """
+    from vitcifar.registry.approvals import approve as record
+
+    approval = record(registry, version, reason)
+    click.echo(f"{approval.who} approved version {registry.resolve(version)} (release {approval.digest[:16]}…).")
+
+
+@options.registry_command
+@click.argument("action", type=click.Choice(["show", "set"]))
+@options.policy_options
+@options.reason_option
+def policy(registry: "Registry", action: str, reason: str, **limits: Any) -> None:
+    """Show or set the policy of a model: what its gates require of every promotion.
+
+    The policy is recorded on the registered model, with who changed it, when and why. A looser limit needs --reason.
+
+    \b
+    vitcifar policy show
+    vitcifar policy set --require not-worse --max-p95-ms 200
+    vitcifar policy set --approvals 1 --golden-dir golden
+    """
+    from vitcifar.registry.approvals import set_policy
+
+    limits = options.given(limits)
+    if action == "set":
+        set_policy(registry, reason, **limits)
+    elif limits or reason:
+        raise click.UsageError("policy show takes no limits: type vitcifar policy set.")
+    format.print_policy(registry.tags())
 
 
 @options.registry_command
@@ -106,18 +149,19 @@ def rollback(registry: "Registry", alias: str, to: str, reason: str) -> None:
 @options.registry_command
 @options.option("--alias", "all", "An alias, or all.")
 def history(registry: "Registry", alias: str) -> None:
-    """List every move of an alias: when, who, from and to which version, gates and reason.
+    """List every move of an alias and change of the policy: when, who, from and to what, gates and reason.
 
     \b
     vitcifar history --alias champion
     """
     everything = registry.history()
     events = [event for event in everything if alias in ("all", event.alias)]
-    if not events:
+    changes = read_changes(registry.tags()) if alias == "all" else []
+    if not events and not changes:
         known = ", ".join(sorted({event.alias for event in everything})) or "none"
         moved = "an alias" if alias == "all" else repr(alias)
         raise click.ClickException(f"No move of {moved} is recorded; aliases with a history: {known}.")
-    format.print_history(events)
+    format.print_history(events, changes)
 
 
 @options.registry_command

@@ -46,6 +46,7 @@ def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
     tracking.connect(tracking_uri)
     trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds)
     format.print_field("test accuracy", trained.evaluation.accuracy_text())
+    format.print_field("calibration", trained.evaluation.calibration_text())
     format.print_field("run", trained.run_id)
     format.print_field("weights", f"sha256 {trained.weights_sha256}")
     alias = f" ({trained.alias})" if trained.alias else ""

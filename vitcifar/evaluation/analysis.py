@@ -20,8 +20,9 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import Threshold, apply_threshold
 from vitcifar.evaluation.corruptions import Robustness, evaluate_robustness
-from vitcifar.evaluation.metrics import Evaluation, Predictor, Slice, evaluate_slices
+from vitcifar.evaluation.metrics import Evaluation, Predictor
 from vitcifar.evaluation.ood import OODScore, evaluate_ood, ood_name, read_ood_images
+from vitcifar.evaluation.slices import Slice, evaluate_slices
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
@@ -67,7 +68,8 @@ class Analysis:
         """Every metric by its flat name."""
         flat: dict[str, float] = {}
         if self.threshold:
-            flat |= {"coverage": self.threshold.coverage, "precision": self.threshold.precision}
+            flat["coverage"] = self.threshold.coverage
+            flat |= {"precision": self.threshold.precision} if self.threshold.num_answered else {}
         flat |= {f"slice/{slice.property}/{slice.name}": slice.accuracy for slice in self.slices}
         if self.duplicates is not None:
             flat["duplicates"] = float(len(self.duplicates))
@@ -122,7 +124,7 @@ def analyze(
     Raises ConfigError or DataError if the OOD images cannot be read.
     """
     full, threshold = config.analysis == "full", None
-    if evaluation.threshold:
+    if evaluation.threshold != 0:
         threshold = apply_threshold(
             evaluation.confidences, evaluation.correct, evaluation.threshold, config.target_precision
         )

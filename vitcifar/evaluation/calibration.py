@@ -3,12 +3,15 @@
 Shapes: N images, K classes. Logits are (N, K), labels (N,), confidences (N,) in [0, 1], correct (N,) bool."""
 
 import dataclasses
+import math
 
 import numpy as np
 from scipy import special
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss
+
+NEVER = "never confident"  # a threshold of None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +66,22 @@ def ece(confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> flo
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature in [0.01, 100] that minimises the loss; fit it on validation, never on test (Guo et al. 2017).
 
-    It changes no label. If every prediction is correct, the loss falls as the temperature approaches 0 and has no
-    minimum: the result is 1.
+    It changes no label. If all N predictions are correct, the loss falls as the temperature approaches 0 and has no
+    minimum. Then each label has the probability (N + 1) / (N + 2) instead of 1, the other classes share the rest:
+    Platt's target for N correct out of N (1999).
     """
     logits = np.asarray(logits, np.float64)
-    if (logits.argmax(axis=1) == labels).all():
-        return 1.0
-    # The loss is convex in 1 / temperature, so it has a single minimum in log(temperature).
-    bounds = np.log([0.01, 100.0])
-    result = minimize_scalar(lambda x: nll(logits, labels, float(np.exp(x))), bounds=bounds, options={"xatol": 1e-6})
+    total, num_classes = logits.shape
+    rest = 1 / (total + 2) if (logits.argmax(axis=1) == labels).all() and num_classes > 1 else 0.0
+    targets = np.full(logits.shape, rest / max(num_classes - 1, 1))
+    targets[np.arange(total), labels] = 1 - rest
+
+    def loss(log_temperature: float) -> float:
+        """Convex in 1 / temperature, so it has a single minimum."""
+        log_probabilities = special.log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -float((targets * log_probabilities).sum(axis=1).mean())
+
+    result = minimize_scalar(loss, bounds=np.log([0.01, 100.0]), options={"xatol": 1e-6})
     return float(np.exp(result.x))
 
 
@@ -88,12 +98,16 @@ class Threshold:
     """Result of predicting only at `confidence` or above on one dataset; the interval is Wilson's, 95%."""
 
     target: float  # the precision that the threshold was chosen for
-    confidence: float
+    confidence: float | None  # None = never confident: no image is at or above the threshold
     coverage: float  # share of images at or above the threshold
     precision: float  # share of correct predictions among them
     precision_low: float
     precision_high: float
     num_answered: int  # images at or above the threshold
+
+    @property
+    def text(self) -> str:
+        return NEVER if self.confidence is None else f"{self.confidence:.3f}"
 
 
 def risk_coverage(confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,17 +148,17 @@ def fit_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -
     return apply_threshold(confidences, correct, float(ranked[reached[-1]]), target)
 
 
-def choose_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -> float:
-    """The confidence threshold for a target precision: 0 (off) for target 0, 1 if no confidence reaches the target."""
+def choose_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -> float | None:
+    """The confidence threshold for a target precision: 0 (off) for target 0, None if no confidence reaches it."""
     if target == 0:
         return 0.0
     threshold = fit_threshold(confidences, correct, target)
-    return 1.0 if threshold is None else threshold.confidence
+    return threshold.confidence if threshold else None
 
 
-def apply_threshold(confidences: np.ndarray, correct: np.ndarray, confidence: float, target: float) -> Threshold:
+def apply_threshold(confidences: np.ndarray, correct: np.ndarray, confidence: float | None, target: float) -> Threshold:
     """Result on these images of a threshold that was chosen on others."""
-    answered = confidences >= confidence
+    answered = confidences >= (math.inf if confidence is None else confidence)
     count, num_correct = int(answered.sum()), int(correct[answered].sum())
     low, high = wilson_interval(num_correct, count)
     return Threshold(

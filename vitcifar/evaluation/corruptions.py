@@ -18,7 +18,8 @@ from scipy.signal import fftconvolve
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import wilson_interval
-from vitcifar.evaluation.metrics import LUMA, Predictor
+from vitcifar.evaluation.metrics import Predictor
+from vitcifar.evaluation.slices import LUMA
 
 Random = np.random.Generator
 

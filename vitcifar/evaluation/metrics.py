@@ -1,4 +1,4 @@
-"""Classification metrics with confidence intervals, overall, by class and on slices, from the logits of any predictor.
+"""Classification metrics with confidence intervals, overall and by class, from the logits of any predictor.
 
 Shapes: N images, K classes. Logits are (N, K), labels (N,) integers, the confusion matrix (K, K) with
 true classes as rows and predictions as columns.
@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import fisher_exact
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
-from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
 from vitcifar.evaluation import calibration
 from vitcifar.evaluation.calibration import Bin, aurc, wilson_interval
@@ -70,7 +68,10 @@ class Evaluation:
     labels: np.ndarray  # (N,)
     predictions: np.ndarray  # (N,)
     confidences: np.ndarray  # (N,)
-    threshold: float = 0.0  # of the confidence, chosen on validation like the temperature; 0 = off
+    threshold: float | None = 0.0  # of the confidence, chosen on validation; 0 = off, None = never confident
+    loss_uncalibrated: float | None = None  # of temperature 1
+    ece_uncalibrated: float | None = None
+    temperature_rejected: float | None = None  # fitted on validation, but it made the loss on these images worse
 
     @property
     def num_images(self) -> int:
@@ -85,9 +86,20 @@ class Evaluation:
         interval = f"95% interval {self.accuracy_low:.4f} to {self.accuracy_high:.4f}"
         return f"{self.accuracy:.4f} ({interval}, {self.num_images:,} images)"
 
+    def calibration_text(self) -> str:
+        """The temperature, and the calibration error and the loss before and after calibration."""
+        text = f"temperature {self.temperature:.4f}, ECE {self.ece:.4f}, loss {self.loss:.4f}"
+        if self.temperature_rejected is not None:
+            return f"{text}; temperature {self.temperature_rejected:.4f}, fitted on validation, made the loss worse"
+        if self.ece_uncalibrated is not None and self.loss_uncalibrated is not None and self.temperature != 1:
+            text += f" (without calibration ECE {self.ece_uncalibrated:.4f}, loss {self.loss_uncalibrated:.4f})"
+            text += "; calibration made the ECE worse" if self.ece > self.ece_uncalibrated else ""
+        return text
+
     def scalars(self) -> dict[str, float]:
         """Every metric by its flat name, those of a class as `recall/cat`."""
-        flat = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type is float}
+        numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in (float, float | None)}
+        flat = {name: value for name, value in numbers.items() if value is not None}
         for score, name in zip(self.classes, metric_names(self.class_names), strict=True):
             flat |= {f"precision/{name}": score.precision, f"recall/{name}": score.recall, f"f1/{name}": score.f1}
         return flat
@@ -99,9 +111,11 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Evaluation":
+        threshold = plain.get("threshold", 0.0)
         return cls(
             **{
                 **plain,
+                "threshold": None if threshold == 1 else threshold,  # as vitcifar 0.1 recorded "never confident"
                 "class_names": tuple(plain["class_names"]),
                 "classes": tuple(ClassScore(**row) for row in plain["classes"]),
                 "confused": tuple(ConfusedPair(**row) for row in plain["confused"]),
@@ -118,7 +132,7 @@ def evaluate(
     class_names: Sequence[str],
     *,
     temperature: float = 1.0,
-    threshold: float = 0.0,
+    threshold: float | None = 0.0,
     fingerprint: str = "",
 ) -> Evaluation:
     """Compute the metrics of logits (N, K), not yet divided by the temperature, and labels (N,).
@@ -164,7 +178,9 @@ def evaluate(
         labels=labels,
         predictions=predictions,
         confidences=confidences,
-        threshold=float(threshold),
+        threshold=threshold,
+        loss_uncalibrated=calibration.nll(logits, labels),
+        ece_uncalibrated=calibration.ece(calibration.softmax(logits).max(axis=1), correct),
     )
 
 
@@ -206,84 +222,3 @@ def metric_names(class_names: Sequence[str]) -> list[str]:
         name = re.sub(r"[^\w.\- ]", "_", class_name).strip(". ") or f"class {index}"
         names.append(name if name not in names else f"{name} {index}")
     return names
-
-
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Slice:
-    """The images whose property lies in [low, high]; the interval is Wilson's, 95%."""
-
-    property: str
-    name: str
-    low: float
-    high: float
-    count: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    p_value: float  # Fisher's exact test against all other images, with Holm's correction over all slices
-
-
-def evaluate_slices(evaluation: Evaluation, dataset: ImageDataset) -> tuple[Slice, ...]:
-    """Thirds of the images by brightness, contrast and size; a property that is equal for all images has no slices."""
-    properties = image_properties(dataset.images)
-    names = {
-        "brightness": ("dark", "medium", "bright"),
-        "contrast": ("flat", "medium", "contrasty"),
-        "size": ("small", "medium", "large"),
-    }
-    rows = [row for key, values in properties.items() for row in _thirds(key, names[key], values, evaluation.correct)]
-    corrected = holm([row.p_value for row in rows])
-    return tuple(dataclasses.replace(row, p_value=p) for row, p in zip(rows, corrected, strict=True))
-
-
-def image_properties(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Mean luma and its standard deviation, both 0 to 1, and the square root of the area in pixels, of each image."""
-    lumas = [image @ LUMA / 255 for image in images]  # (H, W) each
-    return {
-        "brightness": np.array([luma.mean() for luma in lumas]),
-        "contrast": np.array([luma.std() for luma in lumas]),
-        "size": np.array([luma.size**0.5 for luma in lumas]),
-    }
-
-
-def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.ndarray) -> list[Slice]:
-    """Up to three slices; equal values are in one slice, so there may be fewer."""
-    if values.min() == values.max():
-        return []
-    cuts = np.quantile(values, [1 / 3, 2 / 3])
-    member = np.searchsorted(cuts, values, side="left")
-    rows = []
-    for third, name in enumerate(names):
-        chosen = member == third
-        count, num_correct = int(chosen.sum()), int(correct[chosen].sum())
-        if not count:
-            continue
-        low, high = wilson_interval(num_correct, count)
-        others = correct[~chosen]
-        table = [[num_correct, count - num_correct], [int(others.sum()), int((~others).sum())]]
-        rows.append(
-            Slice(
-                property=key,
-                name=name,
-                low=float(values[chosen].min()),
-                high=float(values[chosen].max()),
-                count=count,
-                accuracy=num_correct / count,
-                accuracy_low=low,
-                accuracy_high=high,
-                p_value=float(fisher_exact(table).pvalue),
-            )
-        )
-    return rows
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for multiple tests, controlling the family-wise error rate (Holm 1979)."""
-    order = np.argsort(p_values)
-    scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.maximum.accumulate(np.minimum(scaled, 1))
-    return corrected.tolist()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import read_mlflow_creds
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PREFIX = "history/"
 MAX_REASON = 1000  # characters, as for policy.MAX_MESSAGE
+STAMP = str.maketrans("", "", "-:")  # a time as a part of a tag's name
 
 
 def check_model_name(name: str) -> None:
@@ -81,28 +83,34 @@ class Event:
     gates: tuple[dict[str, Any], ...] = ()  # see policy.Gate.to_dict
     done: bool = False
 
-    @property
-    def stamp(self) -> str:
-        return self.when.replace("-", "").replace(":", "")
-
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
 
 
 def new_event(alias: str, before: int | None, after: int | None, kind: str, reason: str, **more: Any) -> Event:
-    """An event of now, by the user who is logged in."""
+    """An event of now, by the current user."""
+    return Event(alias=alias, before=before, after=after, kind=kind, **sign(reason), **more)
+
+
+def sign(reason: str) -> dict[str, Any]:
+    """Who records something, when (UTC, ISO 8601) and why."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return {"who": current_user(), "when": when, "reason": reason[:MAX_REASON]}
+
+
+def current_user() -> str:
+    """The user that MLflow's server authenticates, else the user of the operating system."""
+    if mlflow.get_tracking_uri().startswith("http") and (name := read_mlflow_creds().username):
+        return name
     try:
-        who = getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):
-        who = "unknown"
-    reason = reason[:MAX_REASON]
-    return Event(alias=alias, before=before, after=after, kind=kind, reason=reason, who=who, when=when, **more)
+        return "unknown"
 
 
-def new_key(event: Event) -> str:
-    """A unique tag name that sorts by time."""
-    return f"{PREFIX}{event.alias}/{event.stamp}-{secrets.token_hex(4)}"
+def new_key(prefix: str, when: str) -> str:
+    """A unique tag name that sorts by time (UTC, ISO 8601)."""
+    return f"{prefix}{when.translate(STAMP)}-{secrets.token_hex(4)}"
 
 
 def read_events(tags: Mapping[str, str], alias: str | None = None) -> dict[str, Event]:
@@ -169,7 +177,7 @@ def move_alias(
     done = dataclasses.replace(event, done=True)
     if number is not None and holder == number:
         return done
-    key = new_key(event)
+    key = new_key(f"{PREFIX}{alias}/", event.when)
     with reaching(mlflow.get_tracking_uri()):
         registry.client.set_registered_model_tag(registry.model_name, key, event.to_json())
         _set_alias(registry, alias, number)

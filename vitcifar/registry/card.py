@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.benchmark import read_tables
 from vitcifar.registry.gates import read_evaluation, read_verdicts
 from vitcifar.registry.registry import Version
@@ -21,7 +22,9 @@ def model_card(version: Version, release: Manifest) -> str:
         version=version,
         release=release,
         accuracy=complete.accuracy_text() if complete else evaluation.get("accuracy"),
+        calibration=complete and complete.calibration_text(),
         evaluation=evaluation,
+        approvals=read_approvals(version),
         tables=list(read_tables(version).values()),
         verdicts=read_verdicts(version),
     )

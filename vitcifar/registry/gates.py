@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.stats import binomtest
+
 from vitcifar.errors import ConfigError, DataError, GateError, ReleaseError, VitCifarError
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.inference.session import OnnxClassifier
-from vitcifar.registry.aliases import Event, check_alias, move_alias, new_event
+from vitcifar.registry.aliases import STAMP, Event, check_alias, current_user, move_alias, new_event
+from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.benchmark import recorded_p95
-from vitcifar.registry.policy import Gate, Policy
+from vitcifar.registry.policy import Gate, Policy, read_policy
 from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import Manifest, served_evaluation
@@ -21,12 +25,14 @@ from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
 
 PREFIX = "gates/"
 NO_SCORES = "its scores on the test images are not recorded, train it again"
-OPTIONS = {  # that set the limit of a gate
-    "accuracy": "--min-accuracy",
-    "champion": "--require, --margin",
-    "calibration": "--max-ece",
-    "latency": "--max-p95-ms",
-    "golden images": "--golden-dir",
+SIGNIFICANCE = 0.01  # of the test against chance
+LIMITS = {  # the policy's fields that set the limit of a gate
+    "accuracy": ("min_accuracy",),
+    "champion": ("require", "margin"),
+    "calibration": ("max_ece",),
+    "latency": ("max_p95_ms",),
+    "golden images": ("golden_dir",),
+    "approvals": ("approvals",),
 }
 
 
@@ -50,22 +56,28 @@ class Verdict:
     gates: tuple[Gate, ...]
 
 
-def promote(registry: Registry, spec: str | int, alias: str, *, policy: Policy, force: bool, reason: str) -> Promotion:
+def promote(
+    registry: Registry, spec: str | int, alias: str, *, limits: Mapping[str, Any], force: bool, reason: str
+) -> Promotion:
     """See `Registry.promote`; the verdict is recorded on the version whether the alias is moved or not."""
     check_alias(alias)
     if force and not reason.strip():
         raise ConfigError("A forced promotion needs a reason: add --reason.")
-    versions = registry.list()
+    versions, tags = registry.read()
     version = registry.find(spec, versions)
+    required = read_policy(tags)
+    policy = dataclasses.replace(required, **limits)
     holder = next((other for other in versions if alias in other.aliases), None)
     before = holder.number if holder else None
-    gates = check_gates(registry, version, alias, holder, policy)
+    gates = reject_looser(check_gates(registry, version, alias, holder, policy), policy, required)
     failed = [gate for gate in gates if not gate.passed]
     forced = force and bool(failed) and gates[0].passed
     event = new_event(alias, before, version.number, "promote", reason, forced=forced)
     recorded = tuple(gate.to_dict() for gate in gates)
     verdict = {"passed": not failed, "forced": forced, "who": event.who, "reason": event.reason, "gates": recorded}
-    registry.tag(version.number, f"{PREFIX}{alias}/{event.stamp}", json.dumps(verdict, ensure_ascii=False))
+    registry.tag(
+        version.number, f"{PREFIX}{alias}/{event.when.translate(STAMP)}", json.dumps(verdict, ensure_ascii=False)
+    )
     if failed and not forced:
         title = f"{registry.model_name} {version.number} was not promoted to {alias}"
         raise GateError(title, _advice(f"{version.number} --alias {alias}{registry.model_option}", gates), gates)
@@ -78,9 +90,22 @@ def promote(registry: Registry, spec: str | int, alias: str, *, policy: Policy, 
 def _advice(arguments: str, gates: tuple[Gate, ...]) -> str:
     if not gates[0].passed:
         return "An incomplete release cannot be forced: type vitcifar doctor."
-    options = ", ".join(OPTIONS[gate.name] for gate in gates if not gate.passed and gate.name in OPTIONS)
-    limits = f"Limits: {options}. " if options else ""
-    return f"{limits}To override: vitcifar promote {arguments} --force yes --reason WHY."
+    return f"To override: vitcifar promote {arguments} --force yes --reason WHY."
+
+
+def reject_looser(gates: tuple[Gate, ...], policy: Policy, required: Policy) -> tuple[Gate, ...]:
+    """The gates, failed where the policy they were checked against is looser than the required one."""
+    looser = policy.looser_than(required)
+
+    def reject(gate: Gate) -> Gate:
+        if not (fields := [name for name in LIMITS.get(gate.name, ()) if name in looser]):
+            return gate
+        limits = ", ".join(
+            f"{name} {getattr(policy, name)}, the policy is {getattr(required, name)}" for name in fields
+        )
+        return dataclasses.replace(gate, passed=False, message=f"looser than the policy ({limits}): {gate.message}")
+
+    return tuple(map(reject, gates))
 
 
 def read_verdicts(version: Version) -> list[Verdict]:
@@ -114,11 +139,12 @@ def check_gates(
     return (
         Gate(name="files", passed=True, message="complete, every sha256 as registered", value=len(release.files)),
         _parity(release.checks),
-        _score(evaluation, "accuracy", policy.min_accuracy),
+        _accuracy(evaluation, policy.min_accuracy),
         _champion(registry, alias, holder if holder != version else None, evaluation, policy),
-        _score(evaluation, "calibration", policy.max_ece),
+        _calibration(evaluation, policy.max_ece),
         _latency(version, release, policy),
         _golden(release, policy),
+        _approvals(registry, version, policy),
     )
 
 
@@ -139,22 +165,38 @@ def _parity(checks: Mapping[str, Any]) -> Gate:
         f"{'not recorded' if difference is None else f'{difference:.2g}'}"
     )
     if served := checks.get("served"):
-        message += f"; the served {served['file']} agrees on {served['agreement']:.2%} of the test images"
+        num_edge_cases_changed = served.get("num_edge_cases_changed", 0)
+        passed = passed and num_edge_cases_changed == 0
+        message += (
+            f"; the served {served['file']} agrees on {served['agreement']:.2%} of the test images and changes "
+            f"{num_edge_cases_changed} of {served.get('num_edge_cases', 0)} predictions on edge-case files"
+        )
     return Gate(name="parity", passed=passed, message=message, value=difference, limit=MAX_LOGIT_DIFFERENCE)
 
 
-def _score(evaluation: Evaluation | None, name: str, limit: float) -> Gate:
-    """The accuracy against its minimum, or the calibration error against its maximum."""
+def _accuracy(evaluation: Evaluation | None, minimum: float) -> Gate:
+    """The accuracy against its minimum and, by a one-sided exact binomial test, against the largest class's share."""
     if evaluation is None:
-        return Gate(name=name, passed=False, message=NO_SCORES, limit=limit)
-    if name == "accuracy":
-        value, excess, wrong = evaluation.accuracy, limit - evaluation.accuracy, "too low"
-        message = f"{evaluation.accuracy_text()}, minimum {limit:.4f}"
-    else:
-        value, excess, wrong = evaluation.ece, evaluation.ece - limit, "too high"
-        message = f"expected calibration error {value:.4f}, maximum {limit:.4f}"
-    message += f", {excess:.4f} {wrong}" if excess > 0 else ""
-    return Gate(name=name, passed=excess <= 0, message=message, value=value, limit=limit)
+        return Gate(name="accuracy", passed=False, message=NO_SCORES, limit=minimum)
+    total, accuracy = evaluation.num_images, evaluation.accuracy
+    chance = float(np.bincount(evaluation.labels).max()) / total
+    p_value = float(binomtest(int(evaluation.correct.sum()), total, chance, alternative="greater").pvalue)
+    message = f"{evaluation.accuracy_text()}, minimum {minimum:.4f}"
+    if too_low := accuracy < minimum:
+        message += f", {minimum - accuracy:.4f} too low"
+    if at_chance := p_value >= SIGNIFICANCE:
+        message += f", not clearly above chance: always the largest class is {chance:.4f} (one-sided p = {p_value:.2g})"
+    passed = not too_low and not at_chance
+    return Gate(name="accuracy", passed=passed, message=message, value=accuracy, limit=max(minimum, chance))
+
+
+def _calibration(evaluation: Evaluation | None, maximum: float) -> Gate:
+    if evaluation is None:
+        return Gate(name="calibration", passed=False, message=NO_SCORES, limit=maximum)
+    ece = evaluation.ece
+    message = f"expected calibration error {ece:.4f}, maximum {maximum:.4f}"
+    message += f", {ece - maximum:.4f} too high" if ece > maximum else ""
+    return Gate(name="calibration", passed=ece <= maximum, message=message, value=ece, limit=maximum)
 
 
 def _champion(
@@ -173,20 +215,21 @@ def _champion(
     except VitCifarError as error:
         message = f"it cannot be compared with version {holder.number}: {error}".rstrip(".")
         return Gate(name="champion", passed=False, message=message)
-    passed = {
-        "better": comparison.outcome == "better",
-        "not-worse": comparison.not_worse or comparison.outcome == "better",
-        "not-clearly-worse": comparison.outcome != "worse",
-    }[policy.require]
-    limit = {"better": 0.0, "not-worse": -policy.margin}.get(policy.require)
+    limit = 0.0 if policy.require == "better" else -policy.margin
+    passed = comparison.outcome == "better"
+    if policy.require != "better" and comparison.outcome == "inconclusive":
+        passed = comparison.not_worse if policy.require == "not-worse" else comparison.difference >= limit
     message = f"against version {holder.number} {_summary(comparison, policy)}"
     return Gate(name="champion", passed=passed, message=message, value=comparison.difference, limit=limit)
 
 
 def _summary(comparison: Comparison, policy: Policy) -> str:
     text, points = comparison.summary(), f"{100 * policy.margin:g} points"
-    if policy.require != "not-worse" or comparison.outcome == "worse":
+    if comparison.outcome != "inconclusive" or policy.require == "better":
         return text
+    if policy.require == "not-clearly-worse":
+        fell = "is" if comparison.difference < -policy.margin else "is not"
+        return f"{text}; the observed accuracy {fell} lower by more than {points}"
     if comparison.not_worse:
         return f"not worse by more than {points}; better or worse: {text}"
     if needed := comparison.images_needed_not_worse:
@@ -224,3 +267,17 @@ def _golden(release: Manifest, policy: Policy) -> Gate:
             wrong.append(f"{path.parent.name}/{path.name} ({label})")
     message = f"{len(wrong)} of {len(paths)} wrong" + (f": {', '.join(wrong[:5])}" if wrong else "")
     return Gate(name="golden images", passed=not wrong, message=message, value=len(wrong), limit=0)
+
+
+def _approvals(registry: Registry, version: Version, policy: Policy) -> Gate:
+    """Approvals of this release by users other than the current one."""
+    if not policy.approvals:
+        return Gate(name="approvals", passed=True, required=False, message="none required")
+    user = current_user()
+    others = sorted({approval.who for approval in read_approvals(version)} - {user})
+    passed = len(others) >= policy.approvals
+    message = f"{len(others)} of {policy.approvals} by users other than {user}"
+    message += f" ({', '.join(others)})" if others else ""
+    if not passed:
+        message += f": ask another to type vitcifar approve {version.number}{registry.model_option} --reason WHY"
+    return Gate(name="approvals", passed=passed, message=message, value=len(others), limit=policy.approvals)

@@ -1,27 +1,38 @@
-"""What the gates require of a version, and the result of one gate.
+"""What the gates require of a model's versions, its recorded changes, and the result of one gate.
 
-The options of `vitcifar promote` are generated from `Policy`. Imports neither mlflow nor torch nor numpy.
+The policy belongs to the registered model: each change is recorded in a tag of its own, and the newest one counts. The
+options of `vitcifar promote` and `vitcifar policy` are generated from `Policy`. Imports no mlflow, torch or numpy.
 """
 
 import dataclasses
+import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from vitcifar.config import check, setting
+from vitcifar.errors import ConfigError, RegistryError
+
+PREFIX = "policy/"
+REQUIREMENTS = ("none", "not-clearly-worse", "not-worse", "better")  # from the loosest to the strictest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Limits of the gates of `vitcifar promote`. Raises ConfigError for a value out of bounds."""
+    """Limits of the gates of a promotion. Raises ConfigError for a value out of bounds."""
 
     require: str = setting(
-        "not-worse",
-        "Result required of the paired test against the version that holds the alias (none = no test).",
-        choices=("better", "not-worse", "not-clearly-worse", "none"),
+        "not-clearly-worse",
+        "Result required against the version that holds the alias: not-clearly-worse (not shown to be worse, and the "
+        "observed loss is within the margin), not-worse (shown to be within the margin), better, or none.",
+        choices=REQUIREMENTS,
     )
     margin: float = setting(0.02, "Loss of accuracy that still counts as not worse.", minimum=0.0, maximum=1.0)
     min_accuracy: float = setting(
-        0.0, "Minimum accuracy on the test images (0 = no minimum).", minimum=0.0, maximum=1.0
+        0.0,
+        "Minimum accuracy on the test images, which must be clearly above chance in any case.",
+        minimum=0.0,
+        maximum=1.0,
     )
     max_ece: float = setting(
         0.15, "Maximum expected calibration error on the test images (1 = no maximum).", minimum=0.0, maximum=1.0
@@ -30,13 +41,76 @@ class Policy:
         0.0, "Maximum 95th percentile of the latency of one image here, in ms (0 = no maximum).", minimum=0.0
     )
     golden_dir: str = setting("none", "Folder of CLASS/* images that must all be classified correctly (none = none).")
+    approvals: int = setting(0, "Approvals required of users other than the one who promotes.", minimum=0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check(field, getattr(self, field.name))
 
+    def looser_than(self, other: "Policy") -> tuple[str, ...]:
+        """The fields that let a version pass that the other policy rejects."""
+        mine, others = self._strictness(), other._strictness()
+        looser = [name for name in mine if mine[name] < others[name]]
+        return (*looser, *(["golden_dir"] if other.golden_dir not in ("none", self.golden_dir) else []))
 
-MAX_MESSAGE = 400  # characters: a move with its seven gates must fit into a tag, which holds 5,000 in some databases
+    def _strictness(self) -> dict[str, float]:
+        return {
+            "require": REQUIREMENTS.index(self.require),
+            "margin": -self.margin,
+            "min_accuracy": self.min_accuracy,
+            "max_ece": -self.max_ece,
+            "max_p95_ms": -(self.max_p95_ms or math.inf),
+            "approvals": self.approvals,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyChange:
+    """One recorded change of a model's policy."""
+
+    when: str  # UTC, ISO 8601
+    who: str
+    reason: str
+    before: Mapping[str, Any]  # the fields that changed
+    after: Mapping[str, Any]  # every field
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
+
+    @property
+    def loosened(self) -> tuple[str, ...]:
+        """The fields that became looser."""
+        return Policy(**self.after).looser_than(Policy(**{**self.after, **self.before}))
+
+    @property
+    def summary(self) -> str:
+        """What was changed, for example "margin 0.02 -> 0.05 (looser)"."""
+        changes = (
+            f"{name} {value} -> {self.after.get(name)}{' (looser)' if name in self.loosened else ''}"
+            for name, value in self.before.items()
+        )
+        return ", ".join(changes)
+
+
+def read_changes(tags: Mapping[str, str]) -> list[PolicyChange]:
+    """The changes recorded in a registered model's tags, in order of time. Raises RegistryError for an unreadable one:
+    without it an older, looser policy would count."""
+    try:
+        changes = [PolicyChange(**json.loads(value)) for key, value in tags.items() if key.startswith(PREFIX)]
+        for change in changes:
+            Policy(**change.after)
+    except (ValueError, TypeError, ConfigError) as error:
+        raise RegistryError(f"The policy of the model cannot be read ({error}): update vitcifar.") from None
+    return sorted(changes, key=lambda change: change.when)
+
+
+def read_policy(tags: Mapping[str, str]) -> Policy:
+    """The policy of a registered model, from its tags; the defaults if it was never changed."""
+    changes = read_changes(tags)
+    return Policy(**changes[-1].after) if changes else Policy()
+
+
+MAX_MESSAGE = 350  # characters: a move with its eight gates must fit into a tag, which holds 5,000 in some databases
 OLD_FIELDS = {"asked": "required", "sentence": "message", "number": "value"}  # as vitcifar 0.1 recorded them
 
 

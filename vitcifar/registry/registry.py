@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError, ReleaseError, TrackingError
 from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback
-from vitcifar.registry.policy import Policy
+from vitcifar.registry.policy import Policy, read_policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import fetch
 from vitcifar.release.manifest import Manifest, served_evaluation
@@ -119,19 +119,29 @@ class Registry:
         spec: str | int,
         alias: str = "champion",
         *,
-        policy: Policy | None = None,
         force: bool = False,
         reason: str = "",
+        **limits: Any,
     ) -> "Promotion":
-        """Point an alias to a version that passes every gate of `policy` (default: `Policy()`).
+        """Point an alias to a version that passes every gate of the model's policy.
 
-        The gates are recorded on the version. `force` overrides failed gates and needs a `reason`; an incomplete
-        release cannot be forced. Raises GateError, the alias not moved, when a gate fails, and RegistryError when the
-        alias was moved concurrently.
+        `limits`, fields of `Policy`, replace the policy's; a gate with a looser one fails. The gates are recorded on
+        the version. `force` overrides failed gates and needs a `reason`; an incomplete release cannot be forced. Raises
+        GateError, the alias not moved, when a gate fails, and RegistryError when the alias was moved concurrently.
         """
         from vitcifar.registry import gates  # which imports this module
 
-        return gates.promote(self, spec, alias, policy=policy or Policy(), force=force, reason=reason)
+        return gates.promote(self, spec, alias, limits=limits, force=force, reason=reason)
+
+    def policy(self) -> Policy:
+        """What a promotion requires: the limits set for this model, else the defaults. Raises RegistryError."""
+        return read_policy(self.tags())
+
+    def tags(self) -> Mapping[str, str]:
+        """The tags of the registered model; none when it does not exist. Raises TrackingError."""
+        with reaching(mlflow.get_tracking_uri()):
+            models = self.client.search_registered_models(f"name='{self.model_name}'")
+        return models[0].tags if models else {}
 
     def rollback(self, alias: str = "champion", *, to: str | int | None = None, reason: str) -> Event:
         """Point an alias back to its previous version, or to another one, `to`, that held it before.

@@ -139,7 +139,7 @@ def describe(
         class_names=tuple(splits.class_names),
         image_size=network.image_size,
         temperature=float(network.temperature),
-        threshold=float(evaluation.get("threshold", 0.0)),
+        threshold=evaluation.get("threshold", 0.0),
         fingerprint=splits.fingerprint,
         run_id=run_id,
         preprocessing={"resize": "bilinear, antialiased", "mean": list(MEAN), "std": list(STD)},

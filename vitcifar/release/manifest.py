@@ -48,7 +48,7 @@ class Manifest:
     fingerprint: str
     run_id: str
     serves: str = ONNX_FILE
-    threshold: float = 0.0
+    threshold: float | None = 0.0  # None = never confident
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
     counts: dict[str, Any] = dataclasses.field(default_factory=dict)
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -82,6 +82,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         fields = upgrade(json.loads(path.read_bytes()))
         fields["class_names"] = tuple(fields["class_names"])
+        fields["threshold"] = None if fields.get("threshold") == 1 else fields.get("threshold", 0.0)  # 1 in 0.1
         release = Manifest(**fields, folder=path.parent)
     except FileNotFoundError:
         raise ReleaseError(f"{path.parent} is not a release: it has no {MANIFEST_FILE}.") from None
@@ -128,7 +129,7 @@ def _check_types(path: Path, release: Manifest) -> None:
     types: dict[str, type | tuple[type, ...]] = {
         "image_size": int,
         "temperature": (int, float),
-        "threshold": (int, float),
+        "threshold": (int, float, type(None)),
         **dict.fromkeys(("release_id", "model_name", "fingerprint", "run_id", "serves"), str),
         **dict.fromkeys(("files", "checks", "config", "counts", "git", "environment", "preprocessing"), dict),
     }

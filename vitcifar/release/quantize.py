@@ -29,7 +29,7 @@ from vitcifar.release.onnx_graph import Range, build_graph, to_proto
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
-MIN_AGREEMENT = 0.99
+MIN_AGREEMENT = 0.99  # on the validation images, and on the edge-case files
 NUM_CALIBRATION = 64  # training images that static activation ranges are calibrated on
 BATCH_SIZE = 16
 
@@ -85,12 +85,13 @@ def quantize(
 def evaluate_candidate(
     kind: str, path: Path, onnx_path: Path, dataset: ImageDataset, expected: np.ndarray
 ) -> Candidate:
-    """Compare an int8 file with the float file, whose logits (N, K) are `expected`: agreement, accuracy (paired test),
-    latency. The reason of a rejection is the first of these that fails."""
+    """Compare an int8 file with the float file, whose logits (N, K) are `expected`: agreement, edge-case files,
+    accuracy (paired test), latency. The reason of a rejection is the first of these that fails."""
     actual = _logits(path, dataset, f"int8 {kind}")
     if not np.isfinite(actual).all():
         return Candidate(kind=kind, accepted=False, reason="it produces NaN or infinite logits")
     agreement = float((actual.argmax(axis=1) == expected.argmax(axis=1)).mean())
+    num_changed, num_edge_cases = changed_edge_cases(path, onnx_path)
     int8, float32 = (
         evaluate(logits, dataset.labels, dataset.class_names, fingerprint="validation") for logits in (actual, expected)
     )
@@ -99,6 +100,8 @@ def evaluate_candidate(
     rejected = ""
     if agreement < MIN_AGREEMENT:
         rejected = f"it agrees with the float file on {agreement:.2%} of the predictions, minimum {MIN_AGREEMENT:.0%}"
+    elif num_changed / num_edge_cases > 1 - MIN_AGREEMENT:
+        rejected = f"it changes {num_changed} of {num_edge_cases} predictions on edge-case files"
     elif comparison.outcome == "worse":
         rejected = f"it is less accurate, p = {comparison.p_value:.2g}"
     elif p95 >= float_p95:
@@ -129,15 +132,21 @@ def evaluate_served(path: Path, onnx_path: Path, splits: Splits, release: Manife
         threshold=release.threshold,
         fingerprint=network.get("fingerprint", ""),
     )
-    edge_cases = [read_image(data, name) for name, data in edge_case_files().items()]
-    int8, float32 = (OnnxClassifier(file).logits(edge_cases).argmax(axis=1) for file in (path, onnx_path))
+    num_changed, num_edge_cases = changed_edge_cases(path, onnx_path)
     return {
         "file": path.name,
         "evaluation": evaluation.to_dict(),
         "agreement": float(np.mean(evaluation.predictions == np.array(network["predictions"]))),
-        "num_edge_cases": len(edge_cases),
-        "num_edge_cases_changed": int((int8 != float32).sum()),
+        "num_edge_cases": num_edge_cases,
+        "num_edge_cases_changed": num_changed,
     }
+
+
+def changed_edge_cases(path: Path, onnx_path: Path) -> tuple[int, int]:
+    """How many edge-case files two models predict differently, and how many there are."""
+    images = [read_image(data, name) for name, data in edge_case_files().items()]
+    one, other = (OnnxClassifier(file).logits(images).argmax(axis=1) for file in (path, onnx_path))
+    return int((one != other).sum()), len(images)
 
 
 def activation_ranges(network: "Classifier", dataset: ImageDataset) -> Mapping[str, Range]:

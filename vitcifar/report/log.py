@@ -13,7 +13,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
 from vitcifar.evaluation.analysis import Analysis, analyze
-from vitcifar.evaluation.calibration import softmax
+from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.metrics import Evaluation, evaluate
 from vitcifar.report import plots, sections
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
 
-def score(logits: np.ndarray, splits: Splits, temperature: float, threshold: float) -> Evaluation:
+def score(logits: np.ndarray, splits: Splits, temperature: float, threshold: float | None) -> Evaluation:
     """The evaluation of logits (N, K) on the test split."""
     return evaluate(
         logits,
@@ -34,6 +34,24 @@ def score(logits: np.ndarray, splits: Splits, temperature: float, threshold: flo
         threshold=threshold,
         fingerprint=splits.fingerprints["test"],
     )
+
+
+def calibrate(validation: np.ndarray, test: np.ndarray, splits: Splits, target_precision: float) -> Evaluation:
+    """Fit temperature and threshold on the logits of validation and score those of the test split, (N, K) each.
+
+    A temperature that makes the loss on test worse is rejected: then it is 1.
+    """
+    correct = validation.argmax(axis=1) == splits.validation.labels
+
+    def score_at(temperature: float) -> Evaluation:
+        temperature = float(np.float32(temperature))  # as the network holds it
+        confidences = softmax(validation, temperature).max(axis=1)
+        return score(test, splits, temperature, choose_threshold(confidences, correct, target_precision))
+
+    fitted, plain = score_at(fit_temperature(validation, splits.validation.labels)), score_at(1.0)
+    if fitted.loss > plain.loss:
+        return dataclasses.replace(plain, temperature_rejected=fitted.temperature)
+    return fitted
 
 
 def data_name(config: TrainConfig) -> str:

@@ -10,8 +10,9 @@ from matplotlib.ticker import PercentFormatter
 from vitcifar.evaluation.calibration import Threshold, best_aurc, risk_coverage, wilson_interval
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
-from vitcifar.evaluation.metrics import Evaluation, Slice
+from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import OODScore
+from vitcifar.evaluation.slices import Slice
 from vitcifar.report import style
 
 MAX_CLASSES = 40  # whose counts or scores one plot shows
@@ -118,7 +119,7 @@ def risk_coverage_curve(evaluation: Evaluation, threshold: Threshold | None = No
     axes.plot(coverage, risk, color=style.BLUE, linewidth=2, label="ranked by confidence")
     axes.plot(coverage, best, color=style.MUTED, linewidth=1.2, linestyle=style.DASHED, label="optimal ranking")
     if threshold is not None and threshold.num_answered:
-        label = f"threshold {threshold.confidence:.2f}: coverage {threshold.coverage:.0%}, "
+        label = f"threshold {threshold.text}: coverage {threshold.coverage:.0%}, "
         label += f"precision {threshold.precision:.1%}"
         axes.scatter([threshold.coverage], [1 - threshold.precision], s=46, color=style.RED, zorder=4, label=label)
     axes.set(xlim=(0, 1), ylim=(0, max(0.02, float(risk.max()) * 1.15)), xlabel="Coverage", ylabel="Risk (error rate)")

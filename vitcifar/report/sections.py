@@ -11,8 +11,9 @@ from vitcifar.evaluation.analysis import Analysis, Duplicate, NearestImages
 from vitcifar.evaluation.calibration import Threshold, best_aurc
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
-from vitcifar.evaluation.metrics import Evaluation, Slice
+from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import OODScore
+from vitcifar.evaluation.slices import Slice
 from vitcifar.report import plots
 from vitcifar.report.html import Number, Section, Table
 
@@ -44,8 +45,9 @@ def summary(evaluation: Evaluation, analysis: Analysis) -> Section:
 def analysis_numbers(analysis: Analysis) -> Iterator[Number]:
     """One number of each part of the analysis that exists, for the summary."""
     if threshold := analysis.threshold:
-        note = f"threshold {threshold.confidence:.2f}, coverage {threshold.coverage:.0%}"
-        yield Number(name="Precision at threshold", value=f"{threshold.precision:.1%}", note=note)
+        note = f"threshold {threshold.text}, coverage {threshold.coverage:.0%}"
+        precision = f"{threshold.precision:.1%}" if threshold.num_answered else "-"
+        yield Number(name="Precision at threshold", value=precision, note=note)
     if analysis.slices:
         weakest = min(analysis.slices, key=lambda row: row.accuracy)
         note = f"{weakest.property}: {weakest.name}, {weakest.count:,} images"
@@ -68,7 +70,7 @@ def comparison_section(comparison: Comparison) -> Section:
         Number(name="Champion", value=f"{comparison.champion_accuracy:.1%}", note="accuracy of the other version"),
         Number(name="Only challenger correct", value=f"{len(comparison.gained)}", note="images"),
         Number(name="Only champion correct", value=f"{len(comparison.lost)}", note="images"),
-        Number(name="McNemar p-value", value=f"{comparison.p_value:.2g}", note="exact, two-sided"),
+        Number(name="McNemar p-value", value=f"{comparison.p_value:.2g}", note="two-sided"),
     ]
     if comparison.margin:
         note = f"margin {100 * comparison.margin:.1f} points"
@@ -115,14 +117,15 @@ def confidence_section(evaluation: Evaluation, threshold: Threshold | None) -> S
         target = f"chosen on validation for {threshold.target:.0%} precision"
         interval = f"95% interval {threshold.precision_low:.1%} to {threshold.precision_high:.1%}"
         numbers = [
-            Number(name="Confidence threshold", value=f"{threshold.confidence:.3f}", note=target),
+            Number(name="Confidence threshold", value=threshold.text, note=target),
             Number(name="Coverage", value=f"{threshold.coverage:.1%}", note=f"{threshold.num_answered:,} images"),
-            Number(name="Precision", value=f"{threshold.precision:.1%}", note=interval),
         ]
+        if threshold.num_answered:
+            numbers.append(Number(name="Precision", value=f"{threshold.precision:.1%}", note=interval))
     return Section(
         title="Calibration and selective prediction",
         text="Of calibrated predictions with confidence 80%, 80% are correct. Selective prediction accepts only "
-        "predictions whose confidence is at or above a threshold.",
+        f"predictions whose confidence is at or above a threshold. Here: {evaluation.calibration_text()}.",
         numbers=numbers,
         figures=[plots.reliability(evaluation), plots.risk_coverage_curve(evaluation, threshold)],
         logged_as="analysis/threshold" if threshold is not None else "",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from vitcifar.evaluation.calibration import NEVER
 from vitcifar.inference.session import Prediction
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import PoolState
@@ -56,7 +57,10 @@ def prediction_card(prediction: Prediction, model: LoadedModel, state: PoolState
         for name, value in list(prediction.probabilities.items())[:TOP_K]
     )
     confidence = times = ""
-    if threshold := model.manifest.threshold:  # one line for every prediction: the height of the card does not change
+    threshold = model.manifest.threshold  # one line for every prediction: the height of the card does not change
+    if threshold is None:
+        confidence = f'<p class="note">Not confident: this version is {NEVER}</p>'
+    elif threshold:
         confident = prediction.probability >= threshold
         style, verdict = ("note quiet", "Confident: at least") if confident else ("note", "Not confident: below")
         confidence = f'<p class="{style}">{verdict} this version\'s threshold of {percent(threshold)}</p>'

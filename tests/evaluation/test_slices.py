@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.evaluation.metrics import evaluate, evaluate_slices, holm, image_properties
+from vitcifar.evaluation.metrics import evaluate
+from vitcifar.evaluation.slices import evaluate_slices, holm, image_properties
 
 
 def some_images(images, labels=None, prefix="p"):
