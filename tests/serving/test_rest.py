@@ -20,7 +20,9 @@ from support.serving import wait_until
 from support.toys import Published, make_image
 
 from vitcifar.serving.app import free_port
-from vitcifar.serving.rest import MAX_IMAGES, BadRequest, ImageModel, read_images
+from vitcifar.serving.rest import MAX_IMAGES, BadRequest, ImageModel, decode_base64, read_images
+
+RED_AND_BLUE = np.stack([np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255))])
 
 
 def encoded(colour: str) -> str:
@@ -39,10 +41,19 @@ def encoded(colour: str) -> str:
         [{"image": encoded("red")}, {"image": encoded("blue")}],
         [f"data:image/png;base64,{encoded('red')}", encoded("blue") + "\n"],
         [make_image("red"), make_image("blue")],
-        np.stack([np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255))]),
-        np.stack([np.full((4, 4, 3), colour, np.int64) for colour in ((255, 0, 0), (0, 0, 255))]),
+        RED_AND_BLUE,
+        RED_AND_BLUE.astype(np.int64),
+        RED_AND_BLUE.astype(float),
+        RED_AND_BLUE.tolist(),
+        {"image": RED_AND_BLUE},
+        pd.DataFrame({"image": RED_AND_BLUE.tolist()}),
+        [RED_AND_BLUE[0].tolist(), RED_AND_BLUE[1, :2].tolist()],
+        [encoded("red"), RED_AND_BLUE[1].tolist()],
     ],
-    ids=["image", "any", "list", "array", "column", "dict", "records", "data-url", "bytes", "uint8", "integers"],
+    ids=[
+        *("image", "any", "list", "array", "column", "dict", "records", "data-url", "bytes", "uint8", "integers"),
+        *("floats", "nested", "column-of-arrays", "column-of-lists", "sizes", "mixed"),
+    ],
 )
 def test_rest_accepts_images_in_every_form_that_mlflow_passes(model, model_input):
     assert [row["label"] for row in ImageModel(model).predict(model_input)] == ["red", "blue"]
@@ -59,11 +70,35 @@ def test_a_single_string_is_one_image(model):
     assert len(ImageModel(model).predict(np.array(encoded("red")))) == 1
 
 
+@pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist, lambda image: {"image": image}, np.float32])
+def test_an_array_of_one_image_is_one_image(model, form):
+    (row,) = ImageModel(model).predict(form(RED_AND_BLUE[1]))
+    assert row["label"] == "blue"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.urlsafe_b64encode(bytes(range(256))).decode(),
+        base64.b64encode(bytes(range(256))).decode().rstrip("="),
+        base64.urlsafe_b64encode(bytes(range(256))).decode().rstrip("=") + "\n",
+        base64.encodebytes(bytes(range(256))).decode().replace("\n", "\r\n"),
+        f"data:image/png;base64,{base64.b64encode(bytes(range(256))).decode()}",
+        f"DATA:image/png;Base64,{base64.b64encode(bytes(range(256))).decode().replace('=', '%3D')}",
+    ],
+    ids=["url-safe", "unpadded", "both", "lines", "data-url", "escaped data-url"],
+)
+def test_base64_is_decoded_however_a_library_writes_it(text):
+    assert decode_base64(text, "The image") == bytes(range(256))
+
+
 @pytest.mark.parametrize(
     ("model_input", "message"),
     [
-        (["not base64!"], "The image is not base64"),
-        ([encoded("red"), "@@"], "Image 2 is not base64"),
+        (["not base64!"], "The image is not base64, it has the character '!'"),
+        ([encoded("red"), "@@"], "Image 2 is not base64, it has the character '@'"),
+        (["abcde"], "The image is not base64, it is incomplete"),
+        (["https://example.com/cat.png"], "The image is an address, from which nothing is downloaded"),
         (["data:image/png,abc"], "without base64"),
         ([base64.b64encode(b"some text").decode()], "not a supported image"),
         ([base64.b64encode(make_image(size=(2000, 10))).decode()], "2000 x 10"),
@@ -76,6 +111,14 @@ def test_a_single_string_is_one_image(model):
         (np.zeros((1, 4, 4, 4), np.uint8), r"expected \(images, height, width, 3\)"),
         (np.full((1, 4, 4, 3), 256), "0 to 255"),
         (np.zeros((1, 4, 4, 3)), "float64"),
+        (np.full((1, 4, 4, 3), 0.5), "float64 values from 0 to 1: multiply them by 255"),
+        (np.full((4, 4, 3), 2.5), "float64 values with fractions: expected whole numbers from 0 to 255"),
+        (np.full((4, 4, 3), -1).tolist(), "int64 values from -1 to -1: expected whole numbers from 0 to 255"),
+        (np.full((4, 4, 3), np.nan), "values from nan to nan"),
+        (np.full((4, 4, 3), True), "bool values"),
+        (np.zeros((3, 4, 4), np.uint8), r"\(3, 4, 4\): expected .*\(height, width, 3\) for one image"),
+        (np.zeros((4, 4), np.uint8).tolist(), r"\(4, 4\): expected"),
+        ([RED_AND_BLUE[0].tolist(), np.full((2, 2, 3), 300).tolist()], "Image 2 has int64 values from 300 to 300"),
         (np.zeros((1, 0, 4, 3), np.uint8), "expected"),
     ],
 )
@@ -161,10 +204,14 @@ def post(url: str, body: object) -> tuple[int, dict]:
         {"inputs": {"image": [encoded("red")]}},
         {"dataframe_records": [{"image": encoded("red")}]},
         {"dataframe_split": {"columns": ["image"], "data": [[encoded("red")]]}},
+        {"inputs": RED_AND_BLUE[0].tolist()},
+        {"instances": RED_AND_BLUE[:1].astype(float).tolist()},
+        {"dataframe_records": [{"image": RED_AND_BLUE[0].tolist()}]},
+        {"inputs": {"image": encoded("red")}},
     ],
     ids=lambda body: next(iter(body)),
 )
-def test_the_server_classifies_base64_images(server, body):
+def test_the_server_classifies_an_image_in_every_form(server, body):
     status, response = post(server, body)
     assert status == 200
     (row,) = response["predictions"]

@@ -1,13 +1,16 @@
 """REST through MLflow's own server: `mlflow models serve -m models:/vitcifar@champion --env-manager local`.
 
 MLflow calls `_load_pyfunc` with the folder of the version; the model it returns classifies images sent as base64:
-{"inputs": ["iVBORw0…"]} or {"dataframe_records": [{"image": "iVBORw0…"}]}.
+{"inputs": ["iVBORw0…"]} or {"dataframe_records": [{"image": "iVBORw0…"}]}. Pixels in nested lists do as well.
 """
 
 import base64
 import binascii
+import contextlib
 import json
+import re
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from vitcifar.serving.loaded_model import LoadedModel, open_folder
 COLUMN = "image"
 MAX_IMAGES = 100  # in one request
 MAX_REQUEST_SECONDS = 30.0  # to decode the images of one request
+URL_SAFE = str.maketrans("-_", "+/")
 USAGE = 'send {"inputs": ["…"]} with one base64 image each'
 
 
@@ -42,7 +46,8 @@ class ImageModel:
         """Classify images; each prediction has label, probabilities (largest first), model, version, release_id.
 
         `model_input` is a DataFrame or dict with the column `image`, or a list, of base64 text (a data: URL too) or
-        the bytes of image files; or an array uint8 (N, H, W, 3). Raises BadRequest (status 400) with one sentence.
+        the bytes of image files, or of pixels (H, W, 3); or an array (N, H, W, 3), or (H, W, 3) for one image, of
+        whole numbers from 0 to 255. Raises BadRequest (status 400) with one sentence.
         """
         try:
             predictions = self.model.classifier.predict_images(read_images(model_input))
@@ -62,15 +67,13 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Image
 def read_images(model_input: Any) -> list[np.ndarray]:
     """The input of a pyfunc model -> images, each uint8 (H, W, 3). Raises ImageError with one sentence."""
     values = _column(model_input)
-    if isinstance(values, np.ndarray) and values.ndim == 4:
-        if values.shape[-1] != 3 or 0 in values.shape[1:]:
-            raise ImageError(f"The array is {values.shape}: expected (images, height, width, 3).")
-        if not np.issubdtype(values.dtype, np.integer) or (
-            values.size and not 0 <= values.min() <= values.max() <= 255
-        ):
-            raise ImageError(f"The array has {values.dtype} values outside 0 to 255: expected integers from 0 to 255.")
-        return list(values.astype(np.uint8, copy=False))
-    items = np.asarray(values, dtype=object).ravel().tolist()
+    if _is_numbers(values):
+        with contextlib.suppress(ValueError):  # images of several sizes are no array
+            pixels = read_pixels(np.asarray(values), "The array")
+            return list(pixels) if pixels.ndim == 4 else [pixels]
+        items = list(values)
+    else:
+        items = np.asarray(values, dtype=object).ravel().tolist()
     if not items:
         raise ImageError(f"There is no image in the request: {USAGE}.")
     if len(items) > MAX_IMAGES:
@@ -91,7 +94,34 @@ def _column(model_input: Any) -> Any:
         got = ", ".join(str(column)[:MAX_NAME] for column in columns[:5])
         raise ImageError(f"There is no column {COLUMN!r} among {got}: {USAGE}.")
     values = model_input[COLUMN if COLUMN in columns else columns[0]]
-    return values if isinstance(values, str | bytes) else list(values)
+    return values if isinstance(values, str | bytes | np.ndarray) else list(values)
+
+
+def _is_numbers(values: Any) -> bool:
+    """Whether an array, or lists in lists, hold numbers and not images as text or bytes."""
+    while isinstance(values, list | tuple) and values:
+        values = values[0]
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind in "biuf" and values.shape != (0,)
+    return isinstance(values, int | float)
+
+
+def read_pixels(array: np.ndarray, name: str) -> np.ndarray:
+    """Numbers (H, W, 3) or (N, H, W, 3) -> uint8. Raises ImageError with a sentence that starts with `name`."""
+    if array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape[-3:]:
+        expected = "(images, height, width, 3), or (height, width, 3) for one image"
+        raise ImageError(f"{name} is {array.dtype} of shape {array.shape}: expected {expected}.")
+    if not array.size:
+        return array.astype(np.uint8)
+    low, high, is_float = float(array.min()), float(array.max()), array.dtype.kind == "f"
+    if is_float and 0 <= low <= high <= 1:
+        raise ImageError(f"{name} has {array.dtype} values from 0 to 1: multiply them by 255 and round them.")
+    if array.dtype.kind not in "iuf" or not 0 <= low <= high <= 255:
+        values = f"{array.dtype} values from {low:g} to {high:g}"
+        raise ImageError(f"{name} has {values}: expected whole numbers from 0 to 255.")
+    if is_float and (array % 1).any():
+        raise ImageError(f"{name} has {array.dtype} values with fractions: expected whole numbers from 0 to 255.")
+    return array.astype(np.uint8, copy=False)
 
 
 def _read(item: Any, name: str, max_seconds: float) -> np.ndarray:
@@ -99,18 +129,29 @@ def _read(item: Any, name: str, max_seconds: float) -> np.ndarray:
         item = item[COLUMN]
     if isinstance(item, str):
         item = decode_base64(item, name)
+    if _is_numbers(item):
+        return read_pixels(np.asarray(item), name)
     if not isinstance(item, bytes | bytearray):
         raise ImageError(f"{name} is {type(item).__name__}, not base64 text: {USAGE}.")
     return read_isolated(bytes(item), name, max_seconds)
 
 
 def decode_base64(text: str, name: str) -> bytes:
-    """Decode base64 text or a base64 data: URL. Raises ImageError with a sentence that starts with `name`."""
-    if text.startswith("data:"):
+    """Decode base64 text, also URL-safe or without padding, or a base64 data: URL.
+
+    Raises ImageError with a sentence that starts with `name`.
+    """
+    if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
+        if not comma or not head.lower().endswith(";base64"):
             raise ImageError(f"{name} is a data: URL without base64: send data:image/png;base64,…")
+        text = urllib.parse.unquote(text)
+    if "://" in text[:MAX_NAME]:
+        raise ImageError(f"{name} is an address, from which nothing is downloaded: send the image as base64 text.")
+    text = "".join(text.split()).rstrip("=").translate(URL_SAFE)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise ImageError(f"{name} is not base64: send the bytes of the file as base64 text.") from None
+        wrong = re.search(r"[^A-Za-z0-9+/]", text)
+        reason = f"it has the character {wrong[0]!r}" if wrong else "it is incomplete"
+        raise ImageError(f"{name} is not base64, {reason}: send the bytes of the file as base64 text.") from None
