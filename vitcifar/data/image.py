@@ -3,6 +3,7 @@
 Limits are checked on the header, before decoding: a file of a few kilobytes can expand to gigabytes.
 """
 
+import contextlib
 import functools
 import io
 import stat
@@ -10,9 +11,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vitcifar.data.metadata import check_metadata
+from vitcifar.data.exif import check_exif, read_orientation
+from vitcifar.data.metadata import split_metadata
 from vitcifar.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -20,7 +22,6 @@ MAX_BYTES = 32 * 2**20
 MAX_SIDE = 20_000  # pixels
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 32  # longer side / shorter side
-MAX_SCANS = 200  # of a progressive JPEG: each costs a pass over all pixels and can be a few bytes long
 LONGEST_SIDE = 1024  # pixels; larger images are scaled down to this
 
 MAX_RLE_PIXELS = 1_000_000  # of a BMP with run lengths, which Pillow decodes in Python
@@ -46,17 +47,16 @@ UNSUPPORTED = (
 
 @functools.cache
 def _set_up_pillow() -> None:
-    """Pillow warns of many pixels, which we reject with an error, of harmless metadata, and rejects long texts.
+    """Pillow warns of many pixels, which we reject with an error, and of harmless metadata.
 
     Once for the process, on first use: `warnings.catch_warnings` around each call is not thread-safe.
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    PngImagePlugin.MAX_TEXT_CHUNK = 8 * 2**20  # bytes of a text or a colour profile; Pillow's 1 MiB lost such images
 
 
 def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
-    """Decode one image to RGB: EXIF orientation applied, transparency over white, longer side at most 1024 pixels.
+    """Decode one image to RGB: turned as EXIF says, transparency over white, longer side at most 1024 pixels.
 
     Returns uint8 (H, W, 3). An animation gives its first frame; 16-bit grey is scaled to 8 bits. Raises ImageError
     with a message that starts with `name` (default: the path).
@@ -67,9 +67,11 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     if not content:
         raise ImageError(f"{name} is empty.")
     _check_size(len(content), name)
-    check_metadata(content, name)
+    content, info = split_metadata(content, name)
     image = _open(content, name)
-    _check_header(image, content, name)
+    image.info.update(info)
+    check_exif(image.info.get("exif", b""), name)
+    _check_header(image, name)
     return convert_image(image, name)
 
 
@@ -86,8 +88,7 @@ def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
     try:
         image.draft("RGB", _bounded(image.size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never too small
         image.load()
-        image = _upright(image)  # after load: a PNG may carry EXIF at its end
-        image = _to_8_bits(image, name)
+        image = _to_8_bits(_upright(image), name)
         size = _bounded(image.size)
         if size != image.size:  # before the conversion to RGB, which would need four channels of a large image
             image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -103,8 +104,12 @@ def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; ImageOps.exif_transpose would also write the EXIF again, whatever it holds."""
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    """Turned as EXIF says, or XMP; Pillow has already turned a TIFF."""
+    exif, xmp = (value if isinstance(value, bytes) else b"" for value in map(image.info.get, ("exif", "xmp")))
+    orientation = read_orientation(exif, xmp)
+    if not exif and not xmp:  # an image that was made by a program, and may hold anything
+        with contextlib.suppress(Exception):
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     return image.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else image
 
 
@@ -143,7 +148,7 @@ def _open(content: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name} is broken: its header cannot be read ({_reason(error)}).") from error
 
 
-def _check_header(image: Image.Image, content: bytes, name: str) -> None:
+def _check_header(image: Image.Image, name: str) -> None:
     width, height = image.size
     what = f"{name} is {width} x {height} pixels"
     if width * height > MAX_PIXELS:
@@ -154,8 +159,6 @@ def _check_header(image: Image.Image, content: bytes, name: str) -> None:
         raise ImageError(f"{what}: the longer side can be at most {MAX_ASPECT} times the shorter one, crop it.")
     if image.format == "BMP" and image.info.get("compression") in (1, 2) and width * height > MAX_RLE_PIXELS:
         raise ImageError(f"{what} with run lengths, the limit is {MAX_RLE_PIXELS:,}: save it as PNG.")
-    if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError(f"{name} is a JPEG with more than {MAX_SCANS} scans: save it again as a baseline JPEG.")
 
 
 def _reason(error: Exception) -> str:
@@ -170,7 +173,8 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """To L, RGB or RGBA. Pillow alone silently saturates 16 bits to white and turns fractions to black."""
-    if image.mode.startswith("I;16"):  # the upper 8 bits, as Pillow converts 16-bit colours
+    if image.mode.startswith("I;16"):
+        # the upper 8 bits, as Pillow converts 16-bit colours
         tags = getattr(image, "tag_v2", {})
         num_bits = tags.get(258, (16,))[0]  # BitsPerSample: 12 or 16
         values = np.asarray(image) >> (num_bits - 8)
