@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vitcifar.data.bit_depth import colours_to_8_bits, grey_to_8_bits, lower_bytes
 from vitcifar.data.exif import check_exif, read_orientation
 from vitcifar.data.metadata import split_metadata
 from vitcifar.errors import ImageError
@@ -58,8 +59,8 @@ def _set_up_pillow() -> None:
 def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     """Decode one image to RGB: turned as EXIF says, transparency over white, longer side at most 1024 pixels.
 
-    Returns uint8 (H, W, 3). An animation gives its first frame; 16-bit grey is scaled to 8 bits. Raises ImageError
-    with a message that starts with `name` (default: the path).
+    Returns uint8 (H, W, 3). An animation gives its first frame; 16 bits are scaled to 8 by the range that the file
+    declares or its values have. Raises ImageError with a message that starts with `name` (default: the path).
     """
     _set_up_pillow()
     name = readable_name(source, name)
@@ -72,7 +73,7 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     image.info.update(info)
     check_exif(image.info.get("exif", b""), name)
     _check_header(image, name)
-    return convert_image(image, name)
+    return convert_image(image, name, content)
 
 
 def readable_name(source: bytes | Path, name: str = "") -> str:
@@ -83,11 +84,17 @@ def readable_name(source: bytes | Path, name: str = "") -> str:
     return name if name.isprintable() else repr(name)
 
 
-def convert_image(image: Image.Image, name: str = "The image") -> np.ndarray:
-    """An opened PIL image -> uint8 (H, W, 3), by the rules of `read_image`; may modify the image. Raises ImageError."""
+def convert_image(image: Image.Image, name: str = "The image", content: bytes = b"") -> np.ndarray:
+    """An opened PIL image -> uint8 (H, W, 3), by the rules of `read_image`; may modify the image.
+
+    Without the `content` of the file, 16-bit colours give their upper bytes. Raises ImageError.
+    """
     try:
+        lower = lower_bytes(image, content, name) if content else None
         image.draft("RGB", _bounded(image.size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never too small
         image.load()
+        if lower:
+            colours_to_8_bits(image, lower)
         image = _to_8_bits(_upright(image), name)
         size = _bounded(image.size)
         if size != image.size:  # before the conversion to RGB, which would need four channels of a large image
@@ -174,13 +181,7 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """To L, RGB or RGBA. Pillow alone silently saturates 16 bits to white and turns fractions to black."""
     if image.mode.startswith("I;16"):
-        # the upper 8 bits, as Pillow converts 16-bit colours
-        tags = getattr(image, "tag_v2", {})
-        num_bits = tags.get(258, (16,))[0]  # BitsPerSample: 12 or 16
-        values = np.asarray(image) >> (num_bits - 8)
-        if tags.get(262) == 0:  # PhotometricInterpretation: zero is white
-            values = 255 - values
-        return Image.fromarray(values.astype(np.uint8))
+        return grey_to_8_bits(image)
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32-bit or signed pixel values of unknown range: save it with 8 bits per channel.")
     if image.has_transparency_data:
