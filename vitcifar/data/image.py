@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitcifar.data.bit_depth import colours_to_8_bits, grey_to_8_bits, lower_bytes
+from vitcifar.data.colour_profile import find_transform, to_srgb
 from vitcifar.data.exif import check_exif, read_orientation
 from vitcifar.data.metadata import split_metadata
 from vitcifar.errors import ImageError
@@ -57,7 +58,8 @@ def _set_up_pillow() -> None:
 
 
 def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
-    """Decode one image to RGB: turned as EXIF says, transparency over white, longer side at most 1024 pixels.
+    """Decode one image to RGB: turned as EXIF says, colours in sRGB, transparency over white, longer side at most 1024
+    pixels.
 
     Returns uint8 (H, W, 3). An animation gives its first frame; 16 bits are scaled to 8 by the range that the file
     declares or its values have. Raises ImageError with a message that starts with `name` (default: the path).
@@ -90,15 +92,17 @@ def convert_image(image: Image.Image, name: str = "The image", content: bytes = 
     Without the `content` of the file, 16-bit colours give their upper bytes. Raises ImageError.
     """
     try:
-        lower = lower_bytes(image, content, name) if content else None
+        transform, lower = find_transform(image), lower_bytes(image, content, name) if content else None
         image.draft("RGB", _bounded(image.size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8: faster, never too small
         image.load()
         if lower:
             colours_to_8_bits(image, lower)
-        image = _to_8_bits(_upright(image), name)
+        image = _to_8_bits(_upright(image), name, keep_cmyk=bool(transform))
         size = _bounded(image.size)
         if size != image.size:  # before the conversion to RGB, which would need four channels of a large image
             image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        if transform:
+            image = to_srgb(image, transform)
         if image.mode == "RGBA":
             background = Image.new("RGB", image.size, "white")
             background.paste(image, mask=image)
@@ -178,8 +182,8 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """To L, RGB or RGBA. Pillow alone silently saturates 16 bits to white and turns fractions to black."""
+def _to_8_bits(image: Image.Image, name: str, *, keep_cmyk: bool) -> Image.Image:
+    """To L, RGB, RGBA or, for its profile, CMYK. Pillow alone saturates 16 bits to white and makes fractions black."""
     if image.mode.startswith("I;16"):
         return grey_to_8_bits(image)
     if image.mode in ("I", "F"):
@@ -188,4 +192,6 @@ def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGBA")
     if image.mode == "LAB":
         raise ImageError(f"{name} has LAB colours: save it as RGB.")
+    if image.mode == "CMYK" and keep_cmyk:
+        return image
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
