@@ -21,6 +21,13 @@ def test_the_drawn_tree_is_the_tree_of_classes():
     assert drawn == subclasses(errors.VitCifarError)
 
 
+def test_a_librarys_text_is_one_line_and_not_cut_before_its_reason():
+    advice = "Loading failed.\n\t(1) " + "do this or that, " * 40
+    assert errors.reason_of(ValueError(f"{advice}\n\nbecause of x")).endswith("that, because of x")
+    assert "\n" not in errors.reason_of(ValueError(advice))
+    assert [errors.reason_of(error) for error in (KeyError("a"), EOFError())] == ["KeyError 'a'", "EOFError"]
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [

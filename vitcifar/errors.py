@@ -33,6 +33,12 @@ def _without_user(address: str) -> str:
     return SECRETS.sub(r"\1***", address if end < 0 else f"***{address[end:]}")
 
 
+def reason_of(error: BaseException) -> str:
+    """A library's text on one line, whole: it often starts with advice and ends with the reason."""
+    text = " ".join(str(error).split())
+    return text if " " in text else f"{type(error).__name__} {text}".rstrip()
+
+
 class VitCifarError(Exception):
     """What happened, then what to type next, in one or two sentences, without the passwords of addresses."""
 

@@ -5,10 +5,11 @@ import torch
 from support.networks import CLASSES, random_images, tiny
 
 from vitcifar.config import resolve
-from vitcifar.errors import ConfigError
+from vitcifar.errors import ConfigError, TrainingError
 from vitcifar.model.network import (
     Released,
     build_network,
+    check_network,
     count_parameters,
     count_trained,
     evaluation_mode,
@@ -78,3 +79,25 @@ def test_evaluation_mode_ends_in_the_former_mode_even_after_an_error(training):
         assert inside is network and not network.training and not network.blocks[0].training
         raise ZeroDivisionError
     assert network.training == network.blocks[0].training == training
+
+
+def test_weights_that_cannot_be_read_are_an_error_before_the_network_is_built(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"not weights")
+    for name in (str(tmp_path / "w.pt"), str(tmp_path / "other.pt")):
+        with pytest.raises(TrainingError, match=r"w.pt is a text file|There is no file .*other.pt"):
+            check_network(resolve("digits", weights=name), CLASSES)
+    check_network(resolve("digits", weights="models:/vitcifar/1"), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"train_layers": "9"}, "but there are 3 blocks"),
+        ({"image_size": 33}, "needs a multiple of 8"),
+        ({"weights": "V9"}, "There are no pretrained weights"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_an_error_without_building_it(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        check_network(resolve("digits", **setting), ("a", "b"))
+    check_network(resolve("digits"), ("a", "b"))

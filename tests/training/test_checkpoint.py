@@ -1,5 +1,9 @@
 """Checkpoints: complete at every moment, and resumed only by a run of the same identity."""
 
+import contextlib
+import dataclasses
+import json
+import random
 import subprocess
 import sys
 import time
@@ -9,7 +13,7 @@ import torch
 from support.project import ROOT
 from support.training import settings, shades, train
 
-from vitcifar.errors import TrainingError
+from vitcifar.errors import TrainingError, VitCifarError
 from vitcifar.training import checkpoint
 
 
@@ -23,9 +27,37 @@ def test_resuming_with_other_images_or_a_broken_checkpoint_fails(tmp_path):
     train(tmp_path)
     with pytest.raises(TrainingError, match="other images"):
         train(tmp_path, resume=tmp_path / checkpoint.LAST, dataset=shades(8, seed=9))
-    (tmp_path / checkpoint.LAST).write_bytes(b"cut off")
-    with pytest.raises(TrainingError, match="cannot be read"):
-        train(tmp_path, resume=tmp_path / checkpoint.LAST)
+    whole = (tmp_path / checkpoint.LAST).read_bytes()
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    for content, message in [
+        (whole[:-9], "damaged or cut off"),
+        (whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], "the checksum of .* is wrong"),
+        ((tmp_path / "other.pt").read_bytes(), "is not a checkpoint of vitcifar"),
+    ]:
+        (tmp_path / checkpoint.LAST).write_bytes(content)
+        with pytest.raises(TrainingError, match=f"{message}.*: train without --resume"):
+            train(tmp_path, resume=tmp_path / checkpoint.LAST)
+
+
+def test_damaged_settings_of_a_run_are_one_sentence(tmp_path):
+    config = settings(epochs=2)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / checkpoint.LAST).touch()
+    whole = json.dumps(dataclasses.asdict(config)).encode()
+    options, chance = {"output_dir": str(tmp_path), "resume": "last", "epochs": 2}, random.Random(0)
+    (folder / "config.json").write_bytes(whole)
+    assert checkpoint.resumed_config(options).epochs == 2
+    for content in (b"", b"[]", b"[" * 10**5, b'{"epochs": 1e999}', b"\xff"):
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(VitCifarError, match=r"The settings in .*config.json cannot be read \(.+\)|expected int"):
+            checkpoint.resumed_config(options)
+    for _ in range(300):
+        index = chance.randrange(len(whole))
+        content = whole[:index] + chance.randbytes(chance.randrange(3)) + whole[index + chance.randrange(3) :]
+        (folder / "config.json").write_bytes(content)
+        with contextlib.suppress(VitCifarError):
+            checkpoint.resumed_config(options)
 
 
 def test_a_checkpoint_is_complete_whenever_its_writer_is_killed(tmp_path):

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError
-from vitcifar.model import vit
+from vitcifar.model import vit, weights
 from vitcifar.model.vit import VisionTransformer
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's: the pretrained backbones expect them
@@ -135,8 +135,8 @@ def build_network(
         torch.manual_seed(config.seed)
         network = Classifier(vit.build_backbone(config.arch, image_size), class_names)
     if config.weights != "none":
-        weights = vit.read_weights(config.arch, config.weights, load_release=load_release)
-        vit.load_weights(network, weights, name=config.weights, notify=notify)
+        state = weights.read_weights(config.arch, config.weights, load_release=load_release, notify=notify)
+        weights.load_weights(network, state, name=config.weights, notify=notify)
     set_trainable(network, config.train_layers)
     return network
 
@@ -200,8 +200,12 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def check_network(config: TrainConfig, class_names: Sequence[str]) -> None:
-    """Raise ConfigError or TrainingError for settings that cannot be built, without allocating or loading weights."""
-    vit.check_weights(config.arch, config.weights)
+    """Raise ConfigError or TrainingError for settings that cannot be built, or weights that cannot be read.
+
+    The network is not allocated; weights in a registry are not read, their name is resolved there.
+    """
+    if config.weights != "none" and not config.weights.startswith("models:/"):
+        weights.read_weights(config.arch, config.weights)
     image_size = config.image_size or vit.default_image_size(config.arch, config.weights)
     with torch.device("meta"):
         build_network(dataclasses.replace(config, weights="none", image_size=image_size), class_names)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vitcifar.config import TrainConfig, deciding_settings, upgrade_settings
 from vitcifar.data.dataset import ImageDataset, fingerprint
-from vitcifar.errors import ConfigError, TrainingError
+from vitcifar.errors import ConfigError, TrainingError, reason_of
 from vitcifar.model.network import Classifier
-from vitcifar.model.vit import UNREADABLE
+from vitcifar.model.tensor_file import load_file
 from vitcifar.training.distributed import rank
 
 LAST = "last.pt"  # the state after the last complete epoch
@@ -43,10 +43,10 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running code from it; raises TrainingError when it is missing or broken."""
     if not path.is_file():
         raise TrainingError(f"There is no checkpoint {path}: train without --resume.")
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except UNREADABLE as error:
-        raise TrainingError(f"The checkpoint {path} cannot be read: train without --resume.") from error
+    state = load_file(path, cure="train without --resume")
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path} holds a {type(state).__name__}, not a checkpoint: train without --resume.")
+    return state
 
 
 def identity_of(
@@ -83,9 +83,11 @@ class Checkpoints:
     def load(self, path: Path) -> dict[str, Any]:
         """Read a checkpoint of the same identity; raises TrainingError with the first difference."""
         state = load(path)
-        saved = state.get("identity", {})
+        saved = state.get("identity")
+        if not isinstance(saved, dict) or "settings" not in saved or "weights" not in state:
+            raise TrainingError(f"{path} is not a checkpoint of vitcifar: train without --resume.")
         for name, value in self.identity["settings"].items():
-            was = saved.get("settings", {}).get(name)
+            was = saved["settings"].get(name)
             if was != value:
                 option = name.replace("_", "-")
                 raise TrainingError(
@@ -110,11 +112,18 @@ def resumed_config(options: Mapping[str, Any]) -> TrainConfig:
     if resume != "last" and resume not in names:
         raise TrainingError(f"There is no checkpoint of run {resume!r}; there are: {', '.join(names[-5:])}.")
     folder = output_dir / (names[-1] if resume == "last" else resume)
-    recorded = upgrade_settings(json.loads((folder / "config.json").read_text()))
+    path = folder / "config.json"
+    try:
+        recorded = upgrade_settings(json.loads(path.read_text(encoding="utf-8")))
+        config = TrainConfig(**{**recorded, "resume": folder.name, "output_dir": str(folder.parent)})
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise TrainingError(f"The settings in {path} cannot be read ({reason_of(error)}): omit resume.") from error
     for name, value in options.items():
-        if name not in ("resume", "output_dir") and value != recorded[name]:
+        if name not in ("resume", "output_dir") and value != (was := getattr(config, name)):
             raise ConfigError(
-                f"Run {folder.name} was started with {name} {recorded[name]}, not {value}: "
+                f"Run {folder.name} was started with {name} {was}, not {value}: "
                 f"omit {name} to resume the run, or omit resume to start another."
             )
-    return TrainConfig(**{**recorded, "resume": folder.name, "output_dir": str(folder.parent)})
+    return config
