@@ -69,6 +69,12 @@ def test_an_invalid_value_or_combination_is_rejected(wrong):
         TrainConfig(**wrong)
 
 
+def test_an_architecture_that_no_onnx_file_can_hold_is_refused_with_the_reason_before_anything_is_read():
+    with pytest.raises(ConfigError, match=r"one ONNX file holds at most 2 GB: choose one of vit_b_16, .*, vit_tiny"):
+        TrainConfig(arch="vit_h_14")
+    assert "vit_h_14" not in FIELDS["arch"].metadata["choices"]
+
+
 def test_a_preset_is_overridden_by_what_is_given():
     assert resolve("digits").arch == PRESETS["digits"]["arch"]
     assert resolve("digits", epochs=3).epochs == 3

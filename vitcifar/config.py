@@ -16,7 +16,9 @@ from vitcifar.errors import ConfigError
 # Settings of vitcifar 0.1 under another name -> theirs now. Read in old releases and runs; hidden options until 0.3.
 RENAMED_SETTINGS = {"examine": "analysis", "robustness_pictures": "corruption_images", "outliers": "ood"}
 
-VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "vit_tiny")
+VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_tiny")
+# torchvision's other one, and why it is refused before anything is read.
+REFUSED_VITS = {"vit_h_14": "its weights take 2.5 GB, and one ONNX file holds at most 2 GB"}
 
 
 def setting(
@@ -25,6 +27,7 @@ def setting(
     *,
     group: str = "Options",
     choices: Sequence[str] = (),
+    refused: Mapping[str, str] = types.MappingProxyType({}),
     minimum: float | None = None,
     maximum: float | None = None,
     decides_weights: bool = False,
@@ -32,13 +35,15 @@ def setting(
 ) -> Any:
     """A field of a config: its default, one line of help with its unit, and its valid values.
 
-    `group` is its heading in the help; `decides_weights` says that another value gives other trained weights on the
-    same images; `declared` makes it a parameter in MLproject (MLflow logs those of every run, used or not).
+    `refused` has further values that people type, and why they are no choices; `group` is its heading in the help;
+    `decides_weights` says that another value gives other trained weights on the same images; `declared` makes it a
+    parameter in MLproject (MLflow logs those of every run, used or not).
     """
     metadata = {
         "help": help,
         "group": group,
         "choices": tuple(choices),
+        "refused": refused,
         "minimum": minimum,
         "maximum": maximum,
         "decides_weights": decides_weights,
@@ -68,7 +73,9 @@ class TrainConfig:
     data_seed: int = _data(0, "Random seed of the subset: which images, in which order.", minimum=0)
     seed: int = _data(0, "Random seed of initialisation, shuffling and augmentation.", minimum=0, decides_weights=True)
 
-    arch: str = _model("vit_b_16", "Vision transformer architecture.", choices=VITS, declared=True)
+    arch: str = _model(
+        "vit_b_16", "Vision transformer architecture.", choices=VITS, refused=REFUSED_VITS, declared=True
+    )
     weights: str = _model(
         "IMAGENET1K_V1",
         "Initial weights: a torchvision name, none (random), a state dict file, or models:/NAME/VERSION.",
@@ -197,7 +204,8 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field.name} is {value!r}: expected a finite number.")
     if meta["choices"] and value not in meta["choices"]:
-        raise ConfigError(f"{field.name} is {value!r}: choose one of {', '.join(meta['choices'])}.")
+        why = f", but {meta['refused'][value]}" if value in meta["refused"] else ""
+        raise ConfigError(f"{field.name} is {value!r}{why}: choose one of {', '.join(meta['choices'])}.")
     if meta["minimum"] is not None and not value >= meta["minimum"]:
         raise ConfigError(f"{field.name} is {value!r}: it must be at least {meta['minimum']}.")
     if meta["maximum"] is not None and not value <= meta["maximum"]:

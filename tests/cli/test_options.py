@@ -10,6 +10,7 @@ from vitcifar import cli
 from vitcifar.cli import options
 from vitcifar.cli.options import at_home
 from vitcifar.config import RENAMED_SETTINGS, TrainConfig
+from vitcifar.errors import ConfigError
 from vitcifar.registry.policy import Policy
 
 TRAIN = cli.main.commands["train"]
@@ -43,6 +44,12 @@ def test_the_value_preset_leaves_a_setting_to_the_preset():
     values = options.given(parse("train", "--epochs", "preset", "--arch", "preset", "--batch-size", "9"))
     assert values["batch_size"] == 9
     assert not {"epochs", "arch"} & values.keys()
+
+
+def test_a_value_that_is_refused_says_why_on_the_command_line_too():
+    with pytest.raises(ConfigError, match="one ONNX file holds at most 2 GB"):
+        TrainConfig(arch=parse("train", "--arch", "vit_h_14")["arch"])
+    assert "vit_h_14" not in TRAIN.get_help(click.Context(TRAIN))
 
 
 @pytest.mark.parametrize(("old", "value"), [("examine", "none"), ("robustness_pictures", "7"), ("outliers", "none")])

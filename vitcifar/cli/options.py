@@ -100,6 +100,8 @@ class SettingOption(click.Option):
         super().__init__(names, **{**attributes, "default": FROM_PRESET})
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        if value in self.field.metadata["refused"]:
+            return value  # TrainConfig says why
         return None if value == FROM_PRESET else super().type_cast_value(ctx, value)
 
     def get_help_extra(self, ctx: click.Context) -> Any:
