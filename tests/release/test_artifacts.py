@@ -52,6 +52,9 @@ def test_a_location_without_files_is_empty(stored: Path) -> None:
 
 @pytest.mark.parametrize("error", [MlflowException("no route"), OSError("no route"), ConnectionError("no route")])
 def test_an_unavailable_store_is_an_error_with_its_reason(error: Exception) -> None:
+    long = OSError(f"{'retries ' * 60}\n(Caused by: refused)")
+    with pytest.raises(TrackingError, match=r"retries \(Caused by: refused\)\): check"), artifact_errors():
+        raise long
     with pytest.raises(TrackingError, match=r"The artifact store is unavailable \(no route\)"), artifact_errors():
         raise error
 

@@ -22,7 +22,7 @@ import mlflow
 from vitcifar import pipeline, tracking
 from vitcifar.config import TrainConfig, deciding_settings, groups
 from vitcifar.data.splits import Splits
-from vitcifar.errors import ConfigError, TrackingError, TrainingError
+from vitcifar.errors import ConfigError, TrackingError, TrainingError, reason_of
 from vitcifar.experiments.search_space import Dimension
 from vitcifar.experiments.seeds import prepare
 from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
@@ -119,8 +119,8 @@ def open_study(plan: SweepPlan, splits: Splits) -> "Study":
             storage=storage, study_name=plan.name, direction="maximize", pruner=pruner, load_if_exists=True
         )
     except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise TrackingError(f"The storage {path} cannot be used ({reason}): name another with --storage.") from error
+        problem = f"The storage {path} cannot be used ({reason_of(getattr(error, 'orig', None) or error)})"
+        raise TrackingError(f"{problem}: name another with --storage.") from error
     recipe = plan.recipe(splits)
     recorded = study.user_attrs.get("recipe", recipe)
     for name in recipe.keys() & recorded.keys():

@@ -21,7 +21,7 @@ import onnxruntime
 
 from vitcifar.data.dataset import group_by_size
 from vitcifar.data.image import read_image
-from vitcifar.errors import ImageError, ReleaseError
+from vitcifar.errors import ImageError, ReleaseError, reason_of
 
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
@@ -169,7 +169,7 @@ def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.Infer
 
 
 def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].removeprefix("[ONNXRuntimeError] : ")
+    return reason_of(error).removeprefix("[ONNXRuntimeError] : ")
 
 
 def _check_graph(session: onnxruntime.InferenceSession, name: str) -> None:

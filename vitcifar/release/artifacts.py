@@ -17,7 +17,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from vitcifar.errors import ReleaseError, TrackingError
+from vitcifar.errors import ReleaseError, TrackingError, reason_of
 from vitcifar.release.manifest import MANIFEST_FILE, WRITTEN_LATER, Manifest, read_manifest, sha256_of
 
 
@@ -114,8 +114,8 @@ def artifact_errors() -> Iterator[None]:
 
 
 def _unavailable(error: Exception) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return f"The artifact store is unavailable ({reason}): check that it runs and its folder exists, then try again."
+    problem = f"The artifact store is unavailable ({reason_of(error)})"
+    return f"{problem}: check that it runs and its folder exists, then try again."
 
 
 @contextlib.contextmanager

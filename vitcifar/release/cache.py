@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from vitcifar.config import TrainConfig
-from vitcifar.errors import ReleaseError
+from vitcifar.errors import ReleaseError, reason_of
 from vitcifar.release.artifacts import download_file, environment_variable
 from vitcifar.release.manifest import MANIFEST_FILE, PT2_FILE, Manifest, check_digest, read_manifest, verify
 
@@ -120,6 +120,11 @@ def load_module(release: Manifest) -> "Module":
             return module
     except MlflowException as error:
         raise ReleaseError(f"The weights in {release.folder} are not plain tensors: {error}") from error
+    except Exception as error:  # torch's loader may raise anything, for one for a file of a newer torch
+        raise ReleaseError(
+            f"The PyTorch model in {release.folder} cannot be loaded here ({reason_of(error)}): install the torch "
+            f"{release.environment.get('packages', {}).get('torch', 'that wrote it')}, or use its ONNX model."
+        ) from error
 
 
 def open_network(release: Manifest) -> "Classifier":
