@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import http.server
 import io
+import random
 import re
 import threading
 from pathlib import Path
@@ -153,6 +154,26 @@ def test_what_is_left_over_beside_the_network_is_said(tmp_path):
     messages: list[str] = []
     build_network(resolve("digits", weights=str(tmp_path / "w.pt")), CLASSES, notify=messages.append)
     assert messages == [f"Not used from {tmp_path / 'w.pt'}: criterion, optimizer."]
+
+
+@pytest.mark.parametrize("kind", ["legacy", "safetensors"])
+def test_damage_that_no_checksum_finds_ends_in_a_network_or_in_one_sentence(tmp_path, kind):
+    path, chance, outcomes = tmp_path / "w.pt", random.Random(1), []
+    if kind == "legacy":
+        torch.save({"model": plain_state()}, path, _use_new_zipfile_serialization=False)
+    else:
+        safetensors.torch.save_file(plain_state(), path)
+    whole = path.read_bytes()
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(chance.choice([1, 3])):
+            data[chance.randrange(6000)] ^= 1 << chance.randrange(8)  # the names, shapes and types
+        path.write_bytes(data)
+        try:
+            outcomes.append(type(tiny(weights=str(path))).__name__)
+        except TrainingError as error:
+            outcomes.append("\n" in str(error))
+    assert set(outcomes) <= {"Classifier", False}
 
 
 def test_two_networks_in_one_file_are_ambiguous(tmp_path):

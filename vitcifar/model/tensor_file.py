@@ -62,8 +62,10 @@ def _load(path: Path) -> Any:
             with zipfile.ZipFile(file) as archive:
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-                if not any(name.endswith("/data.pkl") for name in archive.namelist()):
-                    raise ValueError("a zip archive that torch.save did not write")
+                names = {name.rpartition("/")[2] for name in archive.namelist()}
+                if "data.pkl" not in names or "constants.pkl" in names:
+                    kind = "TorchScript, which is code" if "constants.pkl" in names else "not of torch.save"
+                    raise ValueError(f"a zip archive, {kind}")
             file.seek(0)
         elif head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith(b"\x80")):
             import safetensors.torch

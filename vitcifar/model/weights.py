@@ -2,6 +2,7 @@
 
 Files come with wrappers around the state dict and prefixes before its names; here is what of them is the network."""
 
+import functools
 import hashlib
 import http.client
 import math
@@ -227,16 +228,18 @@ def shape_of(tensors: Mapping[str, Tensor], key: str) -> str:
 
 def arch_of(state: Mapping[str, Tensor]) -> str:
     """The architecture whose backbone has these shapes, at any image size; "" if there is none."""
-    got = {key: tensor.shape for key, tensor in state.items() if key.startswith("backbone.")}
-    for arch in VITS:
-        with torch.device("meta"):
-            backbone = build_backbone(arch, default_image_size(arch, "none"))
-        shapes = {
-            f"backbone.{key}": tensor.shape for key, tensor in backbone.state_dict().items() if "heads." not in key
-        }
-        if all(key == POSITIONS or got.get(key) == shapes.get(key) for key in {**shapes, **got}):
-            return arch
-    return ""
+    got = {key: tensor.shape for key, tensor in state.items() if key.startswith("backbone.") and key != POSITIONS}
+    return next((arch for arch in VITS if got == backbone_shapes(arch)), "")
+
+
+@functools.cache
+def backbone_shapes(arch: str) -> dict[str, torch.Size]:
+    """The shapes of a backbone's weights but for the positions, whose number depends on the image size."""
+    with torch.device("meta"):
+        state = build_backbone(arch, default_image_size(arch, "none")).state_dict()
+    shapes = {f"backbone.{key}": tensor.shape for key, tensor in state.items() if not key.startswith("heads.")}
+    del shapes[POSITIONS]
+    return shapes
 
 
 def resize_positions(state: dict[str, Tensor], expected: Tensor, notify: Notify) -> dict[str, Tensor]:

@@ -119,7 +119,9 @@ def resumed_config(options: Mapping[str, Any]) -> TrainConfig:
     except ConfigError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        raise TrainingError(f"The settings in {path} cannot be read ({reason_of(error)}): omit resume.") from error
+        raise TrainingError(
+            f"The settings in {path} cannot be read ({reason_of(error)}): omit resume to start another run."
+        ) from error
     for name, value in options.items():
         if name not in ("resume", "output_dir") and value != (was := getattr(config, name)):
             raise ConfigError(
