@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import getpass
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Set
@@ -103,9 +104,13 @@ def current_user() -> str:
     if mlflow.get_tracking_uri().startswith("http") and (name := read_mlflow_creds().username):
         return name
     try:
+        import pwd  # getpass would believe the environment, where anybody can name another
+    except ImportError:  # Windows
         return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
 
 
 def new_key(prefix: str, when: str) -> str:
