@@ -11,6 +11,7 @@ from support.project import ROOT
 from support.toys import make_onnx
 
 from vitcifar.cli import format
+from vitcifar.errors import ReleaseError
 from vitcifar.registry.aliases import new_event
 from vitcifar.registry.diff import Difference
 from vitcifar.registry.policy import Gate
@@ -29,11 +30,19 @@ def test_numbers_are_aligned_to_the_right_and_text_to_the_left(capsys):
 
 
 def test_versions_are_listed_with_aliases_and_accuracy_or_a_dash(capsys):
-    format.print_versions([version(12, aliases=("champion", "best"), tags={"test_accuracy": "0.96"}), version(3)])
-    header, first, second = capsys.readouterr().out.splitlines()
+    def accuracy(row: Version) -> float | None:
+        if row.number == 4:
+            raise ReleaseError("The store does not hold release.json.")
+        return 0.96 if row.number == 12 else None
+
+    rows = [version(12, aliases=("champion", "best"), tags={"test_accuracy": "0.5"}), version(4), version(3)]
+    format.print_versions(rows, accuracy)
+    printed = capsys.readouterr()
+    header, first, second, third = printed.out.splitlines()
     assert header.split() == ["version", "aliases", "accuracy", "created", "run"]
     assert first.split() == ["12", "champion,", "best", "0.9600", "2026-01-31T12:00:00Z", "abc"]
-    assert second.split() == ["3", "-", "-", "2026-01-31T12:00:00Z", "abc"]
+    assert [second.split()[:3], third.split()[:3]] == [["4", "-", "-"], ["3", "-", "-"]]
+    assert printed.err == "Note: the accuracy of version 4 is not known. The store does not hold release.json.\n"
 
 
 @pytest.mark.parametrize(

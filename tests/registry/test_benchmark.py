@@ -1,12 +1,14 @@
 """The latency table that a benchmark records on a version."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from support.toys import Published
 
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.registry.benchmark import benchmark, read_tables, recorded_p95
+from vitcifar.registry.benchmark import benchmark, read_old_tables, read_tables
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import cache_dir
 from vitcifar.release.latency import this_machine
@@ -37,11 +39,33 @@ def test_a_network_in_memory_needs_no_pytorch_file(
     table = benchmark(registry, 1, network=published.networks[1].eval(), num_runs=2)
     assert {row.format for row in table.rows} == {"torch", "onnx-fp32"}
     assert list(cache_dir().rglob("*.onnx")) and not list(cache_dir().rglob("*.pt2"))
-    served = table.row("onnx-fp32", this_machine().num_cores)
-    assert served and recorded_p95(registry.show(1), registry.pull(1)) == served.p95_ms
+    assert read_tables(registry.show(1)) == {this_machine().fingerprint: table}
 
 
-def test_without_a_table_of_this_machine_no_latency_is_recorded(registry: Registry) -> None:
-    registry.tag(1, f"latency/{this_machine().fingerprint}", "{}")
-    registry.tag(1, f"latency/{this_machine().fingerprint}", None)
-    assert recorded_p95(registry.show(1), registry.pull(1)) is None
+def test_a_benchmark_leaves_the_number_of_threads_as_it_was(registry: Registry) -> None:
+    before = torch.get_num_threads()
+    benchmark(registry, 2, threads=(before + 1,), num_runs=1)
+    assert torch.get_num_threads() == before
+
+
+def test_a_latency_table_that_was_edited_is_not_shown(registry: Registry) -> None:
+    """The table is a file of the run; the tag holds its sha256 and no number."""
+    machine = this_machine().fingerprint
+    table = benchmark(registry, 2, threads=(1,), num_runs=2)
+    version, tag = registry.show(2), f"latency_sha256/{machine}"
+    assert re.fullmatch("[0-9a-f]{64}", version.tags[tag])
+    faster = table.to_json().replace('"p95_ms": ', '"p95_ms": 0.0')
+    registry.client.log_text(version.run_id, faster, f"latency/{machine}.json")
+    with pytest.warns(UserWarning, match="latency table of toy 2 is missing or was changed: type vitcifar benchmark"):
+        assert read_tables(version) == {}
+    registry.tag(2, tag, None)
+
+
+def test_a_table_in_a_tag_is_replaced_by_the_next_benchmark(registry: Registry) -> None:
+    machine = this_machine().fingerprint
+    registry.tag(2, f"latency/{machine}", benchmark(registry, 2, threads=(1,), num_runs=1).to_json())
+    registry.tag(2, "latency/edited", "{}")
+    assert read_old_tables(registry.show(2)).keys() == {machine}
+    benchmark(registry, 2, threads=(1,), num_runs=1)
+    assert read_old_tables(registry.show(2)) == {}
+    registry.tag(2, "latency/edited", None)

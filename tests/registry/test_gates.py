@@ -159,7 +159,7 @@ def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
     assert "champion" in failed(error)
     parity = next(gate for gate in error.value.gates if gate.name == "parity")
     assert "the served model.int8.onnx agrees on 99.50% of the test images" in parity.message
-    assert toy.show(number).test_accuracy == 0.75
+    assert toy.accuracy(toy.show(number)) == 0.75
 
 
 def test_an_int8_file_that_changes_a_prediction_on_an_edge_case_file_fails_parity(
@@ -210,19 +210,18 @@ def test_latency_is_recorded_without_a_limit_too(toy: Registry, numbers: dict[st
     latency = next(gate for gate in toy.promote(numbers["better"]).gates if gate.name == "latency")
     assert latency.passed and latency.limit is None
     assert latency.value is not None and latency.value > 0
-    assert "measured on this machine, no maximum set" in latency.message
+    assert f"measured on this machine ({this_machine().fingerprint}), no maximum set" in latency.message
 
 
-def test_latency_is_taken_from_the_table_that_this_machine_recorded(toy: Registry, numbers: dict[str, int]) -> None:
+def test_the_latency_gate_measures_and_believes_no_tag(toy: Registry, numbers: dict[str, int]) -> None:
     machine = this_machine()
-    times = {"cold_ms": 200.0, "p50_ms": 100.0, "p95_ms": 123.0, "p99_ms": 130.0}
+    times = {"cold_ms": 2e6, "p50_ms": 1e6, "p95_ms": 1e6, "p99_ms": 1e6}
     row = Row(format="onnx-fp32", num_threads=machine.num_cores, file_bytes=1, accuracy=None, **times)
     table = LatencyTable(machine=machine, image_size=32, num_runs=1, rows=(row,))
     toy.tag(numbers["tie"], f"latency/{machine.fingerprint}", table.to_json())
-    gates = check_gates(toy, toy.show(numbers["tie"]), "champion", None, Policy(max_p95_ms=120))
+    gates = check_gates(toy, toy.show(numbers["tie"]), "champion", None, Policy(max_p95_ms=1e5))
     latency = next(gate for gate in gates if gate.name == "latency")
-    assert (latency.passed, latency.value, latency.limit) == (False, 123.0, 120)
-    assert "123.0 ms at the 95th percentile, recorded on this machine, maximum 120 ms, 3 ms too slow" in latency.message
+    assert latency.passed and latency.value is not None and latency.value < 1e5
     toy.tag(numbers["tie"], f"latency/{machine.fingerprint}", None)
 
 

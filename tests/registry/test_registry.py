@@ -1,5 +1,6 @@
 """The registry: the same results from a SQLite store and from a tracking server with its artifact proxy."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_versions_are_listed_newest_first_with_their_aliases(toy: Registry) -> N
     assert [version.number for version in versions] == [3, 2, 1]
     assert [version.aliases for version in versions] == [(), ("champion",), ()]
     assert versions[0].tags["release_id"] == "three"
-    assert versions[0].test_accuracy == 0.5
+    assert toy.accuracy(versions[0]) == 0.5
 
 
 def test_a_version_is_named_by_number_alias_or_latest(toy: Registry) -> None:
@@ -168,3 +169,23 @@ def test_an_unreachable_server_is_reported_in_one_sentence(monkeypatch: pytest.M
             Registry("toy").list()
     finally:
         mlflow.set_tracking_uri(before)
+
+
+def test_the_accuracy_of_a_version_is_read_from_its_release_and_cached(toy: Registry) -> None:
+    toy.tag(3, "test_accuracy", "0.99")
+    version = toy.show(3)
+    assert toy.accuracy(version) == 0.5
+    assert [path.name for path in cache_dir().rglob("*") if path.is_file()] == ["release.json"]
+    gone = dataclasses.replace(version, source="nowhere", number=99)  # not read from the store again
+    assert toy.accuracy(gone) == 0.5
+    assert toy.accuracy(dataclasses.replace(version, tags={"test_accuracy": "0.99"})) is None
+    toy.tag(3, "test_accuracy", "0.5")
+
+
+def test_a_digest_that_is_a_path_touches_no_folder(toy: Registry, tmp_path: Path) -> None:
+    """The digest names a folder of the cache, and an incomplete one is deleted there."""
+    (tmp_path / "mine").write_text("mine")
+    version = dataclasses.replace(toy.show(1), tags={"release_digest": str(tmp_path)})
+    with pytest.raises(ReleaseError, match=r"no valid tag release_digest"):
+        toy.pull_version(version)
+    assert (tmp_path / "mine").read_text() == "mine"

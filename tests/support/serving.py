@@ -56,7 +56,7 @@ class FakeRegistry:
                 created="2026-01-01T00:00:00Z",
                 run_id="",
                 source="",
-                tags={"test_accuracy": "0.875"},
+                tags={"test_accuracy": "0.999"},  # edited: release.json says 0.875
             )
             for number in sorted(self.numbers, reverse=True)
         ]
@@ -88,6 +88,7 @@ def make_manifest(**fields: Any) -> Manifest:
         "temperature": 1.0,
         "fingerprint": "",
         "run_id": "",
+        "checks": {"test": {"accuracy": 0.875}},
     }
     return Manifest(**{**toy, **fields})
 

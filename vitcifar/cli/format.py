@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitcifar.errors import VitCifarError
 from vitcifar.registry.policy import read_changes, read_policy
 
 if TYPE_CHECKING:
@@ -32,12 +34,23 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
-def print_versions(versions: Iterable["Version"]) -> None:
-    rows = []
-    for version in versions:
-        accuracy = "-" if version.test_accuracy is None else f"{version.test_accuracy:.4f}"
-        aliases = ", ".join(version.aliases) or "-"
-        rows.append((str(version.number), aliases, accuracy, version.created, version.run_id))
+def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"], float | None]) -> None:
+    """Print versions with their test accuracy, as `Registry.accuracy` reads it; why one is not known on stderr."""
+
+    def read(version: "Version") -> str:
+        try:
+            found = accuracy(version)
+        except VitCifarError as error:
+            click.echo(f"Note: the accuracy of version {version.number} is not known. {error}", err=True)
+            return "-"
+        return "-" if found is None else f"{found:.4f}"
+
+    with ThreadPoolExecutor(8) as pool:
+        accuracies = pool.map(read, versions)
+    rows = [
+        (str(version.number), ", ".join(version.aliases) or "-", text, version.created, version.run_id)
+        for version, text in zip(versions, accuracies, strict=True)
+    ]
     print_table(("version", "aliases", "accuracy", "created", "run"), rows)
 
 
@@ -67,7 +80,9 @@ def print_policy(tags: Mapping[str, str]) -> None:
 
 def print_differences(differences: Sequence["Difference"]) -> None:
     for row in differences:
-        click.echo(f"{row.section:<11}  {row.name}: {short(row.before)} -> {short(row.after)}")
+        before, after = short(row.before), short(row.after)
+        before, after = (before, after) if before != after else (str(row.before), str(row.after))
+        click.echo(f"{row.section:<11}  {row.name}: {before} -> {after}")
     if not differences:
         click.echo("No differences.")
 

@@ -25,7 +25,7 @@ def versions(registry: "Registry") -> None:
     rows = registry.list()
     if not rows:
         registry.resolve("latest")  # raises, naming the models that exist
-    format.print_versions(rows)
+    format.print_versions(rows, registry.accuracy)
 
 
 @options.registry_command
@@ -270,13 +270,16 @@ def prune(registry: "Registry", keep: int, delete: bool) -> None:
     vitcifar prune --keep 5
     vitcifar prune --keep 5 --delete yes
     """
+    from vitcifar.registry.prune import delete as delete_version
     from vitcifar.registry.prune import prune
 
-    old = prune(registry, keep=keep, dry_run=not delete)
+    old = prune(registry, keep=keep)
     if not old:
         return click.echo("Nothing to delete: every older version is in use by an alias or as a rollback target.")
-    format.print_versions(old)
+    format.print_versions(old, registry.accuracy)
     if delete:
+        for version in old:
+            delete_version(registry, version)
         click.echo(f"Deleted {len(old)}. Run mlflow gc to free the disk space.", err=True)
     else:
         click.echo("Nothing was deleted yet: add --delete yes.", err=True)
@@ -294,16 +297,17 @@ def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs
     \b
     vitcifar benchmark --version champion --threads 1,2
     """
-    from vitcifar.experiments.versions import recorded_splits
+    from vitcifar.experiments.versions import recorded_splits, tested_on
     from vitcifar.registry.benchmark import benchmark
 
     release = registry.pull(version)
     assert release.version is not None
     splits = recorded_splits(release)
-    if splits is None:
-        note = "Note: the test images are missing or have changed; the accuracies are those recorded with the version."
-        click.echo(note, err=True)
-    dataset = splits.test if splits else None
+    dataset = splits.test if splits and tested_on(release, splits) else None
+    if dataset is None:
+        problem = "have changed" if splits else "cannot be read"
+        recorded = "the accuracies are those recorded with the version"
+        click.echo(f"Note: the test images of version {release.version} {problem}; {recorded}.", err=True)
     table = benchmark(registry, release.version, dataset=dataset, threads=threads, num_runs=runs)
     machine = table.machine
     click.echo(f"{machine.processor}, {machine.num_cores} cores, {' '.join(machine.flags)}")

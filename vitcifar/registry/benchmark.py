@@ -1,19 +1,30 @@
-"""The latency table of a version: measured on this machine and recorded on the version, one table per machine."""
+"""The latency table of a version: measured on this machine and stored with its run, one table per machine.
 
+Tags can be edited: a table is a file of the run that trained the version, and a tag of the version holds its sha256.
+"""
+
+import contextlib
+import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import mlflow
+from mlflow.exceptions import MlflowException
+
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.inference.session import this_machine
+from vitcifar.errors import TrackingError
 from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.cache import open_network
 from vitcifar.release.latency import NUM_RUNS, LatencyTable, latency_table
-from vitcifar.release.manifest import INT8_FILE, Manifest, served_evaluation
+from vitcifar.release.manifest import INT8_FILE, served_evaluation
+from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
-PREFIX = "latency/"  # then the machine's fingerprint
+PREFIX = "latency_sha256/"  # of a tag; then the machine's fingerprint
+OLD_PREFIX = "latency/"  # of the tags that held whole tables, in older versions
 
 
 def benchmark(
@@ -40,19 +51,46 @@ def benchmark(
         # The float ONNX file has the network's accuracy: parity requires equal predictions on every test image.
         accuracies = {"torch": checked, "onnx-fp32": checked, "onnx-int8": served if is_int8 else None}
         table = table.with_accuracies(accuracies)
-    registry.tag(release.version, f"{PREFIX}{table.machine.fingerprint}", table.to_json())
+    try:
+        record(registry, registry.show(release.version), table)
+    except (TrackingError, OSError) as error:  # such as a run that was deleted
+        warnings.warn(f"The latency table is not stored with the version: {error}", stacklevel=2)
     return table
 
 
+def record(registry: Registry, version: Version, table: LatencyTable) -> None:
+    """Store a table with the run of the version, then its sha256 on the version. Raises TrackingError."""
+    fingerprint, text = table.machine.fingerprint, table.to_json()
+    with reaching(mlflow.get_tracking_uri()):
+        registry.client.log_text(version.run_id, text, f"latency/{fingerprint}.json")
+    registry.tag(version.number, f"{PREFIX}{fingerprint}", hashlib.sha256(text.encode()).hexdigest())
+    if f"{OLD_PREFIX}{fingerprint}" in version.tags:
+        registry.tag(version.number, f"{OLD_PREFIX}{fingerprint}", None)
+
+
 def read_tables(version: Version) -> dict[str, LatencyTable]:
-    """The tables recorded on a version, by the fingerprint of the machine."""
-    tags = version.tags
-    return {key.removeprefix(PREFIX): LatencyTable.from_json(tags[key]) for key in tags if key.startswith(PREFIX)}
+    """The tables of a version by the fingerprint of the machine; warns of one that is missing or not as measured."""
+    tables = {}
+    for fingerprint, digest in _tags(version, PREFIX).items():
+        text = ""
+        with contextlib.suppress(MlflowException, OSError):
+            text = mlflow.artifacts.load_text(f"runs:/{version.run_id}/latency/{fingerprint}.json")
+        if hashlib.sha256(text.encode()).hexdigest() == digest:
+            tables[fingerprint] = LatencyTable.from_json(text)
+        else:
+            table = f"A latency table of {version.model_name} {version.number}"
+            warnings.warn(f"{table} is missing or was changed: type vitcifar benchmark.", stacklevel=2)
+    return tables
 
 
-def recorded_p95(version: Version, release: Manifest) -> float | None:
-    """The 95th percentile in ms that this machine recorded for the served file with all cores; None without one."""
-    machine = this_machine()
-    table = read_tables(version).get(machine.fingerprint)
-    row = table.row("onnx-int8" if release.serves == INT8_FILE else "onnx-fp32", machine.num_cores) if table else None
-    return row.p95_ms if row else None
+def read_old_tables(version: Version) -> dict[str, LatencyTable]:
+    """The tables that an older vitcifar put into tags, by the fingerprint of the machine: they may have been edited."""
+    tables = {}
+    for fingerprint, text in _tags(version, OLD_PREFIX).items():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            tables[fingerprint] = LatencyTable.from_json(text)
+    return tables
+
+
+def _tags(version: Version, prefix: str) -> dict[str, str]:
+    return {key.removeprefix(prefix): value for key, value in version.tags.items() if key.startswith(prefix)}

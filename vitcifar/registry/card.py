@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment
 
 from vitcifar.registry.approvals import read_approvals
-from vitcifar.registry.benchmark import read_tables
+from vitcifar.registry.benchmark import read_old_tables, read_tables
 from vitcifar.registry.gates import read_evaluation, read_verdicts
 from vitcifar.registry.registry import Version
 from vitcifar.release.manifest import Manifest, served_evaluation
@@ -25,7 +25,8 @@ def model_card(version: Version, release: Manifest) -> str:
         calibration=complete and complete.calibration_text(),
         evaluation=evaluation,
         approvals=read_approvals(version),
-        tables=list(read_tables(version).values()),
+        tables=[*read_tables(version).values()],
+        old_tables=[*read_old_tables(version).values()],
         verdicts=read_verdicts(version),
     )
 

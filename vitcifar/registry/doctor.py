@@ -22,10 +22,20 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from vitcifar.errors import ReleaseError, VitCifarError
 from vitcifar.registry.aliases import PREFIX, read_events
 from vitcifar.registry.prune import file_users
-from vitcifar.registry.registry import BROKEN_TAG, LINK_TAG, NOT_FOUND, Registry, Version, link, register
-from vitcifar.registry.repair import Finding, cached_manifest, can_restore, find, mark_broken, restore, restore_previous
+from vitcifar.registry.registry import (
+    BROKEN_TAG,
+    LINK_TAG,
+    NOT_FOUND,
+    Registry,
+    Version,
+    index_tags,
+    link,
+    register,
+)
+from vitcifar.registry.repair import Finding, can_restore, find, mark_broken, restore, restore_previous
 from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, has_root, list_files, root_of
 from vitcifar.release.build import LOGGED_NAME, MODEL_TAG, STAGING_PREFIX
+from vitcifar.release.cache import cached_manifest
 from vitcifar.release.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
 from vitcifar.tracking import reaching
 
@@ -160,7 +170,8 @@ def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
     for version in registry.list():
         if version.digest is not None:
             location = registry.location(version)
-            compared.append((version, location, find_mismatch(location, version.digest, cached_manifest(version))))
+            known = cached_manifest(version.digest)
+            compared.append((version, location, find_mismatch(location, version.digest, known)))
     is_store_there = any(not mismatch.empty for *_, mismatch in compared)
     for version, location, mismatch in compared:
         name = f"{version.model_name} {version.number}"
@@ -171,7 +182,17 @@ def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
         elif version.broken:
             action = partial(registry.tag, version.number, BROKEN_TAG, None)
             yield find("restored version", name, action, why=version.broken)
+        else:
+            yield from _changed_tags(registry, version, name)
         yield from _unlinked(registry, version, name)
+
+
+def _changed_tags(registry: Registry, version: Version, name: str) -> Iterator[Finding]:
+    """Tags of a complete version that are not what its release.json says; nothing reads a number from them."""
+    for key, recorded in index_tags(registry.manifest(version)).items():
+        if (value := version.tags.get(key, recorded)) != recorded:
+            action = partial(registry.tag, version.number, key, recorded)
+            yield find("changed tag", f"{name}, {key}", action, value=value, recorded=recorded)
 
 
 def _incomplete(registry: Registry, version: Version, name: str, mismatch: Mismatch) -> Finding:

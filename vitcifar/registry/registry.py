@@ -21,7 +21,7 @@ from vitcifar.errors import RegistryError, ReleaseError, TrackingError
 from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback
 from vitcifar.registry.policy import Policy, read_policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
-from vitcifar.release.cache import fetch
+from vitcifar.release.cache import cached_manifest, fetch, fetch_manifest
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.tracking import reaching
 
@@ -56,10 +56,6 @@ class Version:
     def broken(self) -> str | None:
         """What is wrong with its files, if the doctor marked it as broken."""
         return self.tags.get(BROKEN_TAG)
-
-    @property
-    def test_accuracy(self) -> float | None:
-        return float(self.tags["test_accuracy"]) if "test_accuracy" in self.tags else None
 
 
 def select(versions: Sequence[Version], spec: str | int) -> Version | None:
@@ -206,6 +202,16 @@ class Registry:
         release = fetch(self.location(version), self.digest_of(version), pytorch=pytorch)
         return dataclasses.replace(release, version=version.number)
 
+    def manifest(self, version: Version) -> Manifest:
+        """The release.json of a version, verified and cached, without its other files. Raises as `pull`."""
+        digest = self.digest_of(version)
+        release = cached_manifest(digest) or fetch_manifest(self.location(version), digest)
+        return dataclasses.replace(release, version=version.number)
+
+    def accuracy(self, version: Version) -> float | None:
+        """The test accuracy in the release.json of a version; None if it is not recorded. Raises as `pull`."""
+        return served_evaluation(self.manifest(version)).get("accuracy") if version.digest else None
+
     def verify_store(self, version: Version, known: Manifest | None = None) -> None:
         """Check the sha256 of every file in the store, past the cache.
 
@@ -224,9 +230,9 @@ class Registry:
 
     def digest_of(self, version: Version) -> str:
         """The sha256 of its release.json. Raises ReleaseError for a version that vitcifar did not register."""
-        if version.digest is None:
-            name = f"{self.model_name} {version.number}"
-            raise ReleaseError(f"{name} was not released by vitcifar (no tag {DIGEST_TAG}): choose another version.")
+        if version.digest is None or not re.fullmatch("[0-9a-f]{64}", version.digest):  # it names a folder of the cache
+            name, tag = f"{self.model_name} {version.number}", "no valid tag" if version.digest else "no tag"
+            raise ReleaseError(f"{name} was not released by vitcifar ({tag} {DIGEST_TAG}): choose another version.")
         return version.digest
 
     def location(self, version: Version) -> str:
@@ -270,14 +276,7 @@ class Registry:
 def register(release: Manifest, model_id: str, digest: str) -> int:
     """Create the version with its tags in one request, so that it exists completely or not at all."""
     client = mlflow.MlflowClient()
-    tags = {
-        DIGEST_TAG: digest,
-        "release_id": release.release_id,
-        "fingerprint": release.fingerprint,
-        "parity_max_logit_difference": str(release.checks["parity"]["max_logit_difference"]),
-    }
-    if "accuracy" in (score := served_evaluation(release)):
-        tags["test_accuracy"] = str(score["accuracy"])
+    tags = {DIGEST_TAG: digest, **index_tags(release)}
     source = {"source": f"models:/{model_id}", "run_id": release.run_id, "model_id": model_id}
     with reaching(mlflow.get_tracking_uri()):
         try:
@@ -288,6 +287,16 @@ def register(release: Manifest, model_id: str, digest: str) -> int:
         version = client.create_model_version(release.model_name, **source, tags=tags, await_creation_for=0)
         link(release.model_name, int(version.version), model_id)
     return int(version.version)
+
+
+def index_tags(release: Manifest) -> dict[str, str]:
+    """What MLflow's page shows and searches of a release. Tags can be edited: numbers are read from release.json."""
+    numbers = {
+        "parity_max_logit_difference": release.checks.get("parity", {}).get("max_logit_difference"),
+        "test_accuracy": served_evaluation(release).get("accuracy"),
+    }
+    texts = {name: str(value) for name, value in numbers.items() if value is not None}
+    return {"release_id": release.release_id, "fingerprint": release.fingerprint, **texts}
 
 
 def link(model_name: str, number: int, model_id: str) -> None:

@@ -10,8 +10,8 @@ from vitcifar.errors import ReleaseError
 from vitcifar.registry.aliases import move_alias, previous_holders
 from vitcifar.registry.registry import BROKEN_TAG, Registry, Version
 from vitcifar.release.artifacts import Mismatch
-from vitcifar.release.cache import cache_dir
-from vitcifar.release.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
+from vitcifar.release.cache import cached_manifest
+from vitcifar.release.manifest import MANIFEST_FILE, sha256_of
 
 Action = Callable[[], object]
 WAIT = "wait for the process that works on it; if there is none: --stale-seconds 0"
@@ -28,6 +28,7 @@ PROBLEMS = {  # what is wrong, and the repair or what a person has to do
     "unfinished promotion": ("{move}, and the record does not say so", "complete the record"),
     "incomplete version": ("{mismatch}", "restore it from the cache of this machine"),
     "broken version": ("{mismatch}; the cache of this machine has no complete copy", "mark it as broken"),
+    "changed tag": ("it is {value}, release.json says {recorded}", "set it as in release.json"),
     "restored version": ("it is marked as broken ({why}) and is complete again", "remove the mark"),
     "deleted model": ("its logged model was deleted in MLflow", "run vitcifar reproduce before mlflow gc deletes it"),
     "unlinked version": ("MLflow's page of the logged model does not show the version", "link it"),
@@ -59,15 +60,9 @@ def find(
     return Finding(kind=kind, subject=subject, message=message, fix=fix, waiting=waiting, action=action)
 
 
-def cached_manifest(version: Version) -> Manifest | None:
-    """The version's release.json from the cache of this machine."""
-    path = cache_dir() / "releases" / str(version.digest) / MANIFEST_FILE
-    return read_manifest(path) if path.is_file() and sha256_of(path) == version.digest else None
-
-
 def can_restore(version: Version, mismatch: Mismatch) -> bool:
     """Whether the cache holds every missing or changed file as it was registered."""
-    release = cached_manifest(version)
+    release = cached_manifest(str(version.digest))
     if release is None:
         return not mismatch.missing_or_changed
     expected = {**release.files, MANIFEST_FILE: str(version.digest)}
@@ -80,7 +75,7 @@ def restore(registry: Registry, version: Version, mismatch: Mismatch) -> None:
 
     Raises ReleaseError when the stored release is still incomplete.
     """
-    release = cached_manifest(version)
+    release = cached_manifest(str(version.digest))
     repository = get_artifact_repository(registry.location(version))
     for name in mismatch.missing_or_changed:
         assert release is not None

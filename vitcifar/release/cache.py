@@ -15,7 +15,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError, reason_of
 from vitcifar.release.artifacts import download_file, environment_variable
-from vitcifar.release.manifest import MANIFEST_FILE, PT2_FILE, Manifest, check_digest, read_manifest, verify
+from vitcifar.release.manifest import MANIFEST_FILE, PT2_FILE, Manifest, check_digest, read_manifest, sha256_of, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,7 @@ def fetch(location: str, digest: str, *, pytorch: bool = False) -> Manifest:
     """
     releases = cache_dir() / "releases"
     folder = releases / digest
-    try:
-        releases.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
         _remove_stale(releases)
         release = _cached(folder, digest) or _download(location, digest, folder)
         if pytorch and not (folder / PT2_FILE).exists():
@@ -53,12 +52,40 @@ def fetch(location: str, digest: str, *, pytorch: bool = False) -> Manifest:
                 check_digest(partial, PT2_FILE, release.files[PT2_FILE], STORE)
                 (folder / PT2_FILE).parent.mkdir(exist_ok=True)
                 os.replace(partial / PT2_FILE, folder / PT2_FILE)
+    return release
+
+
+def cached_manifest(digest: str) -> Manifest | None:
+    """The release.json with this digest in the cache, with or without the other files of the release."""
+    for kind in ("releases", "manifests"):
+        path = cache_dir() / kind / digest / MANIFEST_FILE
+        if path.is_file() and sha256_of(path) == digest:
+            return read_manifest(path)
+    return None
+
+
+def fetch_manifest(location: str, digest: str) -> Manifest:
+    """The release.json with this digest from its location in the store, now in the cache. Raises as `fetch`."""
+    folder = cache_dir() / "manifests" / digest
+    with _writing(folder), _partial(folder.parent) as partial:
+        download_file(get_artifact_repository(location), MANIFEST_FILE, partial)
+        check_digest(partial, MANIFEST_FILE, digest, STORE)
+        folder.mkdir(exist_ok=True)
+        os.replace(partial / MANIFEST_FILE, folder / MANIFEST_FILE)
+    return read_manifest(folder / MANIFEST_FILE)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make the folder of a folder of the cache; a full or read-only disk is a ReleaseError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise ReleaseError(
-            f"The release cannot be written to {releases} ({error.strerror or error}): free disk space, "
+            f"The release cannot be written to {folder.parent} ({error.strerror or error}): free disk space, "
             "or set VITCIFAR_CACHE to another folder."
         ) from error
-    return release
 
 
 def _cached(folder: Path, digest: str) -> Manifest | None:

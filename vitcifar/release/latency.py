@@ -145,6 +145,10 @@ def latency_table(
 
             stack.enter_context(evaluation_mode(network, "cpu"))
         formats = _formats(release, network)
+        if formats.keys() & {"torch", "pt2"}:
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
         rows = [row for count in counts for row in _rows(release, formats, count, num_runs)]
         table = LatencyTable(machine=machine, image_size=release.image_size, num_runs=num_runs, rows=tuple(rows))
         if dataset is None:

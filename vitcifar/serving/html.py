@@ -5,6 +5,7 @@ from html import escape
 
 from vitcifar.evaluation.calibration import NEVER
 from vitcifar.inference.session import Prediction
+from vitcifar.release.manifest import served_evaluation
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import PoolState
 
@@ -36,7 +37,7 @@ def heading(model_name: str, class_names: Sequence[str]) -> str:
 def status(state: PoolState, seen_serial: int, selected: LoadedModel | None = None) -> str:
     """The version that predicts, any problem, and, for a page that showed an older state, the move of the alias."""
     model = selected or state.current
-    accuracy = next((v.test_accuracy for v in state.versions if v.number == model.version), None)
+    accuracy = served_evaluation(model.manifest).get("accuracy")
     quiet = "" if accuracy is None else f'<span class="badge quiet">{percent(accuracy)} test accuracy</span>'
     badges = f"{_aliases(state, model)} {quiet}"
     if model.version != state.current.version:
