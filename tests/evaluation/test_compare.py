@@ -23,9 +23,9 @@ def scored(correct, fingerprint="f00d"):
 
 
 def pair(gained, lost, both, neither=0):
-    challenger = [1] * gained + [0] * lost + [1] * both + [0] * neither
-    champion = [0] * gained + [1] * lost + [1] * both + [0] * neither
-    return scored(challenger), scored(champion)
+    first = [1] * gained + [0] * lost + [1] * both + [0] * neither
+    second = [0] * gained + [1] * lost + [1] * both + [0] * neither
+    return scored(first), scored(second)
 
 
 def test_mcnemar_gives_the_published_example():

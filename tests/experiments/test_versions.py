@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from support.scores import add_version, scores
 from support.toys import settle
@@ -21,6 +23,7 @@ from vitcifar.experiments.versions import compare_versions, evaluate_version, re
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import open_network
+from vitcifar.tracking import mlflow_points
 
 EXPERIMENT = "evaluated"
 QUICK = {"train_per_class": 5, "validation_per_class": 2, "test_per_class": 2, "epochs": 1, "batch_size": 10}
@@ -95,22 +98,28 @@ def test_two_versions_are_compared_on_the_same_images(here, published):
     run = mlflow.MlflowClient().get_run(run_id)
     assert run.data.tags["compares"] == "models:/toy/2" and run.data.tags["against"] == "1"
     assert run.data.metrics["compare/p_value"] == pytest.approx(comparison.p_value)
-    assert "report.html" in artifacts(run_id)
+    report = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
+    assert "Only version 1 (champion) correct" in report and "hallenger" not in report
+    assert comparison.names == ("version 2", "version 1 (champion)")
 
 
 def test_versions_tested_on_different_images_are_rejected(here, monkeypatch):
-    pull = here.pull
+    pull = here.pull_version
 
-    def of_another_test(spec, **more):
-        release = pull(spec, **more)
+    def of_another_test(version):
+        release = pull(version)
         return release if release.version == 2 else dataclasses.replace(release, fingerprint="f" * 64)
 
-    monkeypatch.setattr(here, "pull", of_another_test)
+    monkeypatch.setattr(here, "pull_version", of_another_test)
     with pytest.raises(DataError, match="toy 1 was tested on other images"):
         compare_versions(here, "2", "1", experiment=EXPERIMENT)
-    # On images selected for both they can be compared.
-    _, comparison = compare_versions(here, "2", "1", experiment=EXPERIMENT, data_seed=5)
+    # On images selected for both they can be compared, and that is said.
+    run_id, comparison = compare_versions(here, "2", "1", experiment=EXPERIMENT, data_seed=5)
     assert comparison.num_images == 20
+    run = mlflow.MlflowClient().get_run(run_id)
+    assert run.info.run_name == "toy: version 2 against version 1 (champion), on other images"
+    assert run.data.tags["other_images"] == "true"
+    assert "other than those of their releases" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
 
 
 def test_duplicates_are_searched_in_the_training_images_of_the_version(here, published):
@@ -137,7 +146,8 @@ def test_compare_prints_the_outcome_and_its_run(here, published):
         ["compare", "2", "1", "--margin", "0.1", "--model-name", "toy", "--tracking-uri", published.uri],
     )
     assert done.exit_code == 0, done.output
-    assert re.search(r"^(better|worse|inconclusive): .* on the same 20 images", done.output)
+    named = r"^version 2 against version 1 \(champion\): (better|worse|inconclusive): .* on the same 20 images"
+    assert re.search(named, done.output)
     assert "by more than 10 points" in done.output and re.search(r"run +\w{32}", done.output)
 
 
@@ -180,5 +190,44 @@ def test_a_config_of_another_vitcifar_names_the_commit_to_reproduce_with(trained
     _, _, folder = trained
     git = {"commit": "c" * 40, "dirty": False}
     add_version(Path(folder), "old", scores(300), config={"a_setting_of_old": 1}, git=git)
-    with pytest.raises(ReleaseError, match=f"check out commit {'c' * 40} and reproduce there"):
-        reproduce(Registry("toy"), "latest")
+    for command in (reproduce, partial(evaluate_version, experiment=EXPERIMENT)):
+        with pytest.raises(ReleaseError, match=f"check out commit {'c' * 40} and type the command there"):
+            command(Registry("toy"), "latest")
+
+
+def test_the_weights_are_the_same_from_another_number_of_threads(trained):
+    """The recorded number is set for the training, and the former one afterwards."""
+    registry, done, _ = trained
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        outcome = reproduce(registry, done.version)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert outcome.same_weights and not outcome.why
+    assert not [row for row in outcome.differences if row.section == "environment"]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_other_weights_are_told_with_the_first_step_and_the_likely_cause(trained, monkeypatch, recorded):
+    """As on another machine, or for an old version, which does not record its threads: another seed stands for it."""
+    registry, done, _ = trained
+    pull = registry.pull
+
+    def changed(spec):
+        release = pull(spec)
+        numerics = {**release.environment["numerics"], "instructions": "AVX1"}
+        environment = {**release.environment, "numerics": numerics}
+        if not recorded:
+            del environment["numerics"]
+        return dataclasses.replace(release, config={**release.config, "seed": 1}, environment=environment)
+
+    monkeypatch.setattr(registry, "pull", changed)
+    outcome = reproduce(registry, done.version)
+    assert not outcome.same_weights
+    assert outcome.first_step.name == "step/loss at step 2"  # at step 1 the head is zero: log(10) for every seed
+    points = {point[:2]: point[2] for point in mlflow_points(registry.client, done.run_id)}
+    assert outcome.first_step.before == points["step/loss", 2] != outcome.first_step.after
+    why = "The likely cause: instructions AVX1, now " if recorded else "Its number of threads is not recorded"
+    assert outcome.why.startswith(why)

@@ -200,6 +200,6 @@ def test_comparison_has_the_difference_its_interval_zero_and_the_margin(result):
     verticals = [line.get_xdata()[0] for line in axes.lines if line.get_xdata()[0] == line.get_xdata()[1]]
     assert verticals == [0, pytest.approx(-2)]
     assert axes.get_title(loc="left") == "Worse" and axes.lines[0].get_color() == style.RED
-    assert any(f"only champion correct: {len(comparison.lost)}" in text for text in texts(axes.figure))
+    assert any(f"only version 5 (champion) correct: {len(comparison.lost)}" in text for text in texts(axes.figure))
     without = comparison_chart(dataclasses.replace(comparison, margin=0.0)).axes[0]
     assert len(without.lines) == len(axes.lines) - 1

@@ -77,7 +77,7 @@ def test_comparison_says_its_outcome(result, outcome, tone):
     comparison = dataclasses.replace(result.comparison, outcome=outcome)
     section = sections.comparison_section(comparison)
     assert section.verdict.startswith(outcome.capitalize() + ": ") and section.tone == tone
-    assert numbers(section)["Only champion correct"] == (str(len(comparison.lost)), "images")
+    assert numbers(section)["Only version 5 (champion) correct"] == (str(len(comparison.lost)), "images")
     assert numbers(section)["Not worse"] == ("not shown", "margin 2.0 points")
     without = sections.comparison_section(dataclasses.replace(comparison, margin=0.0))
     assert "Not worse" not in numbers(without)
@@ -138,7 +138,7 @@ def test_at_most_24_errors_are_shown(result):
     assert len(errors_section(result.dataset, probabilities).tiles) == 24
 
 
-def test_regressions_are_the_images_that_only_the_champion_classifies_correctly(result):
+def test_regressions_are_the_images_that_only_the_other_version_classifies_correctly(result):
     probabilities = result.probabilities[:, ::-1]
     section = regressions_section(result.dataset, probabilities, dataclasses.replace(result.comparison, lost=(3, 9, 4)))
     assert sorted(ids(section)) == [3, 4, 9]

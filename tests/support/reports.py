@@ -88,7 +88,7 @@ def make_result() -> Result:
         attention={int(index): np.eye(4) for index in errors},
         nearest=nearest_training(errors, embeddings, dataset, embeddings, k=3),
     )
-    comparison = compare_evaluations(worse, evaluation, margin=0.02)
+    comparison = compare_evaluations(worse, evaluation, margin=0.02, names=("version 3", "version 5 (champion)"))
     return Result(dataset, logits, evaluation, analysis, comparison)
 
 

@@ -205,7 +205,7 @@ def compare(
     run_id, comparison = compare_versions(
         registry, version, other, experiment=experiment, margin=margin, detectable=detectable, **options.given(values)
     )
-    click.echo(comparison.summary())
+    click.echo(f"{' against '.join(comparison.names)}: {comparison.summary()}")
     if margin:
         verdict = "yes" if comparison.not_worse else "not shown"
         format.print_field("not worse", f"{verdict} (by more than {100 * margin:g} points)")
@@ -237,7 +237,7 @@ def compare_logs(run: str, tracking_uri: str) -> None:
 @options.registry_command
 @click.argument("version")
 def reproduce(registry: "Registry", version: str) -> None:
-    """Retrain VERSION from its recorded config, seed and images, and print what differs.
+    """Retrain VERSION from its recorded config, seed, images and number of threads, and print what differs.
 
     \b
     vitcifar reproduce 3
@@ -245,8 +245,9 @@ def reproduce(registry: "Registry", version: str) -> None:
     from vitcifar.experiments.versions import reproduce
 
     result = reproduce(registry, version)
-    format.print_differences(result.differences)
+    format.print_differences([*result.differences, *([result.first_step] if result.first_step else [])])
     name = f"{registry.model_name} {result.version}"
     if not result.same_weights:
-        raise click.ClickException(f"{name} was not reproduced: its weights differ, see the differences above.")
+        where = f", first seen in {result.first_step.name}" if result.first_step else ""
+        raise click.ClickException(f"{name} was not reproduced: its weights differ{where}. {result.why}")
     click.echo(f"{name} was reproduced: identical weights, bit for bit.")

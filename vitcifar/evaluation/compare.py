@@ -19,14 +19,15 @@ Outcome = Literal["better", "worse", "inconclusive"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A challenger against a champion; differences are challenger minus champion, as fractions (0.01 = one point)."""
+    """One model against another; differences are the first's minus the second's, as fractions (0.01 = one point)."""
 
+    names: tuple[str, str]  # such as "version 3" and "version 5 (champion)"
     outcome: Outcome
     not_worse: bool  # difference_low is above -margin
     margin: float
     num_images: int
     accuracy: float
-    champion_accuracy: float
+    other_accuracy: float
     difference: float
     difference_low: float  # Tango's score interval, which decides the outcome
     difference_high: float
@@ -36,8 +37,8 @@ class Comparison:
     detectable: float  # the difference that `images_needed` refers to
     images_needed: int  # to call that difference better or worse
     images_needed_not_worse: int  # to show not worse than the margin if both are equally good; 0 = no margin
-    gained: tuple[int, ...]  # indices of the images that only the challenger predicts correctly
-    lost: tuple[int, ...]  # and only the champion
+    gained: tuple[int, ...]  # indices of the images that only the first predicts correctly
+    lost: tuple[int, ...]  # and only the second
 
     def scalars(self) -> dict[str, float]:
         """Every numeric field by its name."""
@@ -49,7 +50,7 @@ class Comparison:
     def summary(self) -> str:
         """The outcome and its numbers in one sentence."""
         text = (
-            f"{self.outcome}: accuracy {self.accuracy:.1%} against {self.champion_accuracy:.1%} on the same "
+            f"{self.outcome}: accuracy {self.accuracy:.1%} against {self.other_accuracy:.1%} on the same "
             f"{self.num_images:,} images ({100 * self.difference:+.1f} points, {self.confidence:.0%} interval "
             f"{100 * self.difference_low:+.1f} to {100 * self.difference_high:+.1f}, McNemar p = {self.p_value:.2g})"
         )
@@ -62,31 +63,33 @@ class Comparison:
 
 
 def compare_evaluations(
-    challenger: Evaluation,
-    champion: Evaluation,
+    evaluation: Evaluation,
+    other: Evaluation,
     *,
     margin: float = 0.0,
     detectable: float = 0.01,
     confidence: float = 0.95,
     power: float = 0.8,
+    names: tuple[str, str] = ("the first", "the second"),
 ) -> Comparison:
     """Compare two evaluations of the same images.
 
     `margin` is the loss of accuracy that still counts as not worse. `detectable` is the smallest difference that
-    matters: the sample size is computed for the observed difference or, if that is smaller, for this one.
+    matters: the sample size is computed for the observed difference or, if that is smaller, for this one. `names` is
+    what figures and reports call the two.
     Raises DataError if the two were evaluated on different images.
     """
-    if not (challenger.fingerprint and champion.fingerprint):
+    if not (evaluation.fingerprint and other.fingerprint):
         raise DataError("An evaluation without a fingerprint of its images cannot be compared: evaluate again.")
-    if challenger.fingerprint != champion.fingerprint:
+    if evaluation.fingerprint != other.fingerprint:
         raise DataError(
-            f"The two were evaluated on different images (fingerprints {challenger.fingerprint[:12]} and "
-            f"{champion.fingerprint[:12]}): evaluate both on the same --data, --data-dir and --data-seed."
+            f"The two were evaluated on different images (fingerprints {evaluation.fingerprint[:12]} and "
+            f"{other.fingerprint[:12]}): evaluate both on the same --data, --data-dir and --data-seed."
         )
-    assert (challenger.labels == champion.labels).all(), "one fingerprint with two sets of labels"
-    total = challenger.num_images
-    gained = np.flatnonzero(challenger.correct & ~champion.correct).tolist()
-    lost = np.flatnonzero(champion.correct & ~challenger.correct).tolist()
+    assert (evaluation.labels == other.labels).all(), "one fingerprint with two sets of labels"
+    total = evaluation.num_images
+    gained = np.flatnonzero(evaluation.correct & ~other.correct).tolist()
+    lost = np.flatnonzero(other.correct & ~evaluation.correct).tolist()
     counts = len(gained), len(lost)
     difference = (len(gained) - len(lost)) / total
     low, high = score_interval(*counts, total, confidence=confidence)
@@ -94,12 +97,13 @@ def compare_evaluations(
     detectable = max(abs(difference), detectable)
     discordant = sum(counts) / total
     return Comparison(
+        names=names,
         outcome=outcome,
         not_worse=low > -margin,
         margin=margin,
         num_images=total,
-        accuracy=challenger.accuracy,
-        champion_accuracy=champion.accuracy,
+        accuracy=evaluation.accuracy,
+        other_accuracy=other.accuracy,
         difference=difference,
         difference_low=low,
         difference_high=high,

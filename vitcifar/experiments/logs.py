@@ -1,4 +1,4 @@
-"""Whether MLflow and TensorBoard hold the same points of a run."""
+"""Whether MLflow and TensorBoard hold the same points of a run, and where the training of two runs parts."""
 
 import dataclasses
 import tempfile
@@ -9,7 +9,10 @@ import mlflow
 import numpy as np
 
 from vitcifar.errors import TrackingError
-from vitcifar.tracking import mlflow_points, tensorboard_points
+from vitcifar.registry.diff import Difference
+from vitcifar.tracking import STEP_PREFIX, mlflow_points, tensorboard_points
+
+TRAINING = (STEP_PREFIX, "train/", "validation/", "learning_rate")  # metrics of the training loop, by their prefixes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,3 +52,23 @@ def compare_logs(run_id: str) -> LogComparison:
             for (name, step, value), count in sorted(points.items())
         ),
     )
+
+
+def first_difference(run_id: str, other_id: str) -> Difference | None:
+    """The first step at which a training metric of two runs differs in MLflow, with both values; None without one.
+
+    Raises TrackingError when a run does not exist.
+    """
+    client, runs = mlflow.MlflowClient(), []
+    for one in (run_id, other_id):
+        try:
+            points = mlflow_points(client, one)
+        except mlflow.MlflowException as error:
+            raise TrackingError(f"There is no run {one!r} any more, so its metrics cannot be compared.") from error
+        runs.append({(step, name): value for name, step, value in points if name.startswith(TRAINING)})
+    ours, theirs = runs
+    for step, name in sorted(ours.keys() | theirs.keys(), key=lambda at: (at[0], not at[1].startswith(STEP_PREFIX))):
+        before, after = ours.get((step, name)), theirs.get((step, name))
+        if before != after:
+            return Difference(section="training", name=f"{name} at step {step}", before=before, after=after)
+    return None

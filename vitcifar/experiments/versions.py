@@ -1,8 +1,9 @@
 """Registered versions: evaluated, compared and trained again, each as a run of its own."""
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,24 @@ from vitcifar import tracking
 from vitcifar.config import TrainConfig, groups
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits, read_splits
-from vitcifar.errors import ConfigError, DataError, ReleaseError
+from vitcifar.errors import ConfigError, DataError, ReleaseError, TrackingError
 from vitcifar.evaluation.analysis import analyze
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
+from vitcifar.experiments.logs import first_difference
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.registry.diff import Difference, compare_sections, flatten, metrics
-from vitcifar.registry.registry import Registry
+from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.build import environment, git_state
 from vitcifar.release.cache import open_network
 from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import data_name, log_datasets, log_evaluation, log_report, score
 
 OUTPUT_DIR = Path("runs")
+# Entries of the environment that decide the bits of the weights.
+DECIDING = ("numerics.", *(f"packages.{name}" for name in ("numpy", "pillow", "torch", "torchvision")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,8 @@ class Reproduction:
     version: int
     same_weights: bool
     differences: tuple[Difference, ...]
+    first_step: Difference | None  # the first training metric that differs
+    why: str  # what is likely to have caused other weights; "" for the same weights
 
 
 def evaluate_version(registry: Registry, spec: str, *, experiment: str, **options: Any) -> tuple[str, Evaluation]:
@@ -89,42 +95,51 @@ def compare_versions(
     The images are those that both were tested on, unless `options` select others. Returns the id of the comparison's
     run and the verdict. Raises DataError when the two were tested on different images.
     """
-    ours, theirs = registry.pull(spec), registry.pull(other_spec)
+    versions = registry.list()
+    found = [registry.find(one, versions) for one in (spec, other_spec)]
+    ours, theirs = (registry.pull_version(version) for version in found)
     config, splits = read_images(ours, theirs, **options)
-    title = f"{version_name(ours)} against {version_name(theirs)}"
+    name, other_name = map(with_aliases, found)
+    title, where = f"{registry.model_name}: {name} against {other_name}", ""
     tags = {"compares": f"models:/{registry.model_name}/{ours.version}", "against": str(theirs.version)}
+    if not all(tested_on(release, splits) for release in (ours, theirs)):
+        title, where = f"{title}, on other images", ", other than those of their releases,"
+        tags["other_images"] = "true"
     with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=title, tags=tags) as run:
         log_datasets(run, config, {"test": splits.test}, splits)
         evaluation, logits = evaluate_onnx(OnnxClassifier(ours.onnx_path), ours, splits)
         other, _ = evaluate_onnx(OnnxClassifier(theirs.onnx_path), theirs, splits)
-        comparison = compare_evaluations(evaluation, other, margin=margin, detectable=detectable)
+        comparison = compare_evaluations(
+            evaluation, other, margin=margin, detectable=detectable, names=(name, other_name)
+        )
         evaluated = (evaluation, splits.test, softmax(logits, ours.temperature))
         log_evaluation(run, *evaluated)
-        subtitle = f"Both evaluated on the same {len(splits.test):,} images with their ONNX models."
-        facts = report_facts(ours, run) | {"Against": f"{version_name(theirs)}, release {theirs.release_id}"}
+        subtitle = f"Both evaluated on the same {len(splits.test):,} images{where} with their ONNX models."
+        facts = report_facts(ours, run) | {"Against": f"{other_name}, release {theirs.release_id}"}
         log_report(run, None, *evaluated, title=title, subtitle=subtitle, facts=facts, comparison=comparison)
     return run.run_id, comparison
+
+
+def with_aliases(version: Version) -> str:
+    """What figures and reports call a version: version 5 (champion)."""
+    return f"version {version.number}" + (f" ({', '.join(version.aliases)})" if version.aliases else "")
 
 
 def reproduce(registry: Registry, spec: str | int) -> Reproduction:
     """Train a version again from its recorded config, as a run that releases nothing, and compare.
 
-    The config neither resumes nor promotes. Raises ReleaseError before training when the images differ, or the config
-    is one of another vitcifar; warns when the commit differs.
+    The config neither resumes nor promotes; the threads and switches of torch are as recorded. Raises ReleaseError
+    before training when the images differ, or the config is one of another vitcifar; warns when the commit differs.
     """
     from vitcifar import pipeline
     from vitcifar.model.network import weights_sha256
+    from vitcifar.training.loop import notify_on_stderr
+    from vitcifar.training.numerics import recorded_switches
 
     release = registry.pull(spec)
     assert release.version is not None
     commit, git = release.git.get("commit"), git_state()
-    try:
-        config = TrainConfig(**{**release.config, "resume": "none", "promote_to": "none"})
-    except (TypeError, ConfigError) as error:
-        raise ReleaseError(
-            f"The config of version {release.version} was recorded by another vitcifar ({error}): "
-            f"check out commit {commit or 'not recorded'} and reproduce there."
-        ) from error
+    config = recorded_config(release, resume="none", promote_to="none")
     splits = read_splits(config)
     if splits.fingerprint != release.fingerprint:
         raise ReleaseError(
@@ -137,26 +152,75 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
             f"{git['commit'] or 'no commit'}: differences may come from the code.",
             stacklevel=2,
         )
-    network = pipeline.make_network(config, splits.class_names)
-    with pipeline.start_run(config, run_name=f"reproduce-{config.model_name}") as run:
-        _, evaluation = pipeline.fit_and_test(run, network, splits, config)
+    with recorded_switches(release.environment.get("numerics", {})) as changed:
+        if changed:
+            notify_on_stderr(f"As recorded: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
+        network = pipeline.make_network(config, splits.class_names)
+        with pipeline.start_run(config, run_name=f"reproduce-{config.model_name}") as run:
+            _, evaluation = pipeline.fit_and_test(run, network, splits, config)
+        now = environment()
     recorded, weights = release.checks.get("weights_sha256"), weights_sha256(network)
+    causes = (
+        *compare_sections("code", release.git, git),
+        *compare_sections("environment", *_comparable(release.environment, now)),
+    )
     differences = (
         *compare_sections("weights", {"sha256": recorded}, {"sha256": weights}),
         *compare_sections("metrics", metrics(release.checks.get("test", {})), metrics(evaluation.to_dict())),
-        *compare_sections("code", release.git, git),
-        *compare_sections("environment", flatten(release.environment), flatten(environment())),
+        *causes,
     )
-    return Reproduction(version=release.version, same_weights=recorded == weights, differences=differences)
+    same, first_step = recorded == weights, None
+    if not same:
+        with contextlib.suppress(TrackingError):  # the run of the version was deleted
+            first_step = first_difference(release.run_id, run.run_id)
+    return Reproduction(
+        version=release.version,
+        same_weights=same,
+        differences=differences,
+        first_step=first_step,
+        why="" if same else _likely_cause(release, causes),
+    )
+
+
+def _comparable(*environments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Environments as flat names, without what an old release does not record."""
+    common = set.intersection(*map(set, environments))
+    return [flatten({name: value for name, value in one.items() if name in common}) for one in environments]
+
+
+def _likely_cause(release: Manifest, causes: Sequence[Difference]) -> str:
+    """The differences in code, threads, machine and computing packages, in one sentence."""
+    found = [row for row in causes if row.section == "code" or row.name.startswith(DECIDING)]
+    if found:
+        names = [row.name.removeprefix("numerics.").removeprefix("packages.") for row in found]
+        values = [["none" if value is None else value for value in (row.before, row.after)] for row in found]
+        rows = [f"{name} {before}, now {after}" for name, (before, after) in zip(names, values, strict=True)]
+        return f"The likely cause: {'; '.join(rows)}."
+    if "numerics" not in release.environment:
+        return "Its number of threads is not recorded: try another, with OMP_NUM_THREADS."
+    return "Nothing that is recorded of the code, the threads, the machine and the packages differs."
+
+
+def recorded_config(release: Manifest, **options: Any) -> TrainConfig:
+    """The config of a version with other `options`. Raises ReleaseError when this vitcifar has other settings."""
+    try:
+        config = TrainConfig(**release.config)
+    except (TypeError, ConfigError) as error:
+        raise ReleaseError(
+            f"The config of version {release.version} was recorded by another vitcifar ({error}): check out commit "
+            f"{release.git.get('commit') or 'not recorded'} and type the command there."
+        ) from error
+    return dataclasses.replace(config, **options)
 
 
 def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Splits]:
     """The config of the first release with other `options`, and its images.
 
-    Raises DataError when their classes are not those of every release, or when a release was tested on other images
-    than these and no options of the data select them; with such options, warns of it.
+    Raises ReleaseError for a config of another vitcifar, DataError when their classes are not those of every release,
+    or when a release was tested on other images than these and no options of the data select them; with such options,
+    warns of it.
     """
-    config = TrainConfig(**{**releases[0].config, **options})
+    config = recorded_config(releases[0], **options)
     splits = read_splits(config)
     for release in releases:
         if splits.class_names != release.class_names:
@@ -188,18 +252,19 @@ def evaluate_onnx(classifier: OnnxClassifier, release: Manifest, splits: Splits)
 
 
 def recorded_splits(release: Manifest) -> Splits | None:
-    """The splits that a version was trained on; None when they are missing or have changed."""
+    """The splits that the config of a version selects now, whose images may have changed; None without them."""
     try:
-        splits = read_splits(TrainConfig(**release.config))
-    except DataError:
+        return read_splits(recorded_config(release))
+    except (DataError, ReleaseError):
         return None
-    return splits if splits.fingerprint == release.fingerprint else None
 
 
 def trained_on(release: Manifest, splits: Splits) -> Mapping[str, ImageDataset]:
     """The training and validation images of a version; empty when they are missing or have changed."""
-    own = splits if splits.fingerprint == release.fingerprint else recorded_splits(release)
-    return {"train": own.train, "validation": own.validation} if own else {}
+    for own in (splits, recorded_splits(release) if splits.fingerprint != release.fingerprint else None):
+        if own and own.fingerprint == release.fingerprint:
+            return {"train": own.train, "validation": own.validation}
+    return {}
 
 
 def version_name(release: Manifest) -> str:

@@ -171,12 +171,15 @@ def git_state() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Python, platform and the version of every installed package."""
+    """Python, platform, the version of every installed package, and what decides the last bits of a training."""
+    from vitcifar.training.numerics import numerics
+
     found = [(dist.metadata["Name"], dist.metadata["Version"]) for dist in importlib.metadata.distributions()]
     packages = {name: version for name, version in found if name and version}  # a broken one has neither
     return {
         "vitcifar": importlib.metadata.version("vitcifar"),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "numerics": numerics(),
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
     }

@@ -112,7 +112,7 @@ def evaluate_candidate(
         reason=rejected or "it is not less accurate than the float file, and faster",
         agreement=agreement,
         accuracy=comparison.accuracy,
-        float_accuracy=comparison.champion_accuracy,
+        float_accuracy=comparison.other_accuracy,
         outcome=comparison.outcome,
         p_value=comparison.p_value,
         p95_ms=p95,

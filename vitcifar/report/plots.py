@@ -218,10 +218,12 @@ def comparison_chart(comparison: Comparison) -> Figure:
         axes.axvline(-margin, color=style.ORANGE, linewidth=1.4, linestyle=style.DASHED, label="margin")
         axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=style.MUTED)
     reach = 1.1 * max(1.0, margin, abs(low), abs(high))
-    axes.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), xlabel="Accuracy of challenger minus champion (percentage points)")
+    name, other = comparison.names
+    xlabel = f"Accuracy of {name} minus {other} (percentage points)"
+    axes.set(xlim=(-reach, reach), ylim=(-0.6, 0.6), xlabel=xlabel)
     axes.set_yticks([0], [f"{comparison.confidence:.0%} interval"])
     note = (
-        f"only challenger correct: {len(comparison.gained)}; only champion correct: "
+        f"only {name} correct: {len(comparison.gained)}; only {other} correct: "
         f"{len(comparison.lost)}; McNemar p = {comparison.p_value:.2g}"
     )
     style.dress(axes, comparison.outcome.capitalize(), note=note, grid="x")

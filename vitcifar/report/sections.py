@@ -65,11 +65,12 @@ def analysis_numbers(analysis: Analysis) -> Iterator[Number]:
 
 def comparison_section(comparison: Comparison) -> Section:
     """The outcome of a comparison with its numbers."""
+    name, other = (f"{name[:1].upper()}{name[1:]}" for name in comparison.names)
     numbers = [
-        Number(name="Challenger", value=f"{comparison.accuracy:.1%}", note="accuracy of this version"),
-        Number(name="Champion", value=f"{comparison.champion_accuracy:.1%}", note="accuracy of the other version"),
-        Number(name="Only challenger correct", value=f"{len(comparison.gained)}", note="images"),
-        Number(name="Only champion correct", value=f"{len(comparison.lost)}", note="images"),
+        Number(name=name, value=f"{comparison.accuracy:.1%}", note="accuracy"),
+        Number(name=other, value=f"{comparison.other_accuracy:.1%}", note="accuracy"),
+        Number(name=f"Only {comparison.names[0]} correct", value=f"{len(comparison.gained)}", note="images"),
+        Number(name=f"Only {comparison.names[1]} correct", value=f"{len(comparison.lost)}", note="images"),
         Number(name="McNemar p-value", value=f"{comparison.p_value:.2g}", note="two-sided"),
     ]
     if comparison.margin:
@@ -222,11 +223,11 @@ def errors_section(dataset: ImageDataset, probabilities: np.ndarray) -> Section:
 
 
 def regressions_section(dataset: ImageDataset, probabilities: np.ndarray, comparison: Comparison) -> Section:
-    """Images that only the champion classifies correctly; probabilities (N, K) are the challenger's."""
+    """Images that only the second model classifies correctly; probabilities (N, K) are the first's."""
     shown = most_confident(comparison.lost, probabilities)
     return Section(
         title="Regressions",
-        text=f"{len(shown)} of {len(comparison.lost)} images that only the champion classifies correctly.",
+        text=f"{len(shown)} of {len(comparison.lost)} images that only {comparison.names[1]} classifies correctly.",
         tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
     )
 
