@@ -19,7 +19,7 @@ from vitcifar.data.splits import read_splits
 from vitcifar.errors import DataError, ReleaseError
 from vitcifar.experiments import versions
 from vitcifar.experiments.logs import compare_logs
-from vitcifar.experiments.versions import compare_versions, evaluate_version, reproduce, trained_on
+from vitcifar.experiments.versions import compare_versions, evaluate_version, reproduce, tested_on, trained_on
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import open_network
@@ -151,6 +151,24 @@ def test_compare_prints_the_outcome_and_its_run(here, published):
     assert "by more than 10 points" in done.output and re.search(r"run +\w{32}", done.output)
 
 
+def test_a_benchmark_says_that_the_test_images_have_changed(here, published, monkeypatch):
+    """The accuracies are then those of the release, which has none of the pt2 file."""
+    read = versions.read_splits
+
+    def read_changed(config):
+        splits = read(config)
+        splits.test.images[:] = 255 - splits.test.images
+        return splits
+
+    monkeypatch.setattr(versions, "read_splits", read_changed)
+    options = ["--version", "2", "--threads", "1", "--runs", "2", "--model-name", "toy"]
+    done = CliRunner().invoke(cli.main, ["benchmark", *options, "--tracking-uri", published.uri])
+    assert done.exit_code == 0, done.output
+    assert "test images of version 2 have changed; the accuracies are those recorded" in done.stderr
+    (pt2,) = [line for line in done.stdout.splitlines() if line.startswith("pt2")]
+    assert pt2.split()[3] == "-"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory):
     """A registry with one trained version of the digits."""
@@ -176,6 +194,14 @@ def test_other_images_are_rejected_before_training(trained, monkeypatch):
     monkeypatch.setattr(versions, "read_splits", lambda config: other)
     with pytest.raises(ReleaseError, match=rf"expected fingerprint {done.fingerprint[:16]}.*Restore the images"):
         reproduce(registry, done.version)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_only_the_test_images_decide_whether_a_version_was_tested_on_them(trained, split):
+    registry, done, _ = trained
+    splits = read_splits(resolve("digits", **QUICK))
+    splits.datasets[split].images[0] = 255 - splits.datasets[split].images[0]
+    assert tested_on(registry.pull(done.version), splits) == (split == "train")
 
 
 def test_another_commit_is_a_warning_and_a_difference(trained, monkeypatch):

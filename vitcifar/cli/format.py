@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitcifar.errors import VitCifarError
 from vitcifar.registry.policy import read_changes, read_policy
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"]
     def read(version: "Version") -> str:
         try:
             found = accuracy(version)
-        except VitCifarError as error:
+        except Exception as error:  # the libraries of object stores raise anything, and the list needs none of them
             click.echo(f"Note: the accuracy of version {version.number} is not known. {error}", err=True)
             return "-"
         return "-" if found is None else f"{found:.4f}"
