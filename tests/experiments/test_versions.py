@@ -14,7 +14,7 @@ from support.scores import add_version, scores
 from support.toys import settle
 
 from vitcifar import cli, pipeline
-from vitcifar.config import resolve
+from vitcifar.config import TrainConfig, resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import DataError, ReleaseError
 from vitcifar.experiments import versions
@@ -194,6 +194,18 @@ def test_other_images_are_rejected_before_training(trained, monkeypatch):
     monkeypatch.setattr(versions, "read_splits", lambda config: other)
     with pytest.raises(ReleaseError, match=rf"expected fingerprint {done.fingerprint[:16]}.*Restore the images"):
         reproduce(registry, done.version)
+
+
+def test_a_worker_of_a_reproduction_only_shares_the_training(trained, monkeypatch):
+    """It runs the command of rank 0, and leaves no run of its own."""
+    _, done, _ = trained
+    worker = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    configs: list[TrainConfig] = []
+    monkeypatch.setattr(pipeline, "train_worker", configs.append)
+    command = ["reproduce", str(done.version), "--tracking-uri", mlflow.get_tracking_uri()]
+    outcome = CliRunner().invoke(cli.main, command, env=worker)
+    assert outcome.exit_code == 0, outcome.output
+    assert configs == [resolve("digits", **QUICK, analysis="none", benchmark_runs=0, promote_to="none")]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -242,8 +242,12 @@ def reproduce(registry: "Registry", version: str) -> None:
     \b
     vitcifar reproduce 3
     """
-    from vitcifar.experiments.versions import reproduce
+    from vitcifar import pipeline
+    from vitcifar.experiments.versions import AGAIN, recorded_config, reproduce
+    from vitcifar.training.distributed import is_worker
 
+    if is_worker():
+        return pipeline.train_worker(recorded_config(registry.pull(version), **AGAIN))
     result = reproduce(registry, version)
     format.print_differences([*result.differences, *([result.first_step] if result.first_step else [])])
     name = f"{registry.model_name} {result.version}"

@@ -29,6 +29,7 @@ from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import data_name, log_datasets, log_evaluation, log_report, score
 
 OUTPUT_DIR = Path("runs")
+AGAIN = {"resume": "none", "promote_to": "none"}  # of a version that is trained again
 # Entries of the environment that decide the bits of the weights.
 DECIDING = ("numerics.", *(f"packages.{name}" for name in ("numpy", "pillow", "torch", "torchvision")))
 
@@ -139,7 +140,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
     release = registry.pull(spec)
     assert release.version is not None
     commit, git = release.git.get("commit"), git_state()
-    config = recorded_config(release, resume="none", promote_to="none")
+    config = recorded_config(release, **AGAIN)
     splits = read_splits(config)
     if splits.fingerprint != release.fingerprint:
         raise ReleaseError(
