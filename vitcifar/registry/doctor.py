@@ -22,21 +22,12 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from vitcifar.errors import ReleaseError, VitCifarError
 from vitcifar.registry.aliases import PREFIX, read_events
 from vitcifar.registry.prune import file_users
-from vitcifar.registry.registry import (
-    BROKEN_TAG,
-    LINK_TAG,
-    NOT_FOUND,
-    Registry,
-    Version,
-    index_tags,
-    link,
-    register,
-)
+from vitcifar.registry.registry import BROKEN_TAG, LINK_TAG, NOT_FOUND, Registry, Version, link, register
 from vitcifar.registry.repair import Finding, can_restore, find, mark_broken, restore, restore_previous
 from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, has_root, list_files, root_of
 from vitcifar.release.build import LOGGED_NAME, MODEL_TAG, STAGING_PREFIX
 from vitcifar.release.cache import cached_manifest
-from vitcifar.release.manifest import MANIFEST_FILE, Manifest, read_manifest, sha256_of
+from vitcifar.release.manifest import MANIFEST_FILE, Manifest, index_tags, read_manifest, sha256_of
 from vitcifar.tracking import reaching
 
 STALE_SECONDS = 3600.0  # younger unfinished work may belong to a running process

@@ -22,7 +22,7 @@ from vitcifar.registry.aliases import Event, check_model_name, read_events, roll
 from vitcifar.registry.policy import Policy, read_policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import cached_manifest, fetch, fetch_manifest
-from vitcifar.release.manifest import Manifest, served_evaluation
+from vitcifar.release.manifest import Manifest, index_tags, served_evaluation
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
@@ -287,16 +287,6 @@ def register(release: Manifest, model_id: str, digest: str) -> int:
         version = client.create_model_version(release.model_name, **source, tags=tags, await_creation_for=0)
         link(release.model_name, int(version.version), model_id)
     return int(version.version)
-
-
-def index_tags(release: Manifest) -> dict[str, str]:
-    """What MLflow's page shows and searches of a release. Tags can be edited: numbers are read from release.json."""
-    numbers = {
-        "parity_max_logit_difference": release.checks.get("parity", {}).get("max_logit_difference"),
-        "test_accuracy": served_evaluation(release).get("accuracy"),
-    }
-    texts = {name: str(value) for name, value in numbers.items() if value is not None}
-    return {"release_id": release.release_id, "fingerprint": release.fingerprint, **texts}
 
 
 def link(model_name: str, number: int, model_id: str) -> None:

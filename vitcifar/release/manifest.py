@@ -125,6 +125,16 @@ def served_evaluation(release: Manifest) -> dict[str, Any]:
     return (served or {}).get("evaluation") or {}
 
 
+def index_tags(release: Manifest) -> dict[str, str]:
+    """What MLflow's page shows and searches of a release. Tags can be edited: numbers are read from release.json."""
+    numbers = {
+        "parity_max_logit_difference": release.checks.get("parity", {}).get("max_logit_difference"),
+        "test_accuracy": served_evaluation(release).get("accuracy"),
+    }
+    texts = {name: str(value) for name, value in numbers.items() if value is not None}
+    return {"release_id": release.release_id, "fingerprint": release.fingerprint, **texts}
+
+
 def _check_types(path: Path, release: Manifest) -> None:
     types: dict[str, type | tuple[type, ...]] = {
         "image_size": int,
