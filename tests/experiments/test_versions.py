@@ -19,7 +19,7 @@ from vitcifar.data.splits import read_splits
 from vitcifar.errors import DataError, ReleaseError
 from vitcifar.experiments import versions
 from vitcifar.experiments.logs import compare_logs
-from vitcifar.experiments.versions import compare_versions, evaluate_version, reproduce, tested_on, trained_on
+from vitcifar.experiments.versions import compare_versions, evaluate_version, reproduce, trained_on
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import open_network
@@ -213,7 +213,7 @@ def test_only_the_test_images_decide_whether_a_version_was_tested_on_them(traine
     registry, done, _ = trained
     splits = read_splits(resolve("digits", **QUICK))
     splits.datasets[split].images[0] = 255 - splits.datasets[split].images[0]
-    assert tested_on(registry.pull(done.version), splits) == (split == "train")
+    assert versions.tested_on(registry.pull(done.version), splits) == (split == "train")
 
 
 def test_another_commit_is_a_warning_and_a_difference(trained, monkeypatch):
