@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.toys import Published, make_image, make_onnx, publish_two, settle
 
-from vitcifar import tracking
+from vitcifar import stores
 
 # Set before torch is imported: two test files run at a time, and busy-waiting threads would slow each other down.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -112,7 +112,9 @@ def registry(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def new_store(tmp_path_factory):
     """A tracking store with nothing in it: making one takes seconds, copying it does not."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.create_store(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)  # where MLflow will put the files of its experiment Default
+        stores.create_store(path)
     return path
 
 

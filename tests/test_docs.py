@@ -20,7 +20,19 @@ OPTIONS = {name: {option for param in command.params for option in param.opts} f
 HELP = {"-h", "--help", "--version"}
 # Options of other programs: mlflow, tensorboard, git, torchrun.
 OTHER_PROGRAMS = {
-    *("--env-manager", "--backend-store-uri", "--artifacts-destination", "--logdir", "--porcelain", "--nproc-per-node")
+    *(
+        "--env-manager",
+        "--experiment-id",
+        "--experiment-name",
+        "--run-id",
+        "--source",
+        "--target",
+        "--backend-store-uri",
+        "--artifacts-destination",
+        "--logdir",
+        "--porcelain",
+        "--nproc-per-node",
+    )
 }
 NO_COMMANDS = ("vitcifar pictures 1", "vitcifar version 3")  # the salt of the fingerprint, the name of a version
 # What stands before a command: an unknown word after it is a mistake, elsewhere it is prose about vitcifar.

@@ -7,21 +7,19 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
-import textwrap
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import mlflow
 import numpy as np
-import requests
-import sqlalchemy.exc
 from mlflow.entities import Metric, Param, RunTag
 
 from vitcifar.errors import TrackingError
+from vitcifar.stores import check_server, explain, find_run, follow_moves, open_file
+from vitcifar.stores import reaching as reaching
 from vitcifar.uris import sqlite_path, sqlite_uri, without_credentials
 
 if TYPE_CHECKING:
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
 STEP_PREFIX = "step/"  # per-step metrics are buffered, all others are written at once
 FLUSH_SECONDS = 2.0
 MAX_BUFFER = 1000  # MLflow's limit per call
+MAX_NAME = 250  # characters in the name of a run or experiment: what every database of MLflow holds
+_store_option = ""
 
 Point = tuple[str, int, float]  # name, step, value
 
@@ -45,17 +45,17 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    usual = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    typed, uri = uri not in (None, usual), uri or usual
     if "://" not in uri and uri != "databricks":
         shown = uri.rpartition("@")[2]
         raise TrackingError(f"{shown!r} is not a tracking URI: type sqlite:///FILE or http://HOST:PORT.")
     if uri.startswith("sqlite:///"):
-        path = sqlite_path(uri)
-        if not new and not path.exists():
-            raise TrackingError(
-                f"There is no tracking store {path}: change to its folder, use --tracking-uri, or run vitcifar train."
-            )
-        create_store(path)
+        try:
+            path = sqlite_path(uri)
+            open_file(path, new=new)
+        except OSError as error:  # a folder that this user may not read
+            raise explain(uri, error) from error
         uri = sqlite_uri(path)
     else:
         uri = without_credentials(uri)
@@ -64,41 +64,21 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     os.environ["MLFLOW_TRACKING_URI"] = uri  # for child processes
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri("")  # the registry is in the tracking store
-    with reaching(uri):
-        mlflow.MlflowClient().search_experiments(max_results=1)
+    if uri.startswith("http"):
+        check_server(uri)
+    try:
+        with reaching(uri):
+            follow_moves()  # the first use of the store
+    except ModuleNotFoundError as error:  # the driver of a database
+        raise explain(uri, error) from error
+    global _store_option
+    _store_option = f" --tracking-uri {shlex.quote(uri)}" if typed else ""
     return uri
 
 
-def create_store(path: Path) -> None:
-    """Create a SQLite store in a temporary file and rename it: safe with concurrent starts, and a killed process leaves
-    no half-created store."""
-    if path.exists():
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock"):
-            if path.exists():
-                return
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
-                new = Path(folder) / path.name
-                mlflow.MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
-                os.replace(new, path)
-    except OSError as error:
-        problem = f"The tracking store {path} cannot be created ({error.strerror or error})"
-        raise TrackingError(f"{problem}: name another with --tracking-uri.") from error
-
-
-@contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors about an unreachable store into one TrackingError."""
-    try:
-        yield
-    except (mlflow.MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = textwrap.shorten(str(error).splitlines()[0], 200, placeholder="…")
-        if "Max retries exceeded" in reason:
-            reason = "no server answers"
-        problem = f"The tracking store {uri} cannot be used ({reason})"
-        raise TrackingError(f"{problem}: check that it is running, or name another with --tracking-uri.") from error
+def store_option() -> str:
+    """What a printed command needs to mean this store, with a space before it; nothing if the environment names it."""
+    return _store_option
 
 
 class Run:
@@ -196,9 +176,12 @@ def start_run(
     by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # else MLflow would use it for nested runs too
     given = run_id or (None if nested else by_project)
     parent = mlflow.active_run() if nested else None
-    with reaching(os.environ["MLFLOW_TRACKING_URI"]):
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    with reaching(uri):
         if given and given == by_project:
             check_unused(given)
+        if len(run_name or "") > MAX_NAME:
+            raise TrackingError(f"The run's name has {len(run_name or ''):,} characters: type --run-name with fewer.")
         active = mlflow.start_run(
             run_id=given,
             experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
@@ -207,12 +190,13 @@ def start_run(
             tags=tags,
             log_system_metrics=True,
         )
-    with active:  # ends the run as FINISHED or FAILED
+    with reaching(uri), active:  # ends the run as FINISHED or FAILED
         run = None
         try:
-            run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
-            yield run
-            run.close()
+            with reaching(uri, mlflow.MlflowException):
+                run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
+                yield run
+                run.close()
         except BaseException as error:
             with contextlib.suppress(Exception):  # the error being raised matters more
                 if isinstance(error, Exception):
@@ -225,20 +209,31 @@ def start_run(
             raise
 
 
-def check_unused(run_id: str) -> None:
-    """Raise TrackingError unless a run is as `mlflow run` has just made it: running, and without metrics of ours."""
+def project_experiment() -> str | None:
+    """The experiment of the run that `mlflow run` made for this process (MLFLOW_RUN_ID); None without one."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id is None:
+        return None
+    with reaching(mlflow.get_tracking_uri()):
+        return str(mlflow.get_experiment(check_unused(run_id).info.experiment_id).name)
+
+
+def check_unused(run_id: str) -> Any:
+    """A run as `mlflow run` has just made it: running, and without metrics of ours. Raises TrackingError for others."""
     try:
         run = mlflow.get_run(run_id)
-    except mlflow.MlflowException:
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         raise TrackingError(f"MLFLOW_RUN_ID names run {run_id}, which does not exist: unset it.") from None
     if run.info.status != "RUNNING" or not all(name.startswith("system/") for name in run.data.metrics):
         raise TrackingError(f"MLFLOW_RUN_ID names run {run_id}, which is {run.info.status} or in use: unset it.")
+    return run
 
 
 def check_resumable(run_id: str, fingerprint: str) -> None:
     """Raise TrackingError when a run has finished, or has started with images of another fingerprint."""
-    with reaching(os.environ["MLFLOW_TRACKING_URI"]):
-        run = mlflow.get_run(run_id)
+    run = find_run(run_id)
     if run.info.status == "FINISHED":
         version = run.data.tags.get("version", "no version").replace("/", " ")
         raise TrackingError(f"Run {run_id} has finished ({version}): there is nothing to resume, omit --resume.")
@@ -252,13 +247,22 @@ def check_resumable(run_id: str, fingerprint: str) -> None:
 
 def experiment_id(name: str) -> str:
     """The id of the experiment, created if it is new (concurrent creation is safe)."""
+    if not name.strip() or len(name) > MAX_NAME:
+        length = f"has {len(name):,} characters" if name.strip() else "is empty"
+        raise TrackingError(f"The experiment's name {length}: type --experiment with 1 to {MAX_NAME} characters.")
     client = mlflow.MlflowClient()
     with contextlib.suppress(mlflow.MlflowException):
         return client.create_experiment(name)
     experiment = client.get_experiment_by_name(name)
-    if experiment is None or experiment.lifecycle_stage != "active":
-        raise TrackingError(f"Experiment {name!r} was deleted: restore it, or name another with --experiment.")
-    return experiment.experiment_id
+    if experiment is None:
+        raise TrackingError(f"Experiment {name!r} cannot be created: name another with --experiment.")
+    if experiment.lifecycle_stage != "active":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise TrackingError(
+            f"Experiment {name!r} was deleted: name another with --experiment, or type "
+            f"MLFLOW_TRACKING_URI={shlex.quote(mlflow.get_tracking_uri())} {restore}."
+        )
+    return str(experiment.experiment_id)
 
 
 def mlflow_points(client: Any, run_id: str) -> list[Point]:

@@ -56,3 +56,20 @@ def without_credentials(uri: str) -> str:
         for variable in CREDENTIALS:
             os.environ.pop(variable, None)
     return address._replace(netloc=host).geturl()
+
+
+def beside(location: Path, folder: Path) -> Path:
+    """Where the files lie that MLflow recorded at a location: there, or in the folder `mlruns` of a project that moved.
+
+    `folder` is that of the database. The deepest folder that exists decides; a new project's does not exist yet.
+    """
+    root = next((parent for parent in location.parents if parent.name == "mlruns"), None)
+    if root is None:
+        return location
+    moved = folder / "mlruns"
+    for path in (location, *location.parents):
+        if path.exists() or path == root.parent:
+            break
+        if (moved / path.relative_to(root)).exists():
+            return moved / location.relative_to(root)
+    return location if root.parent.is_dir() else moved / location.relative_to(root)

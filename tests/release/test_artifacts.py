@@ -55,7 +55,7 @@ def test_an_unavailable_store_is_an_error_with_its_reason(error: Exception) -> N
     long = OSError(f"{'retries ' * 60}\n(Caused by: refused)")
     with pytest.raises(TrackingError, match=r"retries \(Caused by: refused\)\): check"), artifact_errors():
         raise long
-    with pytest.raises(TrackingError, match=r"The artifact store is unavailable \(no route\)"), artifact_errors():
+    with pytest.raises(TrackingError, match=r"The artifact store .*no route"), artifact_errors():
         raise error
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,10 +203,10 @@ def app(
 
 
 @options.registry_command
-@click.argument("files", nargs=-1, required=True)
+@click.argument("files", nargs=-1, required=True, callback=options.several_files)
 @options.version_option
 @options.format_option
-def predict(registry: "Registry", files: tuple[str, ...], version: str, output_format: str) -> None:
+def predict(registry: "Registry", files: list[str], version: str, output_format: str) -> None:
     """Classify image FILES with a registered version.
 
     \b
@@ -251,7 +252,9 @@ def doctor(registry: "Registry", repair: bool, stale_seconds: float) -> None:
     problems = [finding for finding in findings if not finding.fixed and not finding.waiting]
     if problems:
         repairable = not repair and any(finding.action for finding in problems)
-        advice = "to repair them, type vitcifar doctor --repair yes" if repairable else "act by hand, see above"
+        stale = f" --stale-seconds {stale_seconds:g}" if stale_seconds != doctor.STALE_SECONDS else ""
+        command = f"vitcifar doctor --repair yes{stale}{registry.model_option}"
+        advice = f"to repair them, type {command}" if repairable else "act by hand, see above"
         raise click.ClickException(f"Problems found: {len(problems)}; {advice}.")
     if not findings and not exists:
         registry.resolve("latest")  # raises, naming the models that exist
@@ -280,7 +283,10 @@ def prune(registry: "Registry", keep: int, delete: bool) -> None:
     if delete:
         for version in old:
             delete_version(registry, version)
-        click.echo(f"Deleted {len(old)}. Run mlflow gc to free the disk space.", err=True)
+        uri = shlex.quote(registry.client.tracking_uri)
+        store = uri if uri.startswith("sqlite") else "DATABASE, on the machine of the server"
+        command = f"mlflow gc --tracking-uri {uri} --backend-store-uri {store}"
+        click.echo(f"Deleted {len(old)}. To free the disk space, type {command}", err=True)
     else:
         click.echo("Nothing was deleted yet: add --delete yes.", err=True)
 

@@ -129,7 +129,7 @@ def sweep(
     format.print_field("best", f"trial {best.number}, validation accuracy {best.accuracy:.4f}, run {best.run_id}")
     for setting, value in best.settings.items():
         format.print_field(f"  {setting}", value)
-    click.echo(best.command)
+    click.echo(best.command + tracking.store_option())
 
 
 @options.command
@@ -160,7 +160,7 @@ def data(preset: str, sheet: str, **values: Any) -> None:
 @options.registry_command
 @options.version_option
 @options.settings(*DATA_SETTINGS, *ANALYSIS_SETTINGS, default="as the version was trained")
-@options.option("--experiment", "vitcifar", "MLflow experiment of the evaluation run.")
+@options.experiment_option
 def evaluate(registry: "Registry", version: str, experiment: str, **values: Any) -> None:
     """Evaluate a registered version on test images, as a run of its own that is linked to the version.
 
@@ -188,7 +188,7 @@ def evaluate(registry: "Registry", version: str, experiment: str, **values: Any)
     "Accuracy difference to detect, for the sample size reported when inconclusive; 0.01 = one point.",
     type=click.FloatRange(0, 1, min_open=True),
 )
-@options.option("--experiment", "vitcifar", "MLflow experiment of the comparison run.")
+@options.experiment_option
 def compare(
     registry: "Registry", version: str, other: str, margin: float, detectable: float, experiment: str, **values: Any
 ) -> None:

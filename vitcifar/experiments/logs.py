@@ -10,6 +10,7 @@ import numpy as np
 
 from vitcifar.errors import TrackingError
 from vitcifar.registry.diff import Difference
+from vitcifar.stores import find_run, reaching
 from vitcifar.tracking import STEP_PREFIX, mlflow_points, tensorboard_points
 
 TRAINING = (STEP_PREFIX, "train/", "validation/", "learning_rate")  # metrics of the training loop, by their prefixes
@@ -30,14 +31,13 @@ def compare_logs(run_id: str) -> LogComparison:
     Raises TrackingError when the run or its event files do not exist.
     """
     client = mlflow.MlflowClient()
-    try:
+    find_run(run_id)
+    with reaching(mlflow.get_tracking_uri()):
         ours = mlflow_points(client, run_id)
         has_files = bool(client.list_artifacts(run_id, "tensorboard"))
-    except mlflow.MlflowException as error:
-        raise TrackingError(f"There is no run {run_id!r}: the MLflow UI lists the runs with their ids.") from error
     if not has_files:
         raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool created it.")
-    with tempfile.TemporaryDirectory() as folder:
+    with reaching(mlflow.get_tracking_uri()), tempfile.TemporaryDirectory() as folder:
         theirs = tensorboard_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
     mlflow_counts, tensorboard_counts = (
         Counter((name, step, str(np.float32(value))) for name, step, value in points) for points in (ours, theirs)

@@ -34,7 +34,9 @@ STAMP = str.maketrans("", "", "-:")  # a time as a part of a tag's name
 
 def check_model_name(name: str) -> None:
     """Raises RegistryError for a name that MLflow or a models:/ URI cannot hold."""
-    if not re.fullmatch(r"[\w. -]{1,200}", name) or name.strip() != name:
+    if len(name) > 200:
+        raise RegistryError(f"The model's name has {len(name):,} characters: type --model-name with at most 200.")
+    if not re.fullmatch(r"[\w. -]+", name) or name.strip() != name:
         raise RegistryError(f"{name!r} is not a valid model name: use letters, digits, spaces, '-', '_' and '.'.")
 
 

@@ -82,7 +82,7 @@ def _abandoned_exports() -> Iterator[Finding]:
 def _orphaned_models(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
     """Stored models without a version: registered if the release is complete and checked, deleted if not."""
     registered = file_users(registry)
-    experiments = [entry.experiment_id for entry in registry.client.search_experiments()]
+    experiments = [entry.experiment_id for entry in mlflow.search_experiments()]
     ours = f"name = '{LOGGED_NAME}' AND tags.{MODEL_TAG} = '{registry.model_name}'"
     for model in mlflow.search_logged_models(experiments, filter_string=ours, output_format="list"):
         name, status, location = model.model_id, model.status, model.artifact_location
@@ -192,7 +192,8 @@ def _incomplete(registry: Registry, version: Version, name: str, mismatch: Misma
         return find("incomplete version", name, action, mismatch=mismatch)
     marked = version.broken is not None and not version.aliases
     back = f"move {', '.join(version.aliases)} back and " if version.aliases else ""
-    fix = "it is marked as broken: vitcifar prune will delete it" if marked else f"{back}mark it as broken"
+    prune = f"vitcifar prune --delete yes{registry.model_option}"
+    fix = f"it is marked as broken: {prune} deletes it once it is old" if marked else f"{back}mark it as broken"
     action = partial(mark_broken, registry, version, str(mismatch))
     return find("broken version", name, action, waiting=marked, fix=fix, mismatch=mismatch)
 

@@ -88,7 +88,7 @@ def promote(
 
 def _advice(arguments: str, gates: tuple[Gate, ...]) -> str:
     if not gates[0].passed:
-        return "An incomplete release cannot be forced: type vitcifar doctor."
+        return "An incomplete release cannot be forced: repair it as above."
     return f"To override: vitcifar promote {arguments} --force yes --reason WHY."
 
 

@@ -9,6 +9,7 @@ import datetime
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from vitcifar.registry.policy import Policy, read_policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import cached_manifest, fetch, fetch_manifest
 from vitcifar.release.manifest import Manifest, index_tags, served_evaluation
-from vitcifar.tracking import reaching
+from vitcifar.tracking import reaching, store_option
 
 if TYPE_CHECKING:
     from vitcifar.registry.gates import Promotion
@@ -79,8 +80,9 @@ class Registry:
 
     @property
     def model_option(self) -> str:
-        """What a command needs to mean this model, with a space before it; nothing for the default."""
-        return "" if self.model_name == TrainConfig.model_name else f" --model-name {self.model_name}"
+        """What a command needs to mean this model and store, with a space before it; nothing for the default ones."""
+        default = self.model_name == TrainConfig.model_name
+        return ("" if default else f" --model-name {shlex.quote(self.model_name)}") + store_option()
 
     def list(self) -> Sequence[Version]:
         """Return every version, the newest first; none when the model does not exist. Raises TrackingError."""
@@ -199,7 +201,11 @@ class Registry:
 
     def pull_version(self, version: Version, *, pytorch: bool = False) -> Manifest:
         """`pull` for a version that was read before."""
-        release = fetch(self.location(version), self.digest_of(version), pytorch=pytorch)
+        try:
+            release = fetch(self.location(version), self.digest_of(version), pytorch=pytorch)
+        except ReleaseError as error:  # of a file, which does not know the name of its model
+            text = str(error).replace("`vitcifar doctor`", f"`vitcifar doctor{self.model_option}`")
+            raise ReleaseError(text) from error
         return dataclasses.replace(release, version=version.number)
 
     def manifest(self, version: Version) -> Manifest:
@@ -268,7 +274,7 @@ class Registry:
 
     def _not_found(self) -> str:
         with reaching(mlflow.get_tracking_uri()):
-            names = sorted(model.name for model in self.client.search_registered_models())
+            names = sorted(model.name for model in mlflow.search_registered_models())
         known = f"there are: {', '.join(names)}" if names else "the registry is empty, `vitcifar train` fills it"
         return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
 

@@ -30,7 +30,10 @@ PROBLEMS = {  # what is wrong, and the repair or what a person has to do
     "broken version": ("{mismatch}; the cache of this machine has no complete copy", "mark it as broken"),
     "changed tag": ("it is {value}, release.json says {recorded}", "set it as in release.json"),
     "restored version": ("it is marked as broken ({why}) and is complete again", "remove the mark"),
-    "deleted model": ("its logged model was deleted in MLflow", "run vitcifar reproduce before mlflow gc deletes it"),
+    "deleted model": (
+        "its logged model was deleted in MLflow",
+        "train another version before mlflow gc deletes its files",
+    ),
     "unlinked version": ("MLflow's page of the logged model does not show the version", "link it"),
     "foreign alias": ("it points to version {number}, which is not of vitcifar", "point it to its previous version"),
     "dangling alias": ("it points to version {number}, which was deleted", "point it to its previous version"),

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import requests
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -19,6 +20,7 @@ from mlflow.utils.uri import is_local_uri
 
 from vitcifar.errors import ReleaseError, TrackingError, reason_of
 from vitcifar.release.manifest import MANIFEST_FILE, WRITTEN_LATER, Manifest, read_manifest, sha256_of
+from vitcifar.stores import ERRORS, explain, local_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def root_of(location: str) -> str:
 
 def has_root(location: str, otherwise: bool = True) -> bool:
     """Whether the folder of all models exists, for a store on this machine; `otherwise` for other stores."""
-    return Path(root_of(location)).is_dir() if is_local_uri(location) else otherwise  # type: ignore[no-untyped-call]
+    return local_folder(location).parents[1].is_dir() if is_local_uri(location) else otherwise  # type: ignore[no-untyped-call]
 
 
 def list_files(repository: ArtifactRepository) -> set[str]:
@@ -100,7 +102,7 @@ def download_file(repository: ArtifactRepository, name: str, folder: Path) -> No
         repository.download_artifacts(name, dst_path=str(folder))  # type: ignore[no-untyped-call]
     except (MlflowException, requests.RequestException, FileNotFoundError) as error:
         if name in list_files(repository):
-            raise TrackingError(_unavailable(error)) from error
+            raise _unavailable(error) from error
         raise ReleaseError(f"The store does not hold {name} of this release: run `vitcifar doctor`.") from error
 
 
@@ -109,13 +111,14 @@ def artifact_errors() -> Iterator[None]:
     """Raise TrackingError for the errors of an artifact store that is unavailable."""
     try:
         yield
-    except (MlflowException, requests.RequestException, OSError) as error:
-        raise TrackingError(_unavailable(error)) from error
+    except (*ERRORS, OSError) as error:
+        raise _unavailable(error) from error
 
 
-def _unavailable(error: Exception) -> str:
-    problem = f"The artifact store is unavailable ({reason_of(error)})"
-    return f"{problem}: check that it runs and its folder exists, then try again."
+def _unavailable(error: Exception) -> TrackingError:
+    if isinstance(error, ERRORS):
+        return explain(mlflow.get_tracking_uri(), error, "The artifact store of")
+    return TrackingError(f"The artifact store is unavailable ({reason_of(error)}): check its folder, then try again.")
 
 
 @contextlib.contextmanager
