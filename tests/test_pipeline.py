@@ -18,10 +18,11 @@ def pipeline_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline") / "my project ü"
     folder.mkdir()
     # output_dir is not declared in MLproject: MLflow passes it as --output_dir
-    entry = {**QUICK, "output_dir": str(folder / "runs")}
+    entry = {**QUICK, "output_dir": "my runs"}
     done = mlflow_run(folder, "--env-manager", "local", entry=entry, MLFLOW_TRACKING_URI="")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert {path.name for path in folder.iterdir()} >= {"mlflow.db", "mlruns", "my runs"}
     return folder, done
 
 
@@ -31,7 +32,7 @@ def store(pipeline_run):
 
 
 def only_run(client):
-    runs = [run for run in client.search_runs(["0", "1"]) if "evaluates" not in run.data.tags]
+    runs = [run for run in client.search_runs(["0"]) if "evaluates" not in run.data.tags]
     assert len(runs) == 1
     return runs[0]
 
@@ -46,7 +47,7 @@ def test_mlflow_run_ends_in_a_promoted_version(pipeline_run, store):
 def test_the_run_has_config_datasets_figures_and_event_files(store):
     run = only_run(store)
     assert run.info.status == "FINISHED"
-    assert run.data.params["config.epochs"] == "2"
+    assert (run.data.params["config.epochs"], run.data.params["config.experiment"]) == ("2", "Default")
     assert run.data.params["config.learning_rate"]
     assert int(run.data.params["model.trainable_parameters"]) > 10_000
     datasets = {
@@ -72,6 +73,7 @@ def test_an_evaluation_is_its_own_run_linked_to_the_version(pipeline_run, store)
     assert done.returncode == 0, done.stderr
     run = store.get_run(re.search(r"run +(\w{32})", done.stdout)[1])
     assert run.data.tags["evaluates"] == "models:/vitcifar/1"
+    assert run.info.experiment_id == only_run(store).info.experiment_id, "`mlflow run` and `vitcifar` log to one"
     ours = store.get_run(store.get_model_version("vitcifar", "1").run_id)
     assert run.data.metrics["test/accuracy"] == ours.data.metrics["test/accuracy"]
 

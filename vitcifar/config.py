@@ -147,7 +147,7 @@ class TrainConfig:
         declared=True,
     )
 
-    experiment: str = _tracking("vitcifar", "MLflow experiment.")
+    experiment: str = _tracking("Default", "MLflow experiment.")
     run_name: str = _tracking("none", "Name of the run in MLflow (none = generated from the settings).")
     output_dir: str = _tracking("runs", "Folder of checkpoints and TensorBoard logs, with a subfolder per run.")
 

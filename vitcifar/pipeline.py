@@ -43,7 +43,7 @@ class Trained:
 def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test split, export, check and register; raises VitCifarError."""
     check_ood(config)  # names and files are checked before a run exists
-    config = resolve_names(config)
+    config = settle(config)
     splits = read_splits(config)
     if config.resume != "none":
         tracking.check_resumable(config.resume, splits.fingerprint)
@@ -51,6 +51,11 @@ def train(config: TrainConfig) -> Trained:
     with start_run(config, run_id=config.resume if config.resume != "none" else None) as run:
         _, evaluation = fit_and_test(run, network, splits, config)
         return release(run, network, splits, config, evaluation)
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """A config whose names are checked and resolved, and its experiment that of the run which `mlflow run` made."""
+    return dataclasses.replace(resolve_names(config), experiment=tracking.project_experiment() or config.experiment)
 
 
 def fit_and_test(

@@ -1,6 +1,9 @@
 """MLproject = commands."""
 
+import os
 import re
+import subprocess
+import sys
 
 import yaml
 from support.project import ROOT
@@ -33,3 +36,21 @@ def test_a_rare_setting_is_not_declared_and_a_common_one_is():
     assert {"preset", "data", "epochs", "learning_rate", "promote_to", "seeds"} <= declared.keys()
     assert not {"ema_decay", "num_views", "experiment", "tracking_uri"} & declared.keys()
     assert declared["epochs"]["default"] == cli.options.FROM_PRESET
+
+
+def test_a_command_of_mlflow_run_works_in_the_folder_in_which_it_was_typed(tmp_path):
+    """This process, whose folder is the user's, starts one in the folder of the project as `mlflow run` does."""
+    print_folder = (
+        "from vitcifar.cli.mlproject import change_to_launch_folder; change_to_launch_folder();"
+        "import os; print(os.getcwd(), os.environ.get('PYTHONPATH', '').split(os.pathsep)[0], sep='|')"
+    )
+    command = ["bash", "-c", f'true && "{sys.executable}" -c "{print_folder}"']
+    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"} | {"PYTHONPATH": str(ROOT)}
+    for more, folder, first in (({"MLFLOW_RUN_ID": "0"}, os.getcwd(), tmp_path), ({}, tmp_path, ROOT)):
+        done = subprocess.run(command, cwd=tmp_path, env=kept | more, capture_output=True, text=True)
+        assert done.stdout.strip() == f"{folder}|{first}", done.stderr
+
+
+def test_no_entry_declares_what_only_mlflow_run_can_choose():
+    declared = {name for entry in ENTRIES.values() for name in entry["parameters"]}
+    assert not {"experiment", "run_name", "tracking_uri"} & declared

@@ -116,6 +116,42 @@ def test_threads_and_hosts_are_lists_separated_by_commas():
     assert parse("app", "--allowed-hosts", "a.example, b.example")["allowed_hosts"] == ("a.example", "b.example")
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare 1 2", "sweep"])
+def test_an_experiment_that_cannot_count_under_mlflow_run_is_refused_with_the_option_that_does(monkeypatch, command):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    done = CliRunner().invoke(cli.main, [*command.split(), "--experiment", "my own"])
+    assert done.exit_code == 1 and done.output.endswith("type mlflow run --experiment-name 'my own' instead.\n")
+
+
+def test_the_name_of_a_run_that_exists_is_refused_and_the_value_preset_is_not_one(monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    done = CliRunner().invoke(cli.main, ["train", "--run_name", "monday"])
+    assert done.exit_code == 1 and "type mlflow run --run-name monday instead" in done.output
+    done = CliRunner().invoke(cli.main, ["train", "--run_name", "preset", "--lora-rank", "4"])
+    assert "lora_rank" in done.output
+
+
+def test_the_variable_of_mlflow_names_the_experiment_of_every_command(monkeypatch):
+    for words in (["train"], ["evaluate"], ["compare", "1", "2"], ["sweep"]):
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        assert parse(*words)["experiment"] in (None, "Default")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+        assert parse(*words)["experiment"] == "mine"
+
+
+def test_mlflow_run_passes_several_files_as_one_text_which_is_read_as_the_shell_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.png", "b.png", "c d.png"):
+        (tmp_path / name).touch()
+    text = "b.png 'c d.png' ~/a.png *.png none.jpg"
+    assert parse("predict", text)["files"] == [text]
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    every = ["a.png", "b.png", "c d.png"]
+    assert parse("predict", text)["files"] == ["b.png", "c d.png", f"{tmp_path}/a.png", *every, "none.jpg"]
+    assert parse("predict", "c d.png")["files"] == ["c d.png"]
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [

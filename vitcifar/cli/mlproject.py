@@ -1,11 +1,13 @@
-"""Writes MLproject from the commands: `python -m vitcifar.cli.mlproject > MLproject`."""
+"""Writes MLproject from the commands (`python -m vitcifar.cli.mlproject > MLproject`), and finds where it was run."""
 
+import contextlib
+import os
 import textwrap
 
 import click
 
 from vitcifar.cli import main
-from vitcifar.cli.options import SettingOption
+from vitcifar.cli.options import MADE_BY_MLFLOW_RUN, SettingOption
 
 HEADER = """\
 # Entry points of `mlflow run . -e ENTRY -P NAME=VALUE`; mlproject.py runs them, vitcifar/ implements them.
@@ -23,7 +25,7 @@ def is_declared(param: click.Parameter) -> bool:
     """Whether MLproject lists a parameter. MLflow logs the listed ones of every run, so rare settings are not."""
     if isinstance(param, SettingOption):
         return bool(param.field.metadata["declared"])
-    return param.name != "tracking_uri"  # MLflow exports MLFLOW_TRACKING_URI to the command
+    return param.name not in ("tracking_uri", *MADE_BY_MLFLOW_RUN)  # MLflow exports MLFLOW_TRACKING_URI to the command
 
 
 def entry_point(command: click.Command) -> str:
@@ -43,6 +45,25 @@ def entry_point(command: click.Command) -> str:
 
 def mlproject() -> str:
     return HEADER + "".join(entry_point(command) for command in main.commands.values())
+
+
+def change_to_launch_folder() -> None:
+    """Change from the folder of the project, where `mlflow run` starts commands, to the one in which it was typed.
+
+    So relative paths and a relative tracking store mean the user's. Its process is the one without our MLFLOW_RUN_ID.
+    """
+    import psutil
+
+    run_id, project = os.environ.get("MLFLOW_RUN_ID"), os.getcwd()
+    if run_id is None:
+        return
+    with contextlib.suppress(psutil.Error, OSError):  # in a container: it stays in the folder of the project
+        for process in psutil.Process().parents():
+            if process.environ().get("MLFLOW_RUN_ID") != run_id:
+                os.chdir(process.cwd())
+                path = filter(None, [project, os.environ.get("PYTHONPATH")])  # for worker processes
+                os.environ["PYTHONPATH"] = os.pathsep.join(path)
+                return
 
 
 if __name__ == "__main__":

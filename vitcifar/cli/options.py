@@ -4,13 +4,17 @@ command line is parsed: underscores as MLflow writes them, and option names of v
 
 import dataclasses
 import functools
+import glob
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vitcifar.config import PRESETS, RENAMED_SETTINGS, TrainConfig
+from vitcifar.errors import ConfigError
 from vitcifar.registry.policy import Policy
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 FROM_PRESET = "preset"  # the value that leaves a setting to the preset: MLproject's default
 FROM_POLICY = "policy"  # the value that leaves a limit to the model's policy
+MADE_BY_MLFLOW_RUN = {"experiment": "--experiment-name", "run_name": "--run-name"}  # and its own options for them
+EXPERIMENT_VARIABLE = {"envvar": "MLFLOW_EXPERIMENT_NAME", "show_envvar": True}  # which `mlflow run` reads too
 RENAMED_OPTIONS = {  # hidden aliases until 0.3
     f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}"
     for old, new in {**RENAMED_SETTINGS, "settled_seconds": "stale_seconds"}.items()
@@ -30,6 +36,17 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [at_home(self.current_name(word)) for word in args])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for name, theirs in MADE_BY_MLFLOW_RUN.items():
+            value, typed = ctx.params.get(name), ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if "MLFLOW_RUN_ID" in os.environ and typed and value is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(
+                    f"`mlflow run` has made the run already, which {option} cannot change: "
+                    f"type mlflow run {theirs} {shlex.quote(str(value))} instead."
+                )
+        return super().invoke(ctx)
 
     def current_name(self, word: str) -> str:
         """An option as this command declares it; other words are left unchanged."""
@@ -125,7 +142,8 @@ def settings(*names: str, default: str = "") -> Decorator:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(dataclasses.fields(TrainConfig)):
             if not names or field.name in names:
-                function = field_option(field, cls=SettingOption, field=field, text=default)(function)
+                variable = EXPERIMENT_VARIABLE if field.name == "experiment" else {}
+                function = field_option(field, cls=SettingOption, field=field, text=default, **variable)(function)
         return function if default else preset(function)
 
     return decorate
@@ -145,6 +163,17 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def host_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip() and value != "none")
+
+
+def several_files(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str]:
+    """The files of an argument. `mlflow run` passes one text, which is split and expanded as the shell does it."""
+    files: list[str] = []
+    for text in value:
+        split = "MLFLOW_RUN_ID" in os.environ and not os.path.exists(text)
+        for word in shlex.split(text) if split else []:
+            files += sorted(glob.glob(os.path.expanduser(word))) or [word]
+        files += [] if split else [text]
+    return files
 
 
 def thread_counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -184,6 +213,9 @@ tracking_uri_option = option(
     "MLflow tracking store and registry: sqlite:///FILE or http://HOST:PORT.",
     envvar="MLFLOW_TRACKING_URI",
     show_envvar=True,
+)
+experiment_option = option(
+    "--experiment", TrainConfig.experiment, "MLflow experiment of the run.", **EXPERIMENT_VARIABLE
 )
 version_option = option("--version", "champion", "Version number, alias, or latest.")
 format_option = click.option(

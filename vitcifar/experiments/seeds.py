@@ -15,7 +15,6 @@ from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, check_network
-from vitcifar.registry.aliases import resolve_names
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes
 
@@ -92,7 +91,7 @@ def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
     """
     if config.num_processes > 1 or launched_processes() > 1:
         raise ConfigError(f"Several processes train one run together, and {reason}: start one process.")
-    config = resolve_names(config)
+    config = pipeline.settle(config)
     splits = read_splits(config)
     check_network(config, splits.class_names)
     return config, splits
