@@ -172,6 +172,15 @@ def create_store(path: Path) -> None:
         raise TrackingError(f"{problem}: name another with --tracking-uri.") from error
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let no other process be in such a block of this SQLite store; a server cannot be locked."""
+    uri = mlflow.get_tracking_uri()
+    lock = filelock.FileLock(f"{sqlite_path(uri)}.lock") if uri.startswith("sqlite:///") else contextlib.nullcontext()
+    with lock:
+        yield
+
+
 def local_folder(location: str) -> Path:
     """The folder that holds the files of an artifact location on this machine, also if the project was moved."""
     recorded, uri = Path(local_file_uri_to_path(location)), mlflow.get_tracking_uri()  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from mlflow.utils.credentials import read_mlflow_creds
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError
 from vitcifar.registry.policy import Gate
+from vitcifar.stores import alone
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def previous_holders(events: Iterable[Event], holder: int | None) -> list[int]:
     return versions[:-1] if versions[-1:] == [holder] else versions
 
 
+@alone()
 def move_alias(
     registry: "Registry",
     alias: str,

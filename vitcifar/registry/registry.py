@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LINK_TAG = "mlflow.modelVersions"  # MLflow's own: its page of a logged model shows the versions
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 DIGEST_TAG = "release_digest"
+MAX_NAMED = 20  # models in a message
 BROKEN_TAG = "broken"  # on a version whose release the doctor found incomplete: what is wrong with it
 
 
@@ -275,7 +276,12 @@ class Registry:
     def _not_found(self) -> str:
         with reaching(mlflow.get_tracking_uri()):
             names = sorted(model.name for model in mlflow.search_registered_models())
-        known = f"there are: {', '.join(names)}" if names else "the registry is empty, `vitcifar train` fills it"
+        more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+        known = (
+            f"there are: {', '.join(names[:MAX_NAMED])}{more}"
+            if names
+            else "the registry is empty, `vitcifar train` fills it"
+        )
         return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
 
 

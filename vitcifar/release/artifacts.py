@@ -20,7 +20,7 @@ from mlflow.utils.uri import is_local_uri
 
 from vitcifar.errors import ReleaseError, TrackingError, reason_of
 from vitcifar.release.manifest import MANIFEST_FILE, WRITTEN_LATER, Manifest, read_manifest, sha256_of
-from vitcifar.stores import ERRORS, explain, local_folder
+from vitcifar.stores import ERRORS, explain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def root_of(location: str) -> str:
 
 def has_root(location: str, otherwise: bool = True) -> bool:
     """Whether the folder of all models exists, for a store on this machine; `otherwise` for other stores."""
-    return local_folder(location).parents[1].is_dir() if is_local_uri(location) else otherwise  # type: ignore[no-untyped-call]
+    return Path(root_of(location)).is_dir() if is_local_uri(location) else otherwise  # type: ignore[no-untyped-call]
 
 
 def list_files(repository: ArtifactRepository) -> set[str]:
