@@ -11,6 +11,7 @@ import click
 
 from vitcifar import cli, errors
 from vitcifar.config import PRESETS, TrainConfig
+from vitcifar.stores import CAUSES
 
 PACKAGE = Path(errors.__file__).parent
 
@@ -68,7 +69,8 @@ def error_messages() -> Iterator[str]:
 
 def messages() -> dict[str, list[str]]:
     """Error class -> its messages, with {placeholders} for what is filled in."""
-    found: dict[str, list[str]] = {}
+    causes = [f"The tracking store `uri` cannot be used ({cause}): {cure}" for _, cause, cure in CAUSES]
+    found: dict[str, list[str]] = {"TrackingError": causes}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:

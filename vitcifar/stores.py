@@ -1,4 +1,4 @@
-"""Why a tracking store cannot be used: from what MLflow says to the cause and its cure, in one table."""
+"""Opens a tracking store, or says why it cannot be used: one table leads from MLflow's words to cause and cure."""
 
 import contextlib
 import os
@@ -32,6 +32,7 @@ ERRORS = (
     sqlalchemy.exc.SQLAlchemyError,
     alembic.util.CommandError,
 )
+LOCK_SECONDS = 60
 OTHER = "name another with --tracking-uri"
 START = "start it (mlflow server), or " + OTHER
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of this server"
@@ -64,7 +65,7 @@ CAUSES = (  # pattern in MLflow's message -> the cause, and what to do; the firs
         "it is a folder of MLflow's old file store",
         "type mlflow migrate-filestore --source FOLDER --target sqlite:///mlflow.db, and name that database",
     ),
-    (r"Run with id=(\w+) not found", "Run {0} does not exist", "the MLflow UI lists the runs with their ids"),
+    (r"Run with id=(\S+) not found", "Run {0} does not exist", "the MLflow UI lists the runs with their ids"),
     (
         r"run (?:with ID )?(\w+) (?:must be in the 'active'|because it is in the deleted) state",
         "Run {0} was deleted",
@@ -176,7 +177,12 @@ def create_store(path: Path) -> None:
 def alone() -> Iterator[None]:
     """Let no other process be in such a block of this SQLite store; a server cannot be locked."""
     uri = mlflow.get_tracking_uri()
-    lock = filelock.FileLock(f"{sqlite_path(uri)}.lock") if uri.startswith("sqlite:///") else contextlib.nullcontext()
+    lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if uri.startswith("sqlite:///"):
+        try:
+            lock = filelock.FileLock(f"{sqlite_path(uri)}.lock", timeout=LOCK_SECONDS).acquire()
+        except OSError as error:
+            raise explain(uri, error) from error
     with lock:
         yield
 
