@@ -25,17 +25,9 @@ POINTS = {  # where it is killed: what the doctor finds, and the versions there 
 }
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An empty store, copied for each test."""
-    folder = tmp_path_factory.mktemp("empty")
-    tracking.create_store(folder / "mlflow.db")
-    return str(folder / "mlflow.db")
-
-
 @pytest.fixture
-def store(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    (tmp_path / "mlflow.db").write_bytes(Path(uri).read_bytes())
+def store(new_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "mlflow.db").write_bytes(new_store.read_bytes())
     (tmp_path / "temporary").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
