@@ -50,3 +50,14 @@ def test_a_contact_sheet_that_cannot_be_written_is_one_sentence(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     result = run("data", "--preset", "digits", "--sheet", sheet)
     assert result.exit_code == 1 and "cannot be written" in result.output and "name a .png file" in result.output
+
+
+def test_the_variable_that_names_an_experiment_does_not_stop_a_run_from_being_resumed(monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    planned = []
+    monkeypatch.setattr(
+        pipeline, "plan", lambda preset, given: planned.append(given) or pipeline.resolve("cifar10", epochs=0)
+    )
+    for words in (["--resume", "last"], []):
+        run("train", *words)
+    assert planned == [{"resume": "last"}, {"experiment": "mine"}]

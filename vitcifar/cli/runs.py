@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vitcifar.cli import format, options
 from vitcifar.config import TrainConfig, groups, resolve
@@ -40,6 +41,9 @@ def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
     from vitcifar.registry.registry import Registry
     from vitcifar.training.distributed import is_worker
 
+    source = click.get_current_context().get_parameter_source("experiment")
+    if values["resume"] is not None and source is ParameterSource.ENVIRONMENT:
+        values["experiment"] = None  # a run that is resumed keeps its experiment
     config = pipeline.plan(preset, options.given(values))
     if seeds == 1 and is_worker():
         return pipeline.train_worker(config)
