@@ -154,7 +154,7 @@ def test_a_database_that_cannot_be_written_is_told_with_its_cure(folder, query, 
 
 def test_an_error_without_a_known_cause_keeps_the_words_of_mlflow():
     error = stores.explain("sqlite:///x.db", mlflow.MlflowException("The moon is full.\nMore of it"))
-    assert str(error) == "The tracking store sqlite:///x.db cannot be used: The moon is full."
+    assert str(error) == "The tracking store sqlite:///x.db cannot be used: The moon is full. More of it"
 
 
 def test_a_store_is_not_created_for_a_run_that_is_in_another_one(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_local_uri
 
-from vitcifar.errors import TrackingError
+from vitcifar.errors import TrackingError, reason_of
 from vitcifar.uris import beside, sqlite_path, sqlite_uri
 
 ERRORS = (
@@ -114,8 +114,7 @@ def explain(uri: str, error: Exception, store: str = "The tracking store") -> Tr
             filled = [part.format(*found, uri=shlex.quote(uri)) for part in (cause, cure)]
             subject = filled[0] if cause.startswith("Run ") else f"{store} {uri} cannot be used ({filled[0]})"
             return TrackingError(f"{subject}: {filled[1]}.")
-    reason = (text.splitlines() or [type(error).__name__])[0]
-    return TrackingError(f"{store} {uri} cannot be used: {reason}")
+    return TrackingError(f"{store} {uri} cannot be used: {reason_of(error)}")
 
 
 def is_known_schema(version: str) -> bool:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 LINK_TAG = "mlflow.modelVersions"  # MLflow's own: its page of a logged model shows the versions
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 DIGEST_TAG = "release_digest"
-MAX_NAMED = 20  # models in a message
 BROKEN_TAG = "broken"  # on a version whose release the doctor found incomplete: what is wrong with it
 
 
@@ -82,8 +81,8 @@ class Registry:
     @property
     def model_option(self) -> str:
         """What a command needs to mean this model and store, with a space before it; nothing for the default ones."""
-        default = self.model_name == TrainConfig.model_name
-        return ("" if default else f" --model-name {shlex.quote(self.model_name)}") + store_option()
+        name = "" if self.model_name == TrainConfig.model_name else f" --model-name {shlex.quote(self.model_name)}"
+        return name + store_option()
 
     def list(self) -> Sequence[Version]:
         """Return every version, the newest first; none when the model does not exist. Raises TrackingError."""
@@ -205,8 +204,7 @@ class Registry:
         try:
             release = fetch(self.location(version), self.digest_of(version), pytorch=pytorch)
         except ReleaseError as error:  # of a file, which does not know the name of its model
-            text = str(error).replace("`vitcifar doctor`", f"`vitcifar doctor{self.model_option}`")
-            raise ReleaseError(text) from error
+            raise ReleaseError(str(error).replace("doctor`", f"doctor{self.model_option}`")) from error
         return dataclasses.replace(release, version=version.number)
 
     def manifest(self, version: Version) -> Manifest:
@@ -276,12 +274,8 @@ class Registry:
     def _not_found(self) -> str:
         with reaching(mlflow.get_tracking_uri()):
             names = sorted(model.name for model in mlflow.search_registered_models())
-        more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-        known = (
-            f"there are: {', '.join(names[:MAX_NAMED])}{more}"
-            if names
-            else "the registry is empty, `vitcifar train` fills it"
-        )
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
+        known = f"there are: {shown}" if names else "the registry is empty, `vitcifar train` fills it"
         return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
 
 
