@@ -68,7 +68,9 @@ class TrainConfig:
     data: str = _data("cifar10", "Source of the images.", choices=("cifar10", "folder", "digits"))
     data_dir: str = _data("data", "Root folder of the images (folder), or download folder (cifar10).")
     train_per_class: int = _data(100, "Training images per class (0 = all that remain).", minimum=0)
-    validation_per_class: int = _data(25, "Validation images per class, disjoint from the training images.", minimum=1)
+    validation_per_class: int = _data(
+        25, "Validation images per class, disjoint from training (0 = all of a validation folder).", minimum=0
+    )
     test_per_class: int = _data(25, "Test images per class (0 = all).", minimum=0)
     data_seed: int = _data(0, "Random seed of the subset: which images, in which order.", minimum=0)
     seed: int = _data(0, "Random seed of initialisation, shuffling and augmentation.", minimum=0, decides_weights=True)
@@ -115,7 +117,9 @@ class TrainConfig:
     compile: str = _speed("off", "Compile the network with torch.compile.", choices=("off", "on"))
     accumulation_steps: int = _speed(1, "Micro-batches per optimizer step (gradient accumulation).", minimum=1)
     num_views: int = _speed(4, "Augmented views per image with cached frozen features (0 = no cache).", minimum=0)
-    cache_memory: float = _speed(4.0, "Memory limit of the feature cache, in GB.", minimum=0.0)
+    cache_memory: float = _speed(
+        4.0, "Memory limit of the images, and of the feature cache, in GB (0 = hold neither).", minimum=0.0
+    )
     num_workers: int = _speed(
         0, "DataLoader worker processes (0 = load in the main process).", minimum=0, decides_weights=False
     )

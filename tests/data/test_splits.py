@@ -35,6 +35,7 @@ class FakeSource:
                 np.random.default_rng(order).shuffle(rows)
             self._rows[part] = [(str(id), int(label)) for id, label in rows]
         self.num_read = 0
+        self.parts = ("train", "test")
 
     def labels(self, part):
         return np.array([label for _, label in self._rows[part]], dtype=np.int64)
@@ -106,7 +107,7 @@ def test_the_indices_do_not_depend_on_the_order_in_which_files_are_listed(order,
 @settings(max_examples=60, deadline=None)
 @given(
     train=st.integers(1, 5),
-    validation=st.integers(0, 4),
+    validation=st.integers(1, 4),
     test=st.integers(1, 5),
     extra=st.lists(st.integers(0, 6), min_size=2, max_size=4),
     seed=st.integers(0, 1000),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from support.scores import add_version, scores
 from support.toys import settle
 
@@ -79,6 +80,22 @@ def test_other_images_are_evaluated_only_on_purpose_and_said(here, monkeypatch):
     monkeypatch.setattr(versions, "read_splits", read_changed)
     with pytest.raises(DataError, match=r"toy 2 was tested on other images than these .*restore them, or name images"):
         evaluate_version(here, "2", experiment=EXPERIMENT, analysis="none")
+
+
+def test_a_folder_with_test_images_alone_is_evaluated_as_other_images(here, published, tmp_path):
+    test = published.splits.test
+    for image, label, index in zip(test.images, test.labels, range(19), strict=False):  # one less: unbalanced
+        (tmp_path / f"new/test/{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"new/test/{label}/{index}.png")
+    folder = {"data": "folder", "data_dir": str(tmp_path / "new"), "test_per_class": 0}
+    with pytest.warns(UserWarning, match="toy 2 was tested on other images than these"):
+        run_id, evaluation = evaluate_version(here, "2", experiment=EXPERIMENT, analysis="none", **folder)
+    correct = predict_logits(published.networks[2], test.images[:19]).argmax(axis=1) == test.labels[:19]
+    assert evaluation.num_images == 19 and evaluation.accuracy == pytest.approx(correct.mean())
+    assert mlflow.MlflowClient().get_run(run_id).data.tags["other_images"] == "true"
+    (tmp_path / "new/test/0").rename(tmp_path / "new/test/zero")
+    with pytest.raises(DataError, match=r"toy 2 has the classes 0, 1, .*, the images have 1, .*, zero: name images"):
+        evaluate_version(here, "2", experiment=EXPERIMENT, analysis="none", **folder)
 
 
 def test_missing_ood_images_leave_no_run(here):

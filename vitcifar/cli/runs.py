@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
 
 NOT_PROMOTED = 3  # exit code of `train`
-DATA_SETTINGS = tuple(name for name, group in groups().items() if group == "Data" and name != "seed")
+DATA_SETTINGS = (*(name for name, group in groups().items() if group == "Data" and name != "seed"), "cache_memory")
 ANALYSIS_SETTINGS = ("analysis", "corruption_images", "ood")
 NOT_SWEPT = {"Evaluation", "Release", "resume", "run_name"}  # a sweep trains and selects on validation
 SWEEP_SETTINGS = tuple(name for name, group in groups().items() if not {name, group} & NOT_SWEPT)

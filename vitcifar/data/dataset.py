@@ -11,12 +11,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDataset:
-    """N images: one array (N, H, W, 3) when all have one size, else a list of (H, W, 3); always uint8.
+    """N images: one array (N, H, W, 3) when all have one size, else a sequence of (H, W, 3); always uint8.
+
+    A sequence may decode its images each time they are used: take each once, or in slices.
 
     `labels` are int64 (N,), indices into `class_names`; `ids` name the source of each image.
     """
 
-    images: np.ndarray | list[np.ndarray]
+    images: np.ndarray | Sequence[np.ndarray]
     labels: np.ndarray
     class_names: tuple[str, ...]
     ids: tuple[str, ...]
@@ -43,7 +45,9 @@ class ImageDataset:
 
 
 class Source(abc.ABC):
-    """Images that are read on demand, in a part "train" and a part "test"; labels and ids are known at once.
+    """Images that are read on demand, in parts; labels and ids are known at once.
+
+    The parts are "train" and "test"; "validation" where the source sets images apart for it, else train gives them.
 
     `labels` are int64 (N,), indices into `class_names`; `ids` are a unique name of each image, in the same order.
     """
@@ -53,6 +57,10 @@ class Source(abc.ABC):
     ) -> None:
         self.class_names = tuple(class_names)
         self._labels, self._ids = labels, ids
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self._ids)
 
     def labels(self, part: str) -> np.ndarray:
         return self._labels[part]
@@ -68,7 +76,7 @@ class Source(abc.ABC):
         return ImageDataset(images=images, labels=labels, class_names=self.class_names, ids=ids)
 
     @abc.abstractmethod
-    def _images(self, part: str, indices: np.ndarray) -> np.ndarray | list[np.ndarray]: ...
+    def _images(self, part: str, indices: np.ndarray) -> np.ndarray | Sequence[np.ndarray]: ...
 
 
 def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
@@ -77,7 +85,7 @@ def stack(images: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     return np.stack(images) if same else images  # (N, H, W, 3)
 
 
-def group_by_size(images: Sequence[np.ndarray], max_batch: int, *, max_pixels: int | None = None) -> list[list[int]]:
+def group_by_size(images: Iterable[np.ndarray], max_batch: int, *, max_pixels: int | None = None) -> list[list[int]]:
     """Indices of the images (H, W, C) in batches of one size: at most `max_batch` images and `max_pixels` pixels each.
 
     An image of more than `max_pixels` pixels is a batch of its own. Indices of one size stay in order.

@@ -64,8 +64,14 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     Returns uint8 (H, W, 3). An animation gives its first frame; 16 bits are scaled to 8 by the range that the file
     declares or its values have. Raises ImageError with a message that starts with `name` (default: the path).
     """
-    _set_up_pillow()
     name = readable_name(source, name)
+    image, content = open_image(source, name)
+    return convert_image(image, name, content)
+
+
+def open_image(source: bytes | Path, name: str) -> tuple[Image.Image, bytes]:
+    """Read the header only, and check it; also returns the content without its metadata. Raises ImageError."""
+    _set_up_pillow()
     content = source if isinstance(source, bytes) else read_file(source, name)
     if not content:
         raise ImageError(f"{name} is empty.")
@@ -75,7 +81,16 @@ def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
     image.info.update(info)
     check_exif(image.info.get("exif", b""), name)
     _check_header(image, name)
-    return convert_image(image, name, content)
+    return image, content
+
+
+def image_shape(path: Path) -> tuple[int, int, int] | None:
+    """(H, W, 3) of what `read_image` decodes, before EXIF turns it; None for a file that is not an image."""
+    try:
+        width, height = _bounded(open_image(path, readable_name(path))[0].size)
+    except ImageError:
+        return None
+    return height, width, 3
 
 
 def readable_name(source: bytes | Path, name: str = "") -> str:

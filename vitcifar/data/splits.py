@@ -3,18 +3,19 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset, Source, fingerprint
+from vitcifar.data.files import load_files
 from vitcifar.data.sources import open_source
 from vitcifar.errors import DataError
 
 MAX_LISTED = 20  # classes in an error message
-PARTS = {"train": "train", "validation": "train", "test": "test"}  # split -> part of the source
 Classes = dict[str, np.ndarray]  # class name -> indices of its images in a part, in hash order
 
 
@@ -50,29 +51,31 @@ class Splits:
         return {split: dataset.counts() for split, dataset in self.datasets.items()}
 
 
-def read_splits(config: TrainConfig) -> Splits:
-    """The splits that a config selects; raises DataError."""
+def read_splits(config: TrainConfig, *, test_only: bool = False) -> Splits:
+    """The splits that a config selects; raises DataError. `test_only`: of a folder the test part alone."""
     return make_splits(
-        open_source(config.data, Path(config.data_dir)),
+        open_source(config.data, Path(config.data_dir), test_only=test_only),
         train_per_class=config.train_per_class,
         validation_per_class=config.validation_per_class,
         test_per_class=config.test_per_class,
         seed=config.data_seed,
+        cache_memory=config.cache_memory,
     )
 
 
-def make_splits(
-    source: Source, *, train_per_class: int, validation_per_class: int, test_per_class: int, seed: int
-) -> Splits:
-    """Choose the indices and read the images. Raises DataError when a class has too few."""
-    indices = choose_indices(
-        source,
-        train_per_class=train_per_class,
-        validation_per_class=validation_per_class,
-        test_per_class=test_per_class,
-        seed=seed,
-    )
-    return Splits(**{split: source.read(part, indices[split]) for split, part in PARTS.items()})
+def make_splits(source: Source, *, cache_memory: float = math.inf, **selected: int) -> Splits:
+    """Choose the indices (see `choose_indices`) and read the images, in memory up to `cache_memory` GB of files."""
+    empty, parts = source.read("test", []), split_parts(source)
+    datasets = {split: source.read(parts[split], rows) for split, rows in choose_indices(source, **selected).items()}
+    loaded = load_files({split: dataset.images for split, dataset in datasets.items()}, cache_memory)
+    datasets |= {split: dataclasses.replace(datasets[split], images=images) for split, images in loaded.items()}
+    return Splits(**dict.fromkeys(("train", "validation", "test"), empty) | datasets)
+
+
+def split_parts(source: Source) -> dict[str, str]:
+    """Split -> the part of the source that its images come from; a source of a test part alone has no other split."""
+    own = {part: part for part in source.parts}
+    return {"validation": "train", **own} if "train" in own else own
 
 
 def choose_indices(
@@ -80,25 +83,27 @@ def choose_indices(
 ) -> dict[str, np.ndarray]:
     """Split -> indices into its part of the source, in the order of the split; reads no image.
 
-    Each class is ordered by hash: training takes from the front, validation from the back, test from the test part. So
-    a larger training subset contains the smaller one, and validation does not change with it. 0 = all that is left
-    (training), all (test). Raises DataError with the counts of every class that has too few.
+    Each class is ordered by hash: training takes from the front, validation from the back of train or of its own part,
+    test from the front of test. So a larger training subset contains the smaller one, and validation does not change
+    with it. 0 = all that is left (training), all of its own part (validation), all (test). Raises DataError with the
+    counts of every class that has too few.
     """
-    orders, classes = {}, {}
-    for part in ("train", "test"):
+    orders: dict[str, np.ndarray] = {}
+    classes: dict[str, Classes] = {}
+    for part in source.parts:
         orders[part] = order = hash_order(f"{seed}:{part}:{id}" for id in source.ids(part))
         labels = source.labels(part)[order]
         classes[part] = {name: order[labels == label] for label, name in enumerate(source.class_names)}
-    train, test = classes["train"].values(), classes["test"].values()
-    _check_counts(classes["train"], classes["test"], train_per_class, validation_per_class, test_per_class)
-    chosen = {
-        "train": [indices[: train_per_class or len(indices) - validation_per_class] for indices in train],
-        "validation": [indices[len(indices) - validation_per_class :] for indices in train],
-        "test": [indices[: test_per_class or None] for indices in test],
+    _check_counts(classes, train_per_class, validation_per_class, test_per_class)
+    taken = 0 if "validation" in classes else validation_per_class
+    chosen: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "train": lambda indices: indices[: train_per_class or len(indices) - taken],
+        "validation": lambda indices: indices[-validation_per_class:],
+        "test": lambda indices: indices[: test_per_class or None],
     }
     return {  # the hash order of all images, which shuffles the classes
-        split: orders[PARTS[split]][np.isin(orders[PARTS[split]], np.concatenate(indices))]
-        for split, indices in chosen.items()
+        split: orders[part][np.isin(orders[part], np.concatenate([*map(chosen[split], classes[part].values())]))]
+        for split, part in split_parts(source).items()
     }
 
 
@@ -108,20 +113,34 @@ def hash_order(texts: Iterable[str]) -> np.ndarray:
     return np.array(sorted(range(len(hashes)), key=hashes.__getitem__), dtype=np.int64)
 
 
-def _check_counts(train_classes: Classes, test_classes: Classes, train: int, validation: int, test: int) -> None:
+def _check_counts(classes: dict[str, Classes], train: int, validation: int, test: int) -> None:
+    """Check the classes of each part."""
     problems = []
-    needed = (train or 1) + validation
-    if short := _short(train_classes, needed):
-        left = min(map(len, train_classes.values())) - validation
-        cure = f"type --train-per-class {left}" if left > 0 else "type a smaller --validation-per-class"
-        asked = f"{train or 'at least 1'} for training and {validation} for validation"
-        problems.append(f"{asked} per class need {needed}, but {short} ({cure})")
-    if short := _short(test_classes, test or 1):
-        fewest = min(map(len, test_classes.values()))
-        cure = f"type --test-per-class {fewest}" if fewest else "add some"
-        problems.append(f"for the test {test or 'at least 1'} per class are needed, but {short} ({cure})")
-    if problems:
-        raise DataError(f"Too few images: {'; '.join(problems)}.")
+    if "validation" in classes:
+        problems += [_lacking("training", "--train-per-class", classes["train"], train)]
+        problems += [_lacking("validation", "--validation-per-class", classes["validation"], validation)]
+    elif "train" in classes:
+        if not validation:
+            raise DataError(
+                "validation_per_class is 0, all images of a validation folder, and there is none: type a number, such "
+                "as --validation-per-class 25."
+            )
+        needed = (train or 1) + validation
+        if short := _short(classes["train"], needed):
+            left = min(map(len, classes["train"].values())) - validation
+            cure = f"type --train-per-class {left}" if left > 0 else "type a smaller --validation-per-class"
+            asked = f"{train or 'at least 1'} for training and {validation} for validation"
+            problems.append(f"{asked} per class need {needed}, but {short} ({cure})")
+    problems.append(_lacking("the test", "--test-per-class", classes["test"], test))
+    if any(problems):
+        raise DataError(f"Too few images: {'; '.join(filter(None, problems))}.")
+
+
+def _lacking(purpose: str, option: str, classes: Classes, number: int) -> str:
+    """What a part lacks whose images have one purpose ("" = nothing); 0 = at least one image."""
+    short, fewest = _short(classes, number or 1), min(map(len, classes.values()))
+    cure = f"type {option} {fewest}" if fewest else "add some"
+    return short and f"for {purpose} {number or 'at least 1'} per class are needed, but {short} ({cure})"
 
 
 def _short(classes: Classes, needed: int) -> str:

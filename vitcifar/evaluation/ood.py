@@ -3,7 +3,7 @@
 Shapes: N images, K classes, logits (N, K). Every score is high for in-distribution images."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.image import read_image
-from vitcifar.data.sources import EXTENSIONS, open_source
+from vitcifar.data.files import EXTENSIONS, ImageFiles, is_image
+from vitcifar.data.sources import open_source
 from vitcifar.data.splits import hash_order
 from vitcifar.errors import ConfigError, DataError
 from vitcifar.evaluation.calibration import softmax
@@ -113,7 +113,7 @@ def ood_name(config: TrainConfig) -> str:
     return source if named else "/".join(Path(source).expanduser().absolute().parts[-2:])
 
 
-def read_ood_images(config: TrainConfig, limit: int) -> list[np.ndarray]:
+def read_ood_images(config: TrainConfig, limit: int) -> Sequence[np.ndarray]:
     """At most `limit` OOD images, selected by hash; empty if the source is none. Raises ConfigError, DataError."""
     name = ood_source(config)
     if name == "none":
@@ -124,14 +124,14 @@ def read_ood_images(config: TrainConfig, limit: int) -> list[np.ndarray]:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: type --ood none, digits, cifar10 or a folder of images.")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and is_image(path))
     if not files:
         raise DataError(f"{folder} holds no images: expected files that end with {', '.join(EXTENSIONS)}.")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
-    return [read_image(files[index]) for index in np.sort(hash_order(names)[:limit])]
+    return ImageFiles(files[index] for index in np.sort(hash_order(names)[:limit]))
 
 
 def check_ood(config: TrainConfig) -> None:
     """Raise what `read_ood_images` raises for this config, without loading an archive that is already on disk."""
     if ood_source(config) != "cifar10" or not any(DATA_DIR.glob("cifar-10-*")):
-        read_ood_images(config, limit=1)
+        [*read_ood_images(config, limit=1)]  # decoded

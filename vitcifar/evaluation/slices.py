@@ -43,12 +43,11 @@ def evaluate_slices(evaluation: Evaluation, dataset: ImageDataset) -> tuple[Slic
 
 def image_properties(images: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Mean luma and its standard deviation, both 0 to 1, and the square root of the area in pixels, of each image."""
-    lumas = [image @ LUMA / 255 for image in images]  # (H, W) each
-    return {
-        "brightness": np.array([luma.mean() for luma in lumas]),
-        "contrast": np.array([luma.std() for luma in lumas]),
-        "size": np.array([luma.size**0.5 for luma in lumas]),
-    }
+    rows = []
+    for image in images:
+        luma = image @ LUMA / 255  # (H, W)
+        rows.append((luma.mean(), luma.std(), luma.size**0.5))
+    return dict(zip(("brightness", "contrast", "size"), np.array(rows).T, strict=True))
 
 
 def _thirds(key: str, names: tuple[str, ...], values: np.ndarray, correct: np.ndarray) -> list[Slice]:

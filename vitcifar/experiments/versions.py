@@ -222,7 +222,8 @@ def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Split
     warns of it.
     """
     config = recorded_config(releases[0], **options)
-    splits = read_splits(config)
+    selected = any(groups()[name] == "Data" for name in options)
+    splits = read_splits(config, test_only=True) if selected else read_splits(config)
     for release in releases:
         if splits.class_names != release.class_names:
             raise DataError(
@@ -231,7 +232,7 @@ def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Split
             )
         if not tested_on(release, splits):
             other = f"{version_name(release)} was tested on other images than these"
-            if not any(groups()[name] == "Data" for name in options):
+            if not selected:
                 raise DataError(
                     f"{other} (fingerprint {splits.fingerprints['test'][:12]}): restore them, or name images on "
                     "purpose with --data, --data-dir and --test-per-class."
@@ -243,6 +244,8 @@ def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Split
 def tested_on(release: Manifest, splits: Splits) -> bool:
     """Whether a version was tested on this test split; an old release has only the fingerprint of all splits."""
     recorded = release.checks.get("test", {}).get("fingerprint")
+    if recorded is None and release.fingerprint != splits.fingerprint and (own := recorded_splits(release)):
+        recorded = own.fingerprints["test"]
     return release.fingerprint == splits.fingerprint if recorded is None else recorded == splits.fingerprints["test"]
 
 

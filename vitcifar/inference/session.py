@@ -26,6 +26,7 @@ from vitcifar.errors import ImageError, ReleaseError, reason_of
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
+MAX_DECODED = 128  # images in memory at a time, of those that are decoded when they are taken
 # What a machine is described by, besides its processor.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 PACKAGES = ("numpy", "onnxruntime", "torch")
@@ -85,7 +86,7 @@ class OnnxClassifier:
         self.temperature = float(metadata.get("temperature", 1.0))
         self.max_batch = min(MAX_BATCH, int(metadata.get("max_batch", MAX_BATCH)))
 
-    def logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Logits float32 (N, K) of images, each uint8 (H, W, 3) of any size, in the same order. Raises ImageError."""
         return self._run("logits", images)
 
@@ -129,8 +130,12 @@ class OnnxClassifier:
         except Exception as error:  # onnxruntime's errors have no common class
             raise ReleaseError(f"{self.name} failed to run ({_reason(error)}): choose another version.") from None
 
-    def _run(self, output: str, images: Sequence[np.ndarray]) -> np.ndarray:
-        for index, image in enumerate(images):
+    def _run(self, output: str, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        starts = range(0, max(1, len(images)), MAX_DECODED)
+        return np.concatenate([self._run_some(output, images[s : s + MAX_DECODED], s) for s in starts])
+
+    def _run_some(self, output: str, images: np.ndarray | Sequence[np.ndarray], first: int) -> np.ndarray:
+        for index, image in enumerate(images, first):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
         result = np.empty((len(images), len(self.class_names)), np.float32)

@@ -26,7 +26,7 @@ NUM_RUNS = 30
 TURN_RUNS = 5
 # onnxruntime's threads spin for 45 ms after a run, torch's for 9 ms (onnxruntime 1.32, torch 2.13, 2 cores).
 REST_SECONDS = 0.1
-Logits = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
+Logits = Callable[[np.ndarray | Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
 Format = tuple[Callable[[int], Logits], Path | None]  # opens it with a number of threads; its file
 
 
@@ -153,7 +153,7 @@ def latency_table(
         table = LatencyTable(machine=machine, image_size=release.image_size, num_runs=num_runs, rows=tuple(rows))
         if dataset is None:
             return table
-        names, images = release.class_names, list(dataset.images)
+        names, images = release.class_names, dataset.images
         logits = {format: open_format(counts[-1])(images) for format, (open_format, _) in formats.items()}
     return table.with_accuracies({format: evaluate(z, dataset.labels, names).accuracy for format, z in logits.items()})
 
@@ -197,7 +197,7 @@ def _onnx_logits(path: Path, num_threads: int) -> Logits:
 def _torch_logits(network: "Callable[[Tensor], Tensor]", num_threads: int) -> Logits:
     import torch
 
-    def logits(images: Sequence[np.ndarray]) -> np.ndarray:
+    def logits(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         torch.set_num_threads(num_threads)
         with torch.inference_mode():
             return np.concatenate([network(torch.from_numpy(image[None])).numpy() for image in images])

@@ -46,7 +46,7 @@ def check_parity(network: "Classifier", onnx_path: Path, dataset: ImageDataset) 
     expected, actual = [], []
     with evaluation_mode(network, "cpu"):
         for start in tqdm(range(0, len(dataset), BATCH_SIZE), desc="Parity", unit="batch", disable=None):
-            images = [dataset.images[i] for i in range(start, min(start + BATCH_SIZE, len(dataset)))]
+            images = dataset.images[start : start + BATCH_SIZE]
             expected.append(predict_logits(network, images))
             actual.append(classifier.logits([read_image(to_png(image)) for image in images]))
         images = [read_image(data, name) for name, data in edge_cases.items()]
