@@ -53,15 +53,15 @@ def test_attention_maps_are_of_errors_first_then_of_correct_predictions(network,
 
 def test_planted_duplicates_are_found_with_their_ids(full, splits):
     train, validation, test = splits.train, splits.validation, splits.test
-    same = {(pair.split, pair.id, pair.other_id) for pair in full.duplicates if pair.same_pixels}
+    same = {(pair.split, pair.id, pair.other_id) for pair in full.duplicates.listed if pair.same_pixels}
     assert same == {("train", train.ids[5], test.ids[2]), ("train", train.ids[9], test.ids[7])}
-    nearly = {(pair.split, pair.id, pair.other_id) for pair in full.duplicates if not pair.same_pixels}
+    nearly = {(pair.split, pair.id, pair.other_id) for pair in full.duplicates.listed if not pair.same_pixels}
     assert nearly == {("validation", validation.ids[3], test.ids[11])}
 
 
 def test_the_same_duplicates_are_found_without_the_network(full, network, splits, scored):
     quick = run_analysis(network, splits, scored, analysis="quick")
-    assert {(p.id, p.other_id) for p in quick.duplicates} == {(p.id, p.other_id) for p in full.duplicates}
+    assert {(p.id, p.other_id) for p in quick.duplicates.listed} == {(p.id, p.other_id) for p in full.duplicates.listed}
 
 
 def test_full_runs_every_check_and_quick_the_cheap_ones(full, network, splits, scored):

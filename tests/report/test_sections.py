@@ -9,6 +9,7 @@ from support.reports import HOSTILE, NUM
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.analysis import Analysis
 from vitcifar.evaluation.calibration import softmax
+from vitcifar.evaluation.duplicates import Duplicates
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.report import sections
 from vitcifar.report.log import report_sections
@@ -102,12 +103,16 @@ def test_confidence_has_the_threshold_with_its_coverage_and_precision(result):
 
 def test_near_duplicates_are_listed_by_their_ids(result):
     section = sections.duplicate_section(result.analysis.duplicates)
-    assert section.text == "2 pairs between splits, 2 with identical pixels."
+    assert section.text == (
+        "2 pairs between splits, 2 with identical pixels, connect 2 of train, 2 of test to 2 clusters, each shown by "
+        "its most similar pair."
+    )
     (table,) = section.tables
-    assert table.rows[0] == ["train", "<i>0</i>.png", "test", "<i>0</i>.png", "1.0000", "yes", "yes"]
-    many = sections.duplicate_section(result.analysis.duplicates * 30)
+    assert table.rows[0] == ["train", "<i>0</i>.png", "test", "<i>0</i>.png", "1.0000", "yes", "yes", "2"]
+    found = result.analysis.duplicates
+    many = sections.duplicate_section(dataclasses.replace(found, num_clusters=60, listed=found.listed * 30))
     assert len(many.tables[0].rows) == 50 and many.text.endswith("The first 50 are shown.")
-    assert sections.duplicate_section(()).text == "No image has a near-duplicate in another split."
+    assert sections.duplicate_section(Duplicates()).text == "No image has a near-duplicate in another split."
 
 
 def test_report_of_perfect_predictions_says_that_there_are_no_errors():

@@ -11,10 +11,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.evaluation.analysis import Analysis, find_duplicates, nearest_training, thumbnails
+from vitcifar.evaluation.analysis import Analysis, nearest_training
 from vitcifar.evaluation.calibration import fit_threshold, softmax
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.corruptions import evaluate_robustness
+from vitcifar.evaluation.duplicates import find_duplicates, thumbnails
 from vitcifar.evaluation.metrics import Evaluation, evaluate
 from vitcifar.evaluation.ood import evaluate_ood
 from vitcifar.evaluation.slices import evaluate_slices

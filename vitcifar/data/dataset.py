@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +108,8 @@ def fingerprint(dataset: ImageDataset) -> str:
     """
     # The salt is part of every recorded fingerprint: it never changes.
     digest = hashlib.sha256(json.dumps(["vitcifar pictures 1", dataset.class_names]).encode())
-    for image, label in zip(dataset.images, dataset.labels, strict=True):
+    images = tqdm(dataset.images, desc="Fingerprint", unit="image", disable=None, delay=2)  # seconds
+    for image, label in zip(images, dataset.labels, strict=True):
         assert image.dtype == np.uint8, f"pixels are {image.dtype}"
         digest.update(np.array([label, *image.shape], dtype="<i8").tobytes())
         digest.update(np.ascontiguousarray(image).data)

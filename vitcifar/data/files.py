@@ -53,7 +53,10 @@ class ImageFiles(Sequence[np.ndarray]):
     def shapes(self) -> list[tuple[int, int, int]]:
         """The shape of each image that can be opened, from its header."""
         with ThreadPoolExecutor() as pool:
-            return [shape for shape in pool.map(image_shape, self.paths) if shape]
+            read = tqdm(
+                pool.map(image_shape, self.paths), desc="Headers", unit="image", disable=None, delay=2
+            )  # seconds
+            return [shape for shape in read if shape]
 
     def num_bytes(self) -> int:
         """Memory of all images when they are decoded."""

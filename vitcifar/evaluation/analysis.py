@@ -3,42 +3,26 @@
 Shapes: N images, Q queries, D features, embeddings (N, D). Similarity is the cosine, 0 for a row of zeros."""
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from sklearn import config_context
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
 from tqdm import tqdm
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.calibration import Threshold, apply_threshold
 from vitcifar.evaluation.corruptions import Robustness, evaluate_robustness
+from vitcifar.evaluation.duplicates import Duplicates, concat_embeddings, find_duplicates, thumbnails
 from vitcifar.evaluation.metrics import Evaluation, Predictor
 from vitcifar.evaluation.ood import OODScore, evaluate_ood, ood_name, read_ood_images
 from vitcifar.evaluation.slices import Slice, evaluate_slices
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Duplicate:
-    """An image of one split that is also in another; `same_pixels` = identical, else a near-duplicate."""
-
-    split: str
-    id: str
-    other_split: str
-    other_id: str
-    similarity: float
-    same_pixels: bool
-    same_label: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +41,7 @@ class Analysis:
 
     threshold: Threshold | None = None
     slices: tuple[Slice, ...] = ()
-    duplicates: tuple[Duplicate, ...] | None = None
+    duplicates: Duplicates | None = None
     attention: Mapping[int, np.ndarray] | None = None
     nearest: NearestImages | None = None
     robustness: Robustness | None = None
@@ -72,8 +56,9 @@ class Analysis:
             flat |= {"precision": self.threshold.precision} if self.threshold.num_answered else {}
         flat |= {f"slice/{slice.property}/{slice.name}": slice.accuracy for slice in self.slices}
         if self.duplicates is not None:
-            flat["duplicates"] = float(len(self.duplicates))
-            flat["duplicates_same_pixels"] = float(sum(pair.same_pixels for pair in self.duplicates))
+            flat["duplicates"] = float(self.duplicates.num_pairs)
+            flat["duplicates_same_pixels"] = float(self.duplicates.num_same_pixels)
+            flat["duplicates_clusters"] = float(self.duplicates.num_clusters)
         if self.robustness:
             flat |= self.robustness.scalars()
         return flat | {f"ood/{score.name}_auroc": score.auroc for score in self.ood}
@@ -90,7 +75,7 @@ class Analysis:
         return {
             "threshold": self.threshold and dataclasses.asdict(self.threshold),
             "slices": [dataclasses.asdict(slice) for slice in self.slices],
-            "duplicates": self.duplicates and [dataclasses.asdict(pair) for pair in self.duplicates],
+            "duplicates": self.duplicates and dataclasses.asdict(self.duplicates),
             "attention": maps or None,
             "nearest_training": nearest,
             "robustness": self.robustness and self.robustness.to_dict(),
@@ -101,10 +86,6 @@ class Analysis:
 
 NUM_ATTENTION = 6  # correct predictions, and as many errors
 NUM_NEAREST = 8  # errors
-# The cosine of a near-duplicate: of thumbnails or, with the network, the mean of that and of its embeddings' cosine.
-# JPEG at quality 70, another brightness and twice the size stay above it. Of the 560,000 pairs across splits of
-# CIFAR-10's sample none reaches it, of the digits (8 x 8 pixels) one or two.
-DUPLICATE_COSINE = 0.99
 SEARCH_MEMORY = 64  # MiB of similarities at a time
 
 
@@ -152,7 +133,7 @@ def analyze(
 
 def similar_images(
     evaluation: Evaluation, datasets: Mapping[str, ImageDataset], network: "Classifier | None", batch_size: int
-) -> tuple[tuple[Duplicate, ...], NearestImages | None]:
+) -> tuple[Duplicates, NearestImages | None]:
     """Duplicates across splits and, with the network, the training images nearest to the most confident errors."""
     embeddings = {split: thumbnails(dataset.images) for split, dataset in datasets.items()}
     nearest = None
@@ -219,65 +200,3 @@ def nearest_training(
         search = NearestNeighbors(metric="cosine").fit(train_embeddings)
         distances, indices = search.kneighbors(embeddings[queries], min(k, len(train)))
     return NearestImages(queries=queries, train=train, indices=indices, cosines=1 - distances)
-
-
-def find_duplicates(
-    splits: Mapping[str, ImageDataset], embeddings: Mapping[str, np.ndarray], *, threshold: float = DUPLICATE_COSINE
-) -> tuple[Duplicate, ...]:
-    """Images that are in two splits: identical pixels, or embeddings of at least the cosine `threshold`.
-
-    The embeddings of a network put all images of a class close together: concatenate them with thumbnails. Identical
-    pairs come first, then the most similar.
-    """
-    hashes = {name: [pixel_hash(image) for image in dataset.images] for name, dataset in splits.items()}
-    duplicates = []
-    for one, other in combinations(splits, 2):
-        identical = _same_hashes(hashes[one], hashes[other])
-        similarities = _similar(embeddings[one], embeddings[other], threshold) | dict.fromkeys(identical, 1.0)
-        duplicates += [
-            Duplicate(
-                split=one,
-                id=splits[one].ids[row],
-                other_split=other,
-                other_id=splits[other].ids[column],
-                similarity=similarity,
-                same_pixels=(row, column) in identical,
-                same_label=bool(splits[one].labels[row] == splits[other].labels[column]),
-            )
-            for (row, column), similarity in similarities.items()
-        ]
-    return tuple(sorted(duplicates, key=lambda d: (not d.same_pixels, -d.similarity, d.split, d.id)))
-
-
-def _similar(embeddings: np.ndarray, others: np.ndarray, threshold: float) -> dict[tuple[int, int], float]:
-    """(row, column) -> cosine of every pair that reaches the threshold."""
-    with config_context(working_memory=SEARCH_MEMORY):
-        search = NearestNeighbors(metric="cosine").fit(others)
-        near = search.radius_neighbors_graph(embeddings, 1 - threshold, mode="distance").tocoo()
-    pairs = zip(near.row.tolist(), near.col.tolist(), strict=True)
-    return dict(zip(pairs, (1 - near.data).tolist(), strict=True))
-
-
-def _same_hashes(hashes: Sequence[str], others: Sequence[str]) -> set[tuple[int, int]]:
-    columns: dict[str, list[int]] = {}
-    for column, digest in enumerate(others):
-        columns.setdefault(digest, []).append(column)
-    return {(row, column) for row, digest in enumerate(hashes) for column in columns.get(digest, ())}
-
-
-def pixel_hash(image: np.ndarray) -> str:
-    """sha256 over shape and pixels."""
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
-def thumbnails(images: np.ndarray | Sequence[np.ndarray], side: int = 16) -> np.ndarray:
-    """Embeddings without a network: each image resized to side x side, minus its mean colour (N, 3 side side)."""
-    small = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in images]
-    pixels = np.stack(small).astype(np.float32)  # (N, side, side, 3)
-    pixels -= pixels.mean(axis=(1, 2), keepdims=True)
-    return pixels.reshape(len(pixels), -1)
-
-
-def concat_embeddings(*embeddings: np.ndarray) -> np.ndarray:
-    """Concatenate embeddings (N, D1), (N, D2), ... so that the cosine is the mean of theirs."""
-    return np.concatenate([normalize(rows) for rows in embeddings], axis=1)

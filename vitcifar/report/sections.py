@@ -7,10 +7,11 @@ from PIL import Image
 
 from vitcifar.data.contact_sheet import Tile, Tone, tile_sheet
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.evaluation.analysis import Analysis, Duplicate, NearestImages
+from vitcifar.evaluation.analysis import Analysis, NearestImages
 from vitcifar.evaluation.calibration import Threshold, best_aurc
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
+from vitcifar.evaluation.duplicates import Duplicates
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import OODScore
 from vitcifar.evaluation.slices import Slice
@@ -59,8 +60,8 @@ def analysis_numbers(analysis: Analysis) -> Iterator[Number]:
         best = analysis.ood[0]
         yield Number(name="OOD AUROC", value=f"{best.auroc:.3f}", note=f"by {best.name.replace('_', ' ')}")
     if analysis.duplicates is not None:
-        note = f"between splits; {sum(pair.same_pixels for pair in analysis.duplicates)} with identical pixels"
-        yield Number(name="Near-duplicates", value=f"{len(analysis.duplicates):,}", note=note)
+        note = f"between splits; {analysis.duplicates.num_same_pixels:,} with identical pixels"
+        yield Number(name="Near-duplicates", value=f"{analysis.duplicates.num_pairs:,}", note=note)
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -188,21 +189,34 @@ def ood_section(ood: Sequence[OODScore], source: str) -> Section:
     )
 
 
-def duplicate_section(duplicates: Sequence[Duplicate]) -> Section:
-    """Images of one split with a near-duplicate in another, by their ids."""
-    if not duplicates:
+def duplicate_section(duplicates: Duplicates) -> Section:
+    """Images of one split with a near-duplicate in another, by the most similar pair of each cluster."""
+    if not duplicates.num_pairs:
         return Section(title="Near-duplicates", text="No image has a near-duplicate in another split.")
-    num_identical = sum(pair.same_pixels for pair in duplicates)
-    text = f"{len(duplicates):,} pairs between splits, {num_identical:,} with identical pixels."
-    if len(duplicates) > MAX_DUPLICATES:
-        text += f" The first {MAX_DUPLICATES} are shown."
+    images = ", ".join(f"{number:,} of {split}" for split, number in duplicates.num_images.items())
+    text = (
+        f"{duplicates.num_pairs:,} pairs between splits, {duplicates.num_same_pixels:,} with identical pixels, connect "
+        f"{images} to {duplicates.num_clusters:,} clusters, each shown by its most similar pair."
+    )
+    shown = duplicates.listed[:MAX_DUPLICATES]
+    if duplicates.num_clusters > len(shown):
+        text += f" The first {len(shown)} are shown."
     yes = {True: "yes", False: "no"}
     rows = [
-        [d.split, d.id, d.other_split, d.other_id, f"{d.similarity:.4f}", yes[d.same_pixels], yes[d.same_label]]
-        for d in duplicates[:MAX_DUPLICATES]
+        [
+            d.split,
+            d.id,
+            d.other_split,
+            d.other_id,
+            f"{d.similarity:.4f}",
+            yes[d.same_pixels],
+            yes[d.same_label],
+            f"{d.num_images:,}",
+        ]
+        for d in shown
     ]
-    header = ["Split", "Image", "Other split", "Other image", "Cosine", "Identical pixels", "Same class"]
-    return Section(title="Near-duplicates", text=text, tables=[Table(header=header, rows=rows, numeric=[4])])
+    header = ["Split", "Image", "Other split", "Other image", "Cosine", "Identical pixels", "Same class", "Cluster"]
+    return Section(title="Near-duplicates", text=text, tables=[Table(header=header, rows=rows, numeric=[4, 7])])
 
 
 def sheet(section: Section) -> Image.Image:
