@@ -99,6 +99,19 @@ def test_a_failed_run_is_never_left_running(error, status):
     assert run.client.get_run(run.run_id).info.status == status
 
 
+def test_an_output_folder_that_cannot_be_written_is_one_sentence_and_leaves_no_run():
+    Path("notes.txt").write_text("mine")
+    for folder in ("notes.txt", "notes.txt/runs", "a" * 300):
+        with (
+            pytest.raises(
+                TrackingError, match=rf"^The output folder {folder} cannot be written \(.*another --output-dir"
+            ),
+            tracking.start_run(experiment="unwritten", output_dir=Path(folder)),
+        ):
+            pass
+    assert mlflow.MlflowClient().get_experiment_by_name("unwritten") is None
+
+
 def test_the_run_that_mlflow_run_created_is_used(monkeypatch):
     made = mlflow.MlflowClient().create_run("0")
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -173,6 +174,7 @@ def start_run(
     Uses the run that `mlflow run` created (MLFLOW_RUN_ID) if there is one; continues the run `run_id` if given. A
     nested run is a child of the active run, in its experiment.
     """
+    check_writable(output_dir)
     by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # else MLflow would use it for nested runs too
     given = run_id or (None if nested else by_project)
     parent = mlflow.active_run() if nested else None
@@ -216,6 +218,16 @@ def project_experiment() -> str | None:
         return None
     with reaching(mlflow.get_tracking_uri()):
         return str(mlflow.get_experiment(check_unused(run_id).info.experiment_id).name)
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder; raises TrackingError when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        problem = f"The output folder {folder} cannot be written ({error.strerror})"
+        raise TrackingError(f"{problem}: free this name, or train with another --output-dir.") from error
 
 
 def check_unused(run_id: str) -> Any:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from vitcifar import cli, pipeline
 
@@ -34,6 +35,33 @@ def test_train_says_in_its_exit_code_and_in_words_what_came_of_the_promotion(
     result = run("train", "--preset", "digits", "--model-name", "toy", "--promote-to", promote_to)
     assert result.exit_code == code, result.output
     assert rejected in result.stdout and step == result.stderr.split(maxsplit=1)[1].strip()
+
+
+def test_data_counts_each_class_of_an_unbalanced_folder_and_says_what_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, count in (
+        ("train/cat", 30),
+        ("train/dog", 5),
+        ("val/cat", 3),
+        ("val/dog", 2),
+        ("test/cat", 1),
+        ("test/dog", 1),
+    ):
+        (tmp_path / "F" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"F/{name}/{number}.png")
+    (tmp_path / "F/train/cat/Thumbs.db").write_bytes(b"x")
+    counts = ("--train-per-class", "0", "--validation-per-class", "0", "--test-per-class", "0")
+    with pytest.warns(UserWarning) as notes:
+        result = run("data", "--data", "folder", "--data-dir", "F", *counts)
+    assert result.exit_code == 0, result.output
+    assert [line.split(maxsplit=1)[1] for line in result.stdout.splitlines()[:3]] == [
+        "35 images: cat 30, dog 5", "5 images: cat 3, dog 2", "2 images: cat 1, dog 1"
+    ]  # fmt: skip
+    assert [str(note.message) for note in notes] == [
+        "Skipped in F: 1 hidden or system file or folder (train/cat/Thumbs.db).",
+        "The validation images are those in F/val, none of train.",
+    ]
 
 
 def test_data_counts_each_class_and_writes_a_png(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 from support.logits import some_logits
 
 from vitcifar.errors import TrainingError
@@ -91,6 +92,18 @@ def test_metric_names_of_unusual_classes_are_valid_and_distinct():
     names = metric_names(["a/b", "a:b", "..", "ünder", "", "ok"])
     assert len(set(names)) == 6 and names[3] == "ünder" and names[5] == "ok"
     assert not any(set(name) & set("/:") or name in ("", ".", "..") for name in names)
+
+
+def test_long_class_names_give_metric_names_that_mlflow_accepts():
+    classes = ["x" * 245, "x" * 244 + "y", "a/b 2", "a/b", "a:b", "a#b%c?\n[d]"]
+    names = metric_names(classes)
+    assert names[:2] == ["x" * 200, "x" * 200 + " 1"] and len(set(names)) == 6
+    for name in names:
+        _validate_metric_name(f"test/precision/{name}")
+
+
+def test_a_name_that_is_taken_by_another_class_is_not_given_twice():
+    assert metric_names(["a_b 2", "a_b", "a:b"]) == ["a_b 2", "a_b", "a_b 2 2"]
 
 
 def test_nan_and_infinite_logits_are_rejected_with_the_number_of_images():

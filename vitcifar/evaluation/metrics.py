@@ -16,6 +16,8 @@ from vitcifar.errors import TrainingError
 from vitcifar.evaluation import calibration
 from vitcifar.evaluation.calibration import Bin, aurc, wilson_interval
 
+MAX_METRIC_NAME = 200  # characters of a class; MLflow's limit is 250 with what stands in front
+
 Predictor = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
 
 
@@ -217,8 +219,10 @@ def confused_pairs(confusion: np.ndarray, class_names: Sequence[str]) -> tuple[C
 
 def metric_names(class_names: Sequence[str]) -> list[str]:
     """Class names that MLflow and TensorBoard accept in a metric name, still distinct from each other."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for index, class_name in enumerate(class_names):
-        name = re.sub(r"[^\w.\- ]", "_", class_name).strip(". ") or f"class {index}"
-        names.append(name if name not in names else f"{name} {index}")
-    return names
+        name = re.sub(r"[^\w.\- ]", "_", class_name)[:MAX_METRIC_NAME].strip(". ") or f"class {index}"
+        while name in names:
+            name = f"{name} {index}"
+        names[name] = None
+    return [*names]
