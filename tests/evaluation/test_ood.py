@@ -75,7 +75,9 @@ def test_ood_images_are_read_from_a_source_or_from_any_folder(tmp_path):
     (tmp_path / "deep").mkdir()
     for name in ("a.png", "deep/b.jpg", "deep/c.png"):
         Image.fromarray(np.full((9, 5, 3), 40, np.uint8)).save(tmp_path / name)
+    (tmp_path / "deep/c.png").rename(tmp_path / "deep/no_ending")
     (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "._a.png").write_text("left there by a system")
     config = dataclasses.replace(CONFIG, ood=str(tmp_path))
     assert len(read_ood_images(config, limit=9)) == 3 and len(read_ood_images(config, limit=2)) == 2
     assert ood_name(config) == "/".join(tmp_path.parts[-2:])

@@ -14,6 +14,8 @@ from vitcifar.data.image import image_shape, read_image
 from vitcifar.errors import DataError, ImageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SYSTEM = {"@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin", "system volume information"}
+SYSTEM |= {"thumbs.db", "desktop.ini"}
 MAX_NAMED = 20  # broken files in a message
 AHEAD = 64  # images that are decoded before they are asked for
 
@@ -112,6 +114,11 @@ def load_files(images: Mapping[str, object], cache_memory: float) -> dict[str, n
 def is_image(path: Path) -> bool:
     """Whether a file is meant to be an image, by its name, or is one, by its content."""
     return path.name.lower().endswith(EXTENSIONS) or image_shape(path) is not None
+
+
+def is_system(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or left there by a system."""
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 def _try_read(path: Path) -> np.ndarray | ImageError:

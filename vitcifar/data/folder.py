@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from vitcifar.data.dataset import Source
-from vitcifar.data.files import ImageFiles, is_image
+from vitcifar.data.files import ImageFiles, is_image, is_system
 from vitcifar.errors import DataError
 
 VALIDATION = ("val", "valid", "validation")  # names of the folder, in any case
-SYSTEM = {"@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin", "system volume information"}
-SYSTEM |= {"thumbs.db", "desktop.ini"}
 NUM_NAMED = 3  # of the files that are skipped for one reason
 MAX_NAMED = 20  # empty folders in a message
 
@@ -132,7 +130,7 @@ def _entries(folder: Path, skipped: Skipped) -> list[Path]:
         raise DataError(
             f"{folder} has file names that are not valid UTF-8: rename {', '.join(map(ascii, broken[:5]))}."
         )
-    system = [name for name in names if name.startswith(".") or name.lower() in SYSTEM]
+    system = [name for name in names if is_system(name)]
     dangling = [name for name in names if name not in system and not (folder / name).exists()]
     skipped[SYSTEM_ENTRY] += [folder / name for name in system]
     skipped[DANGLING] += [folder / name for name in dangling]

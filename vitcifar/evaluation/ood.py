@@ -13,7 +13,7 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.files import EXTENSIONS, ImageFiles, is_image
+from vitcifar.data.files import EXTENSIONS, ImageFiles, is_image, is_system
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import hash_order
 from vitcifar.errors import ConfigError, DataError
@@ -124,7 +124,8 @@ def read_ood_images(config: TrainConfig, limit: int) -> Sequence[np.ndarray]:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: type --ood none, digits, cifar10 or a folder of images.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and is_image(path))
+    found = (path for path in folder.rglob("*") if not any(map(is_system, path.relative_to(folder).parts)))
+    files = sorted(path for path in found if path.is_file() and is_image(path))
     if not files:
         raise DataError(f"{folder} holds no images: expected files that end with {', '.join(EXTENSIONS)}.")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
