@@ -2,18 +2,21 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from vitcifar.config import resolve
+from vitcifar.data import files
 from vitcifar.data.files import ImageFiles, load_files
 from vitcifar.data.image import read_image
 from vitcifar.data.sources import open_source
-from vitcifar.data.splits import make_splits
+from vitcifar.data.splits import make_splits, read_splits
 from vitcifar.errors import DataError, ImageError
 
-COUNTS = {"train_per_class": 2, "validation_per_class": 1, "test_per_class": 2, "seed": 0}
+COUNTS = {"train_per_class": 2, "validation_per_class": 1, "test_per_class": 2}
 
 
 def save(path: Path, seed: int, size: tuple[int, int] = (40, 30), **options: object) -> Path:
@@ -40,9 +43,9 @@ def folder(tmp_path) -> Path:
 
 def test_the_splits_are_the_same_in_memory_and_decoded_on_demand(folder):
     source = open_source("folder", folder)
-    held = make_splits(source, **COUNTS, cache_memory=10 * 40 * 30 * 3 / 1e9)
+    held = make_splits(source, **COUNTS, seed=0, cache_memory=10 * 40 * 30 * 3 / 1e9)
     with pytest.warns(UserWarning, match=r"need 3.6e-05 GB, more than cache_memory \(3.59e-05 GB\): each is decoded"):
-        demanded = make_splits(source, **COUNTS, cache_memory=3.59e-5)
+        demanded = make_splits(source, **COUNTS, seed=0, cache_memory=3.59e-5)
     assert isinstance(held.train.images, np.ndarray) and isinstance(demanded.train.images, ImageFiles)
     assert demanded.fingerprints == held.fingerprints
     for split in held.datasets:
@@ -72,8 +75,8 @@ def test_an_image_that_its_metadata_turns_has_its_own_size(tmp_path):
 
 
 def test_a_large_image_counts_as_it_is_decoded(tmp_path):
-    files = ImageFiles([save(tmp_path / "large.jpg", 0, (1400, 700))])
-    assert files.num_bytes() == 1024 * 512 * 3 == files[0].nbytes
+    large = ImageFiles([save(tmp_path / "large.jpg", 0, (1400, 700))])
+    assert large.num_bytes() == 1024 * 512 * 3 == large[0].nbytes
 
 
 def test_all_broken_files_of_all_splits_are_named_at_once(folder):
@@ -81,7 +84,7 @@ def test_all_broken_files_of_all_splits_are_named_at_once(folder):
         (folder / f"{name}.jpg").write_bytes(b"not an image")
     source = open_source("folder", folder)
     with pytest.raises(ImageError) as caught:
-        make_splits(source, **COUNTS)
+        make_splits(source, **COUNTS, seed=0)
     named = re.findall(r"(\w+/\w+/\d)\.jpg is not a supported image", str(caught.value))
     assert sorted(named) == ["test/dog/1", "train/cat/1", "train/dog/0"]
     with pytest.raises(ImageError, match=r"cat/1\.jpg is not .*dog/0\.jpg is not"):
@@ -89,8 +92,24 @@ def test_all_broken_files_of_all_splits_are_named_at_once(folder):
     source.read("train", [0, 2]).images[:]  # a broken image that nobody asked for harms nobody
 
 
+def test_broken_files_are_named_at_once_as_well_when_images_are_decoded_on_demand(folder):
+    for name in ("train/cat/1", "train/dog/0"):
+        (folder / f"{name}.jpg").write_bytes(b"not an image")
+    config = resolve("cifar10", data="folder", data_dir=str(folder), cache_memory=0.0, **COUNTS)
+    with pytest.warns(UserWarning, match="more than cache_memory"), pytest.raises(ImageError) as caught:
+        read_splits(config)
+    assert len(re.findall(r"(?:cat/1|dog/0)\.jpg is not", str(caught.value))) == 2
+
+
+def test_images_stay_below_half_of_the_free_memory(folder, monkeypatch):
+    monkeypatch.setattr(files.psutil, "virtual_memory", lambda: SimpleNamespace(available=60_000))
+    images = {"train": ImageFiles([folder / "train/cat/0.jpg"] * 9)}
+    with pytest.warns(UserWarning, match=r"3.24e-05 GB, more than half of the free memory \(3e-05 GB\)"):
+        assert load_files(images, 4.0) == {}
+
+
 def test_more_images_than_memory_are_one_sentence(tmp_path):
-    files = ImageFiles([save(tmp_path / "0.png", 0)])
-    files.shapes = [(2**30, 2**30, 3)]
+    huge = ImageFiles([save(tmp_path / "0.png", 0)])
+    huge.shapes = [(2**30, 2**30, 3)]
     with pytest.raises(DataError, match=r"not enough memory for the images of train, .* type a smaller --cache-memory"):
-        load_files({"train": files}, float("inf"))
+        huge.load("train")

@@ -17,6 +17,7 @@ from support.toys import make_image, make_onnx
 
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError, ReleaseError
+from vitcifar.inference import session
 from vitcifar.inference.session import MAX_BATCH, MAX_BATCH_PIXELS, OnnxClassifier
 
 
@@ -35,6 +36,16 @@ def test_logits_are_in_the_order_of_images_of_mixed_sizes(toy_onnx):
 def test_more_images_than_one_batch_are_all_predicted(toy_onnx):
     images = images_of(*[(4, 4)] * (2 * MAX_BATCH + 1))
     assert OnnxClassifier(toy_onnx).logits(images).shape == (2 * MAX_BATCH + 1, 3)
+
+
+def test_images_are_taken_in_parts_with_the_same_logits(toy_onnx, monkeypatch):
+    images = [np.full((side, 4, 3), value, np.uint8) for value, side in enumerate((4, 4, 5, 4, 4))]
+    model = OnnxClassifier(toy_onnx)
+    expected = model.logits(images)
+    monkeypatch.setattr(session, "MAX_DECODED", 2)
+    np.testing.assert_allclose(model.logits(images), expected, atol=1e-6)
+    with pytest.raises(ImageError, match="Image 3 is"):
+        model.logits([*images[:3], images[0][0]])
 
 
 def test_no_images_give_no_logits(toy_onnx):

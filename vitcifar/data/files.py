@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from vitcifar.data.image import image_shape, read_image
@@ -90,12 +91,14 @@ class ImageFiles(Sequence[np.ndarray]):
 
 def load_files(images: Mapping[str, object], cache_memory: float) -> dict[str, np.ndarray | list[np.ndarray]]:
     """Split -> its images in memory, of those that are files; none of them, with a note, when they need more than
-    `cache_memory` GB. Raises one ImageError for the broken files of all splits."""
+    `cache_memory` GB or half of the free memory. Raises one ImageError for the broken files of all splits."""
     files = {split: value for split, value in images.items() if isinstance(value, ImageFiles)}
     gigabytes = sum(value.num_bytes() for value in files.values()) / 1e9
-    if gigabytes > cache_memory:
+    half = psutil.virtual_memory().available / 2e9
+    limit, name = min((cache_memory, "cache_memory"), (half, "half of the free memory"))
+    if gigabytes > limit:
         warnings.warn(
-            f"The images need {gigabytes:.3g} GB, more than cache_memory ({cache_memory:g} GB): each is decoded "
+            f"The images need {gigabytes:.3g} GB, more than {name} ({limit:.3g} GB): each is decoded "
             "whenever it is used, which is slower and changes no result.",
             stacklevel=2,
         )

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset, Source, fingerprint
-from vitcifar.data.files import load_files
+from vitcifar.data.files import ImageFiles, load_files
 from vitcifar.data.sources import open_source
 from vitcifar.errors import DataError
 
@@ -69,7 +69,10 @@ def make_splits(source: Source, *, cache_memory: float = math.inf, **selected: i
     datasets = {split: source.read(parts[split], rows) for split, rows in choose_indices(source, **selected).items()}
     loaded = load_files({split: dataset.images for split, dataset in datasets.items()}, cache_memory)
     datasets |= {split: dataclasses.replace(datasets[split], images=images) for split, images in loaded.items()}
-    return Splits(**dict.fromkeys(("train", "validation", "test"), empty) | datasets)
+    splits = Splits(**dict.fromkeys(("train", "validation", "test"), empty) | datasets)
+    if any(isinstance(dataset.images, ImageFiles) for dataset in splits.datasets.values()):
+        _ = splits.fingerprints  # decodes each image once: broken ones are named before anything starts
+    return splits
 
 
 def split_parts(source: Source) -> dict[str, str]:

@@ -251,7 +251,7 @@ def tested_on(release: Manifest, splits: Splits) -> bool:
 
 def evaluate_onnx(classifier: OnnxClassifier, release: Manifest, splits: Splits) -> tuple[Evaluation, np.ndarray]:
     """The metrics of a version's ONNX model on the test split, and its logits (N, K)."""
-    logits = classifier.logits([*splits.test.images])
+    logits = classifier.logits(splits.test.images)
     return score(logits, splits, release.temperature, release.threshold), logits
 
 

@@ -26,7 +26,7 @@ from vitcifar.errors import ImageError, ReleaseError, reason_of
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
-MAX_DECODED = 128  # images in memory at a time, of those that are decoded when they are taken
+MAX_DECODED = 64  # images in memory at a time, of those that are decoded when they are taken
 # What a machine is described by, besides its processor.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 PACKAGES = ("numpy", "onnxruntime", "torch")
