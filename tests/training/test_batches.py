@@ -1,8 +1,13 @@
 """Batches: every image once an epoch, whatever the number of micro-batches, processes and workers."""
 
+import dataclasses
+
+from PIL import Image
 from support.training import CLASSES, Logged, assert_same_losses, losses, settings, shades, train
 
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.files import ImageFiles
+from vitcifar.model.network import weights_sha256
 from vitcifar.training.batches import plan_epoch
 
 
@@ -40,6 +45,19 @@ def test_images_of_mixed_sizes_train(tmp_path):
     log = Logged()
     train(tmp_path, log=log, dataset=mixed_sizes())
     assert log["train/loss", 9] < log["train/loss", 3]
+
+
+def test_images_that_are_decoded_on_demand_give_the_same_weights(tmp_path):
+    data = shades(8)
+    paths = [tmp_path / f"{index}.png" for index in range(len(data))]
+    for image, path in zip(data.images, paths, strict=True):
+        Image.fromarray(image).save(path)
+    on_demand = dataclasses.replace(data, images=ImageFiles(paths))
+    config = settings(augmentation="crop-flip", num_workers=1, epochs=2)
+    networks = [
+        train(tmp_path / name, config, dataset=dataset)[0] for name, dataset in (("held", data), ("decoded", on_demand))
+    ]
+    assert weights_sha256(networks[0]) == weights_sha256(networks[1])
 
 
 def test_mixed_sizes_train_with_workers_augmentation_mixing_and_micro_batches(tmp_path):
