@@ -19,7 +19,6 @@ from vitcifar.report import plots
 from vitcifar.report.html import Number, Section, Table
 
 MAX_PAIRS = 12  # of confused classes
-MAX_DUPLICATES = 50
 
 
 def summary(evaluation: Evaluation, analysis: Analysis) -> Section:
@@ -198,23 +197,12 @@ def duplicate_section(duplicates: Duplicates) -> Section:
         f"{duplicates.num_pairs:,} pairs between splits, {duplicates.num_same_pixels:,} with identical pixels, connect "
         f"{images} to {duplicates.num_clusters:,} clusters, each shown by its most similar pair."
     )
-    shown = duplicates.listed[:MAX_DUPLICATES]
-    if duplicates.num_clusters > len(shown):
-        text += f" The first {len(shown)} are shown."
-    yes = {True: "yes", False: "no"}
-    rows = [
-        [
-            d.split,
-            d.id,
-            d.other_split,
-            d.other_id,
-            f"{d.similarity:.4f}",
-            yes[d.same_pixels],
-            yes[d.same_label],
-            f"{d.num_images:,}",
-        ]
-        for d in shown
-    ]
+    if duplicates.num_clusters > len(duplicates.listed):
+        text += f" The first {len(duplicates.listed)} are shown."
+    yes, rows = {True: "yes", False: "no"}, []
+    for pair in duplicates.listed:
+        numbers = yes[pair.same_pixels], yes[pair.same_label], f"{pair.num_images:,}"
+        rows.append([pair.split, pair.id, pair.other_split, pair.other_id, f"{pair.similarity:.4f}", *numbers])
     header = ["Split", "Image", "Other split", "Other image", "Cosine", "Identical pixels", "Same class", "Cluster"]
     return Section(title="Near-duplicates", text=text, tables=[Table(header=header, rows=rows, numeric=[4, 7])])
 
