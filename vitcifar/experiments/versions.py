@@ -243,10 +243,11 @@ def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Split
 
 def tested_on(release: Manifest, splits: Splits) -> bool:
     """Whether a version was tested on this test split; an old release has only the fingerprint of all splits."""
-    recorded = release.checks.get("test", {}).get("fingerprint")
-    if recorded is None and release.fingerprint != splits.fingerprint and (own := recorded_splits(release)):
-        recorded = own.fingerprints["test"]
-    return release.fingerprint == splits.fingerprint if recorded is None else recorded == splits.fingerprints["test"]
+    test = splits.fingerprints["test"]
+    if recorded := release.checks.get("test", {}).get("fingerprint"):
+        return bool(recorded == test)
+    own = splits if splits.fingerprint == release.fingerprint else recorded_splits(release)
+    return own is not None and own.fingerprint == release.fingerprint and own.fingerprints["test"] == test
 
 
 def evaluate_onnx(classifier: OnnxClassifier, release: Manifest, splits: Splits) -> tuple[Evaluation, np.ndarray]:
