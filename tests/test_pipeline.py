@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from support.commands import QUICK, client_of, mlflow_run, vitcifar
 
-from vitcifar import tracking
+from vitcifar import pipeline, tracking
+from vitcifar.config import resolve
+from vitcifar.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def pipeline_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline") / "my project ü"
     folder.mkdir()
     # output_dir is not declared in MLproject: MLflow passes it as --output_dir
-    entry = {**QUICK, "output_dir": "my runs"}
+    entry = {**QUICK, "train_per_class": "40", "epochs": "3", "output_dir": "my runs"}  # clearly above chance
     done = mlflow_run(folder, "--env-manager", "local", entry=entry, MLFLOW_TRACKING_URI="")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -140,6 +142,22 @@ def test_without_network_the_default_run_stops_and_leaves_no_run(folder):
     assert "--preset digits" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "cure"),
+    [("", "--output-dir"), ("VITCIFAR_CACHE", "set VITCIFAR_CACHE"), ("HOME", "set VITCIFAR_CACHE")],
+    ids=["output_dir", "VITCIFAR_CACHE", "HOME"],
+)
+def test_a_folder_that_cannot_be_written_stops_a_run_before_it_starts(tmp_path, monkeypatch, variable, cure):
+    monkeypatch.delenv("VITCIFAR_CACHE", raising=False)
+    (tmp_path / "file").touch()
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "file" / "x"))
+    config = resolve("digits", output_dir=str(tmp_path / ("runs" if variable else "file")))
+    with pytest.raises(ConfigError, match=rf"The folder {tmp_path}/file.* cannot be written to: .*{cure}"):
+        pipeline.check(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 CONDA = """#!/usr/bin/env bash

@@ -18,12 +18,14 @@ from vitcifar.registry.aliases import parse_uri, resolve_names
 from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.registry import Registry, register
 from vitcifar.release.build import build_release, git_state
-from vitcifar.release.cache import release_weights
+from vitcifar.release.cache import cache_dir, release_weights
+from vitcifar.release.flavor import requirements
 from vitcifar.report.log import analyze_trained, calibrate, log_evaluation, log_inputs
 from vitcifar.training.checkpoint import LAST, resumed_config
-from vitcifar.training.distributed import broadcast, process_group, spawn_workers
+from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
 from vitcifar.training.loop import TrainResult, fit, notify_on_stderr
 from vitcifar.training.stages import Log
+from vitcifar.uris import check_writable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,7 @@ class Trained:
 
 def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test split, export, check and register; raises VitCifarError."""
-    check_ood(config)  # names and files are checked before a run exists
-    config = settle(config)
+    config = check(config)
     splits = read_splits(config)
     if config.resume != "none":
         tracking.check_resumable(config.resume, splits.fingerprint)
@@ -53,9 +54,18 @@ def train(config: TrainConfig) -> Trained:
         return release(run, network, splits, config, evaluation)
 
 
-def settle(config: TrainConfig) -> TrainConfig:
-    """A config whose names are checked and resolved, and its experiment that of the run which `mlflow run` made."""
-    return dataclasses.replace(resolve_names(config), experiment=tracking.project_experiment() or config.experiment)
+def check(config: TrainConfig) -> TrainConfig:
+    """The config with its names resolved, in the experiment of the run that `mlflow run` made.
+
+    Raises VitCifarError, before a run exists, for what would stop it later.
+    """
+    check_ood(config)
+    check_hardware(config)
+    requirements()  # of the release
+    check_writable(Path(config.output_dir), "name another with --output-dir")
+    check_writable(cache_dir(), "set VITCIFAR_CACHE to another folder")
+    config = resolve_names(config)
+    return dataclasses.replace(config, experiment=tracking.project_experiment() or config.experiment)
 
 
 def fit_and_test(

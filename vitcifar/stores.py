@@ -23,6 +23,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_local_uri
 
+from vitcifar import signals
 from vitcifar.errors import TrackingError, reason_of
 from vitcifar.uris import beside, sqlite_path, sqlite_uri
 
@@ -70,6 +71,11 @@ CAUSES = (  # pattern in MLflow's message -> the cause, and what to do; the firs
         r"run (?:with ID )?(\w+) (?:must be in the 'active'|because it is in the deleted) state",
         "Run {0} was deleted",
         "type MLFLOW_TRACKING_URI={uri} mlflow runs restore --run-id {0}",
+    ),
+    (
+        r"for SOCKS support",
+        "the environment names a SOCKS proxy, which needs the Python package PySocks",
+        "unset the variable of that proxy, or " + OTHER,
     ),
     (r"Invalid Host header", "the server rejects this host name", "start it with --allowed-hosts HOST:PORT"),
     (
@@ -128,7 +134,8 @@ def reaching(uri: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn MLflow's errors about a store, or those of these kinds, into one TrackingError."""
     caught = kinds or ERRORS
     try:
-        yield
+        with signals.held():
+            yield
     except caught as error:
         raise explain(uri, error) from error
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.utils.uri import is_local_uri
 
+from vitcifar import signals
 from vitcifar.errors import TrackingError
-from vitcifar.stores import check_server, explain, find_run, follow_moves, open_file
+from vitcifar.stores import ERRORS, check_server, explain, find_run, follow_moves, local_folder, open_file
 from vitcifar.stores import reaching as reaching
-from vitcifar.uris import sqlite_path, sqlite_uri, without_credentials
+from vitcifar.uris import check_writable, sqlite_path, sqlite_uri, without_credentials
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,6 +111,7 @@ class Run:
         if waited or not all(name.startswith(STEP_PREFIX) for name in metrics):
             self.flush()
 
+    @signals.held()
     def flush(self) -> None:
         """Write all buffered metrics."""
         while self.buffer:
@@ -119,29 +121,35 @@ class Run:
         self.writer.flush()
         self.flushed = time.monotonic()
 
+    @signals.held()
     def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
         """Log parameters under a prefix: `mlflow run` has logged its raw text under the bare names."""
         self.client.log_batch(self.run_id, params=[Param(prefix + name, str(value)) for name, value in params.items()])
 
+    @signals.held()
     def set_tags(self, tags: dict[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
+    @signals.held()
     def log_figure(self, name: str, figure: "Figure", step: int = 0) -> None:
         """Log a matplotlib figure: figures/NAME.png in MLflow, image NAME in TensorBoard."""
         self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
         self.writer.add_figure(name, figure, step, close=False)
 
+    @signals.held()
     def log_image(self, name: str, image: "Image") -> None:
         """Log an image: figures/NAME.png in MLflow, image NAME in TensorBoard."""
         self.client.log_image(self.run_id, image, f"figures/{name}.png")
         self.writer.add_image(name, np.asarray(image), dataformats="HWC")
 
+    @signals.held()
     def log_text(self, name: str, text: str) -> None:
         self.client.log_text(self.run_id, text, name)
 
     def log_json(self, name: str, content: dict[str, Any]) -> None:
         self.log_text(name, json.dumps(content, indent=2))
 
+    @signals.held()
     def log_dataset(self, split: str, num_images: int, fingerprint: str, *, source: str, location: str) -> None:
         """Log a split as an MLflow dataset input: the digest is cut to MLflow's 36 characters, a tag has all of it."""
         from mlflow.data.meta_dataset import MetaDataset
@@ -152,6 +160,7 @@ class Run:
         tags = {"fingerprint": fingerprint, "num_images": str(num_images)}
         mlflow.log_input(dataset, context=split, tags=tags)
 
+    @signals.held()
     def close(self) -> None:
         """Flush, and log TensorBoard's event files as artifacts."""
         self.flush()
@@ -174,41 +183,48 @@ def start_run(
     Uses the run that `mlflow run` created (MLFLOW_RUN_ID) if there is one; continues the run `run_id` if given. A
     nested run is a child of the active run, in its experiment.
     """
-    check_writable(output_dir)
+    check_writable(output_dir, "name another with --output-dir")
     by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # else MLflow would use it for nested runs too
     given = run_id or (None if nested else by_project)
     parent = mlflow.active_run() if nested else None
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    with reaching(uri):
-        if given and given == by_project:
-            check_unused(given)
-        if len(run_name or "") > MAX_NAME:
-            raise TrackingError(f"The run's name has {len(run_name or ''):,} characters: type --run-name with fewer.")
-        active = mlflow.start_run(
-            run_id=given,
-            experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
-            run_name=run_name if given is None else None,
-            nested=nested,
-            tags=tags,
-            log_system_metrics=True,
-        )
-    with reaching(uri), active:  # ends the run as FINISHED or FAILED
-        run = None
-        try:
-            with reaching(uri, mlflow.MlflowException):
-                run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
-                yield run
-                run.close()
-        except BaseException as error:
-            with contextlib.suppress(Exception):  # the error being raised matters more
+    active = run = None
+    try:
+        with reaching(uri):
+            if given and given == by_project:
+                check_unused(given)
+            if len(run_name or "") > MAX_NAME:
+                raise TrackingError(
+                    f"The run's name has {len(run_name or ''):,} characters: type --run-name with fewer."
+                )
+            active = mlflow.start_run(
+                run_id=given,
+                experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
+                run_name=run_name if given is None else None,
+                nested=nested,
+                tags=tags,
+                log_system_metrics=True,
+            )
+        if is_local_uri(active.info.artifact_uri):  # type: ignore[no-untyped-call]
+            cure = "make it writable, or name another experiment with --experiment"
+            check_writable(local_folder(active.info.artifact_uri), cure)
+        run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
+        yield run
+        run.close()
+    except BaseException as error:
+        told = explain(uri, error) if isinstance(error, ERRORS) else error
+        if active:
+            with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
+                mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 if isinstance(error, Exception):
-                    mlflow.set_tag("failure", str(error) or type(error).__name__)
-            with contextlib.suppress(Exception):
+                    mlflow.MlflowClient().set_tag(active.info.run_id, "failure", str(told) or type(error).__name__)
                 if run is not None:
                     run.close()
-            if isinstance(error, KeyboardInterrupt):
-                mlflow.end_run("KILLED")
-            raise
+        if told is not error:
+            raise told from error
+        raise
+    with reaching(uri):
+        mlflow.end_run()
 
 
 def project_experiment() -> str | None:
@@ -218,16 +234,6 @@ def project_experiment() -> str | None:
         return None
     with reaching(mlflow.get_tracking_uri()):
         return str(mlflow.get_experiment(check_unused(run_id).info.experiment_id).name)
-
-
-def check_writable(folder: Path) -> None:
-    """Create a folder; raises TrackingError when nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        problem = f"The output folder {folder} cannot be written ({error.strerror})"
-        raise TrackingError(f"{problem}: free this name, or train with another --output-dir.") from error
 
 
 def check_unused(run_id: str) -> Any:

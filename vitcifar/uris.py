@@ -1,11 +1,11 @@
-"""Addresses of tracking stores: the path in a SQLite URI, and the password in that of a server."""
+"""Addresses of tracking stores: the path in a SQLite URI, the password in that of a server; folders to write to."""
 
 import contextlib
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from vitcifar.errors import TrackingError
+from vitcifar.errors import ConfigError, TrackingError
 
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "VITCIFAR_CREDENTIALS_HOST")
 
@@ -73,3 +73,10 @@ def beside(location: Path, folder: Path) -> Path:
         if (moved / path.relative_to(root)).exists():
             return moved / location.relative_to(root)
     return location if root.parent.is_dir() else moved / location.relative_to(root)
+
+
+def check_writable(folder: Path, cure: str) -> None:
+    """Raise ConfigError for a folder that cannot be made or written to; makes nothing."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise ConfigError(f"The folder {folder} cannot be written to: {cure}.")

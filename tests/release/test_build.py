@@ -69,3 +69,13 @@ def test_a_failed_check_stores_and_registers_nothing(
         )
     assert [version.number for version in registry.list()] == before
     assert len(mlflow.search_logged_models(output_format="list", filter_string="name = 'release'")) == models
+
+
+def test_a_package_without_metadata_is_left_out_of_the_environment(tmp_path, monkeypatch):
+    """importlib_metadata, which MLflow imports, raises where the standard library answers None."""
+    import importlib_metadata  # noqa: F401
+
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = build.environment()["packages"]
+    assert "torch" in packages and "broken" not in packages

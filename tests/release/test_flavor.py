@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from support.exports import random_images
 
+from vitcifar.errors import ReleaseError
 from vitcifar.model.predict import predict_logits
 from vitcifar.release.flavor import requirements
 from vitcifar.release.manifest import verify
@@ -61,3 +62,10 @@ def test_the_digest_covers_every_file_of_a_version(registry: Any, tmp_path: Path
 
 def test_requirements_are_pinned_to_versions_on_pypi() -> None:
     assert all("==" in line and "+" not in line for line in requirements())
+
+
+def test_a_package_without_metadata_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnxscript-0.7.2.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ReleaseError, match="The installation of onnxscript is incomplete: install it again with pip"):
+        requirements()

@@ -125,14 +125,16 @@ def test_a_closed_page_stops_responding_and_frees_its_port(colours):
     free_port("127.0.0.1", urlsplit(running.url).port or 0)
 
 
+PROXIES = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "socks5h://127.0.0.1:9", "ALL_PROXY": "socks://x"}
+
+
 def test_a_proxy_in_the_environment_does_not_stop_the_page(colours, monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "")
+    for name, value in PROXIES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "[::1]")
     running = launch(colours, port=0)
     assert request_status(running, "/health", {}) == 200
+    assert PROXIES.items() <= os.environ.items(), "a store on a server is still reached through its proxy"
     running.close()
 
 
@@ -147,6 +149,7 @@ def test_sigterm_stops_the_page_and_deletes_the_uploads(published, tmp_path):
         "PYTHONPATH": str(ROOT),
         "TMPDIR": str(tmp_path),
         "VITCIFAR_CACHE": str(published.folder / "cache"),
+        **PROXIES,  # Gradio reads them when it is imported
     }
     with subprocess.Popen([sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -5,7 +5,7 @@ import torch
 from support.training import losses, settings
 
 from vitcifar.errors import ConfigError
-from vitcifar.training.distributed import choose_precision
+from vitcifar.training.distributed import check_hardware, choose_precision
 
 CPU = torch.device("cpu")
 
@@ -22,3 +22,12 @@ def test_auto_is_fp32_for_narrow_networks_and_fp16_needs_a_gpu():
     assert choose_precision(settings(precision="bf16"), CPU, hidden_size=96) == "bf16"
     with pytest.raises(ConfigError, match="needs a GPU"):
         choose_precision(settings(precision="fp16"), CPU, hidden_size=768)
+
+
+def test_a_torch_compile_that_cannot_work_here_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    check_hardware(settings(compile="off"))
+    compiler = torch._inductor.config.patch("cpp.cxx", ("/bin/false",))
+    with compiler, pytest.raises(ConfigError, match=r"No working C\+\+ compiler.*or type --compile off") as caught:
+        check_hardware(settings(compile="on"))
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The loop: it learns, resumes bit for bit, and stops before a NaN enters the weights."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -121,3 +122,10 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_with_any_settings(
     assert weights_sha256(resumed) == weights_sha256(network)
     assert after == {key: value for key, value in uninterrupted.items() if key[1] > (step - 1) // 3 * 3}
     assert same_outcome == outcome
+
+
+def test_every_epoch_leaves_a_line_that_names_its_accuracy(tmp_path, capsys):
+    train(tmp_path, settings(epochs=2))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Epoch ")]
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"Epoch \d: validation loss \S+, validation accuracy \S+", line) for line in lines)

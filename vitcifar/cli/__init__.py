@@ -4,16 +4,16 @@ It reads options, prints results, and turns an error that the user can fix into 
 before a command needs it.
 """
 
+import contextlib
 import io
 import os
-import signal
 import sys
 import warnings
 from typing import Any
 
 import click
 
-from vitcifar import __version__
+from vitcifar import __version__, signals
 from vitcifar.cli import registry, runs
 from vitcifar.errors import VitCifarError
 
@@ -51,6 +51,11 @@ class Program(click.Group):
             return super().invoke(ctx)
         except VitCifarError as error:
             raise click.ClickException(str(error)) from error
+        except signals.Stopped as stopped:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                click.echo(f"Stopped by {stopped}.", err=True)
+                sys.stdout.flush()
+            os._exit(stopped.exit_code)  # at once: every run is closed, and a second signal would end what is left
 
 
 @click.group(
@@ -70,7 +75,7 @@ def main() -> None:
     # Waiting OpenMP threads spin, which starves torch when other programs need the cores. A step of vit_tiny
     # (torch 2.13, 2 cores) beside two of them takes over 1000 ms unbounded, 40 ms bounded; alone 15 ms either way.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does, never leaves it RUNNING
+    signals.install()
     for stream in (sys.stdout, sys.stderr):  # a terminal's encoding may lack a character of ours or of a class name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

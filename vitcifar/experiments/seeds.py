@@ -13,7 +13,6 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
-from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, check_network
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes
@@ -68,7 +67,6 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
     if config.resume != "none":
         raise ConfigError("resume continues one run: leave --seeds out.")
     config, splits = prepare(config, "each seed is a run of its own")
-    check_ood(config)
     with pipeline.start_run(config) as parent:
         parent.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint, "num_seeds": num_seeds})
         runs: list[SeedRun] = []
@@ -91,7 +89,7 @@ def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
     """
     if config.num_processes > 1 or launched_processes() > 1:
         raise ConfigError(f"Several processes train one run together, and {reason}: start one process.")
-    config = pipeline.settle(config)
+    config = pipeline.check(config)
     splits = read_splits(config)
     check_network(config, splits.class_names)
     return config, splits

@@ -19,6 +19,7 @@ import numpy as np
 from mlflow.models import Model
 from PIL import Image
 
+from vitcifar import __version__
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
@@ -174,10 +175,13 @@ def environment() -> dict[str, Any]:
     """Python, platform, the version of every installed package, and what decides the last bits of a training."""
     from vitcifar.training.numerics import numerics
 
-    found = [(dist.metadata["Name"], dist.metadata["Version"]) for dist in importlib.metadata.distributions()]
-    packages = {name: version for name, version in found if name and version}  # a broken one has neither
+    packages = {}
+    for dist in importlib.metadata.distributions():
+        with contextlib.suppress(OSError, KeyError):  # a broken one has neither name nor version, or raises
+            if dist.metadata["Name"] and dist.metadata["Version"]:
+                packages[dist.metadata["Name"]] = dist.metadata["Version"]
     return {
-        "vitcifar": importlib.metadata.version("vitcifar"),
+        "vitcifar": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "numerics": numerics(),

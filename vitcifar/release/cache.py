@@ -30,9 +30,12 @@ STORE = "the store"  # the origin that messages name for downloaded files
 
 
 def cache_dir() -> Path:
-    """The folder of the cache: VITCIFAR_CACHE, or ~/.cache/vitcifar."""
+    """The folder of the cache: VITCIFAR_CACHE, or ~/.cache/vitcifar. Raises ReleaseError without a home folder."""
     given = os.environ.get("VITCIFAR_CACHE")
-    return Path(given).absolute() if given else Path.home() / ".cache" / "vitcifar"
+    try:
+        return Path(given).absolute() if given else Path.home() / ".cache" / "vitcifar"
+    except RuntimeError:  # neither HOME nor an entry of the user
+        raise ReleaseError("There is no home folder for the cache: set VITCIFAR_CACHE to a folder.") from None
 
 
 def fetch(location: str, digest: str, *, pytorch: bool = False) -> Manifest:

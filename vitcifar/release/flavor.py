@@ -3,6 +3,7 @@
 `mlflow.models.Model.log` takes it as `flavor` and calls `save_model`.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitcifar.errors import ReleaseError
 from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -86,5 +88,17 @@ def _write_mlmodel(mlflow_model: "Model", folder: Path) -> None:
 
 
 def requirements() -> list[str]:
-    """Pinned requirements for loading the release, without torch's local version (+cpu), which is not on PyPI."""
-    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+    """Pinned requirements for loading the release, without torch's local version (+cpu), which is not on PyPI.
+
+    Raises ReleaseError for a package without metadata, also one that the export needs.
+    """
+    versions = {name: _installed_version(name) for name in (*REQUIREMENTS, "onnxscript")}
+    if missing := [name for name, version in versions.items() if not version]:
+        raise ReleaseError(f"The installation of {', '.join(missing)} is incomplete: install it again with pip.")
+    return [f"{name}=={versions[name].split('+')[0]}" for name in REQUIREMENTS]
+
+
+def _installed_version(name: str) -> str:
+    with contextlib.suppress(ImportError, OSError, KeyError):  # no metadata, or an empty folder of that name
+        return importlib.metadata.version(name) or ""
+    return ""

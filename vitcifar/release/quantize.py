@@ -169,5 +169,5 @@ def activation_ranges(network: "Classifier", dataset: ImageDataset) -> Mapping[s
 def _logits(path: Path, dataset: ImageDataset, title: str) -> np.ndarray:
     """Logits (N, K) of an ONNX file, with a progress bar."""
     classifier, images = OnnxClassifier(path), dataset.images
-    starts = tqdm(range(0, len(images), BATCH_SIZE), desc=title, unit="batch", disable=None)
+    starts = tqdm(range(0, len(images), BATCH_SIZE), desc=title, unit="batch", disable=None, dynamic_ncols=True)
     return np.concatenate([classifier.logits(images[start : start + BATCH_SIZE]) for start in starts])

@@ -1,7 +1,6 @@
 """Logs an evaluation to a run: the same numbers and figures for MLflow and TensorBoard, JSON and the HTML report."""
 
 import dataclasses
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitcifar import __version__
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
@@ -69,7 +69,7 @@ def log_inputs(run: Run, config: TrainConfig, splits: Splits, network: "Classifi
     trained = count_trained(network, config.train_layers, config.lora_rank)
     counts = {"trainable_parameters": trained, "parameters": count_parameters(network)}
     run.log_params(counts, prefix="model.")
-    run.set_tags({"vitcifar_version": importlib.metadata.version("vitcifar")})
+    run.set_tags({"vitcifar_version": __version__})
     if git["commit"]:
         run.set_tags({"git_commit": git["commit"], "git_dirty": str(git["dirty"]).lower()})
     log_datasets(run, config, {split: dataset for split, dataset in splits.datasets.items() if len(dataset)}, splits)

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -24,8 +24,9 @@ from vitcifar.errors import ServingError
 from vitcifar.registry.registry import Registry
 from vitcifar.serving import layout
 from vitcifar.serving.decoder import start_decoder
-from vitcifar.serving.middleware import ALL_INTERFACES, LOOPBACK, HostCheck, RequestLimits, SecurityHeaders
+from vitcifar.serving.middleware import ALL_INTERFACES, HostCheck, RequestLimits, SecurityHeaders
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.signals import SIGNALS
 
 if TYPE_CHECKING:
     import gradio
@@ -50,14 +51,15 @@ class Page:
         return self.urls[0]
 
     def wait(self) -> None:
-        """Serve until Ctrl-C or SIGTERM, then close."""
+        """Serve until Ctrl-C, SIGTERM or SIGHUP, then close."""
         stop = threading.Event()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             stop.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as by `nohup`
+                signal.signal(number, on_signal)
         stop.wait()
         self.close()
 
@@ -91,9 +93,10 @@ def launch(
         )
     port = free_port(host, port)
     pool = ModelPool(registry, version)
-    blocks = layout.build_page(pool, poll_seconds)
     try:
-        start(blocks, pool, host, port, allowed_hosts, passwords or {})
+        with without_proxies():
+            blocks = layout.build_page(pool, poll_seconds)
+            start(blocks, pool, host, port, allowed_hosts, passwords or {})
     except OSError as error:  # another program took the port after `free_port`
         raise port_error(host, port, error) from error
     pool.follow(poll_seconds)
@@ -167,6 +170,16 @@ def login_check(passwords: Mapping[str, str]) -> Callable[[str, str], Awaitable[
     return log_in
 
 
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Hide the variables of proxies from Gradio: it stops at some of them, and requests its own address alone."""
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.lower().endswith("_proxy")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def start(
     blocks: "gradio.Blocks",
     pool: ModelPool,
@@ -191,9 +204,6 @@ def start(
             }
         )
 
-    # Gradio requests its own address to see whether the server is up: never through a proxy.
-    no_proxy = [os.environ.get("no_proxy", ""), *LOOPBACK, host]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, no_proxy))
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2).launch(
         server_name=host,
         server_port=port,

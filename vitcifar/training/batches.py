@@ -152,7 +152,7 @@ def compute_features(
     own = np.arange(num_images)[rank() :: num_processes()]
     chunks = [own[start : start + IMAGES_PER_BATCH] for start in range(0, len(own), IMAGES_PER_BATCH)]
     requests = [(view + 1, chunk) for view in range(num_views) for chunk in chunks]
-    bar = tqdm(requests, desc="frozen features", disable=None)
+    bar = tqdm(requests, desc="frozen features", disable=None, dynamic_ncols=True)
     for (epoch, chunk), images in zip(bar, loader(requests), strict=True):
         with autocast(loader.device, precision):
             features = network.forward_features(network.preprocess(images), depth)

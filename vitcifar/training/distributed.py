@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import joblib
 import torch
 from torch import Tensor, distributed
 
@@ -40,6 +41,25 @@ def choose_precision(config: TrainConfig, device: torch.device, hidden_size: int
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if hidden_size >= MIN_BF16_HIDDEN_SIZE and has_bf16 else "fp32"
+
+
+def check_hardware(config: TrainConfig) -> None:
+    """Raise ConfigError for a device, precision or torch.compile that does not work here.
+
+    Compiling takes seconds, which the network's own compilation then saves: the compiler and its headers are known.
+    """
+    device = choose_device(config.device)
+    choose_precision(config, device, hidden_size=0)
+    if config.compile == "off":
+        return
+    try:
+        torch.compile(torch.square)(torch.ones(2, device=device))
+    except Exception as error:  # of the compiler, of Triton, of the folder of compiled files
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"compile is 'on', but torch.compile does not work here ({reason}): install a C++ compiler such as g++, or "
+            "type --compile off."
+        ) from error
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -76,7 +96,7 @@ def spawn_workers(num_processes: int) -> Iterator[None]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    threads = max(1, joblib.cpu_count() // num_processes)  # of those that a cgroup leaves to this process
     workers = []
     try:
         for rank in map(str, range(1, num_processes)):

@@ -63,14 +63,16 @@ def fit(
     state = TrainState(**saved.get("state", {}))
     num_steps = setup.num_batches * sum(stage.num_epochs for stage in stages)
     disable = None if rank() == 0 else True  # None: no bar where stderr is not a terminal
-    with tqdm(total=num_steps, initial=state.step, desc="training", unit="step", disable=disable) as bar:
+    with tqdm(
+        total=num_steps, initial=state.step, desc="training", unit="step", disable=disable, dynamic_ncols=True
+    ) as bar:
         while state.stage < len(stages):
             stage = stages[state.stage]
             if not state.finished(stage, config.patience):
                 active = begin_stage(setup, stage, state, saved)
                 while not state.finished(stage, config.patience):
                     metrics = train_epoch(setup, active, state, bar)
-                    end_epoch(setup, active, state, metrics, bar)
+                    end_epoch(setup, active, state, metrics)
             state.stage, state.stage_epoch, state.stage_step = state.stage + 1, 0, 0
     barrier()  # rank 0 has written the best weights
     network.load_state_dict(setup.checkpoints.load(folder / BEST)["weights"], strict=False)
@@ -160,9 +162,7 @@ def update_weights(stage: ActiveStage, clip_norm: float) -> None:
         stage.ema.update(stage.weights)
 
 
-def end_epoch(
-    setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict[str, float], bar: "tqdm[None]"
-) -> None:
+def end_epoch(setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict[str, float]) -> None:
     """Validate, keep the best weights, log, and write a checkpoint."""
     state.epoch += 1
     state.stage_epoch += 1
@@ -176,9 +176,8 @@ def end_epoch(
             keep_best(setup, state, {**metrics, **validation})
         metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
     loss, accuracy = metrics["validation/loss"], metrics["validation/accuracy"]
-    bar.set_postfix(epoch=state.epoch, loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
-    if bar.disable and rank() == 0:  # no progress bar: a line for the log file
-        notify_on_stderr(f"Epoch {state.epoch}: validation loss {loss:.3f}, accuracy {accuracy:.3f}.")
+    if rank() == 0:  # a line that stays, above the bar and in a log file
+        notify_on_stderr(f"Epoch {state.epoch}: validation loss {loss:.3f}, validation accuracy {accuracy:.3f}.")
     setup.log(state.step, metrics)
     setup.checkpoints.save(
         LAST,
