@@ -41,6 +41,15 @@ def check_model_name(name: str) -> None:
         raise RegistryError(f"{name!r} is not a valid model name: use letters, digits, spaces, '-', '_' and '.'.")
 
 
+def create_model(client: mlflow.MlflowClient, name: str) -> None:
+    """Create a registered model unless it exists."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def check_alias(alias: str) -> None:
     """Raises RegistryError for an alias that reads as a version number, and for MLflow's reserved ones."""
     if alias == "latest" or re.fullmatch(r"[vV]?\d+", alias) or not re.fullmatch(r"[A-Za-z_][\w-]{0,99}", alias):

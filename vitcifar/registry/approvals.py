@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from mlflow.exceptions import MlflowException
 
 from vitcifar.errors import ConfigError, RegistryError
 from vitcifar.registry import policy
-from vitcifar.registry.aliases import new_key, sign
+from vitcifar.registry.aliases import create_model, new_key, sign
 from vitcifar.registry.policy import PolicyChange
 from vitcifar.tracking import reaching
 
@@ -76,11 +75,7 @@ def set_policy(registry: "Registry", reason: str, **limits: Any) -> PolicyChange
         raise ConfigError(f"A looser policy ({', '.join(loosened)}) needs a reason: add --reason.")
     change = PolicyChange(**sign(reason), before=changed, after=new)
     with reaching(mlflow.get_tracking_uri()):
-        try:
-            registry.client.create_registered_model(registry.model_name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        create_model(registry.client, registry.model_name)
         key = new_key(policy.PREFIX, change.when)
         registry.client.set_registered_model_tag(registry.model_name, key, change.to_json())
     return change

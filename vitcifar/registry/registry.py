@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError, ReleaseError, TrackingError
-from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback
+from vitcifar.registry.aliases import Event, check_model_name, create_model, read_events, rollback
 from vitcifar.registry.policy import Policy, read_policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import cached_manifest, fetch, fetch_manifest
@@ -285,11 +285,7 @@ def register(release: Manifest, model_id: str, digest: str) -> int:
     tags = {DIGEST_TAG: digest, **index_tags(release)}
     source = {"source": f"models:/{model_id}", "run_id": release.run_id, "model_id": model_id}
     with reaching(mlflow.get_tracking_uri()):
-        try:
-            client.create_registered_model(release.model_name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        create_model(client, release.model_name)
         version = client.create_model_version(release.model_name, **source, tags=tags, await_creation_for=0)
         link(release.model_name, int(version.version), model_id)
     return int(version.version)
