@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from joblib.externals.loky.backend import context
 from onnx import ModelProto, TensorProto, helper
 from support.toys import make_image, make_onnx
 
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError, ReleaseError
 from vitcifar.inference import session
-from vitcifar.inference.session import MAX_BATCH, MAX_BATCH_PIXELS, OnnxClassifier
+from vitcifar.inference.session import MAX_BATCH, MAX_BATCH_PIXELS, OnnxClassifier, available_cores
 
 
 def images_of(*sizes: tuple[int, int]) -> list[np.ndarray]:
@@ -256,3 +257,25 @@ def test_the_number_of_threads_respects_the_affinity_of_the_process():
 
 def test_the_number_of_threads_can_be_set(toy_onnx):
     assert OnnxClassifier(toy_onnx, num_threads=3).num_threads == 3
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"cpu.max": "50000 100000"}, {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}],
+    ids=["v2", "v1"],
+)
+def test_the_quota_of_a_cgroup_limits_the_cores(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a core; the files of a container are those of another root here."""
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    def moved(path: str) -> str:
+        return str(path).replace("/sys/fs/cgroup", str(tmp_path))
+
+    exists = os.path.exists
+    monkeypatch.setattr(context, "open", lambda path: open(moved(path)), raising=False)
+    monkeypatch.setattr(context.os.path, "exists", lambda path: exists(moved(path)))
+    assert available_cores() == 1
