@@ -1,6 +1,7 @@
 """An ONNX session predicts images of any size, rejects files with a reason and never reads another file."""
 
 import concurrent.futures
+import io
 import json
 import os
 import subprocess
@@ -276,6 +277,6 @@ def test_the_quota_of_a_cgroup_limits_the_cores(
         return str(path).replace("/sys/fs/cgroup", str(tmp_path))
 
     exists = os.path.exists
-    monkeypatch.setattr(context, "open", lambda path: open(moved(path)), raising=False)
+    monkeypatch.setattr(context, "open", lambda path: io.StringIO(Path(moved(path)).read_text()), raising=False)
     monkeypatch.setattr(context.os.path, "exists", lambda path: exists(moved(path)))
     assert available_cores() == 1
