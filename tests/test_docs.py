@@ -18,7 +18,7 @@ SOURCES = sorted((ROOT / "vitcifar").rglob("*.py"))
 
 OPTIONS = {name: {option for param in command.params for option in param.opts} for name, command in COMMANDS.items()}
 HELP = {"-h", "--help", "--version"}
-# Options of other programs: mlflow, tensorboard, git, torchrun.
+# Options of other programs: mlflow, tensorboard, git, torchrun, curl.
 OTHER_PROGRAMS = {
     *(
         "--env-manager",
@@ -32,6 +32,7 @@ OTHER_PROGRAMS = {
         "--logdir",
         "--porcelain",
         "--nproc-per-node",
+        "--data-binary",
     )
 }
 NO_COMMANDS = ("vitcifar pictures 1", "vitcifar version 3")  # the salt of the fingerprint, the name of a version

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from PIL import Image
 from support.serving import CHROMIUM, FLAGS, FakeRegistry, make_model
@@ -41,6 +42,20 @@ def page(published: Published) -> Iterator[Page]:
         running = launch(Registry(published.model_name), port=0, poll_seconds=0.2)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """Versions 1 and 2 of a toy behind REST, without the page; nobody follows its alias."""
+    running = launch(FakeRegistry(tmp_path_factory.mktemp("colours")), port=0, page=False, poll_seconds=1e6)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def client(server: Page) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=20) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from support.toys import make_image
 from vitcifar.errors import ImageError
 from vitcifar.release.manifest import Manifest
 from vitcifar.serving import html, layout
-from vitcifar.serving.app import MAX_SESSIONS, Page, launch
+from vitcifar.serving.app import Page, launch
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.server import MAX_SESSIONS
 
 SCREENSHOTS = ROOT / "screenshots"
 
@@ -151,7 +152,9 @@ def run_directly(page: Page, data: list[Any]) -> str:
 
 def join_the_queue(page: Page, data: list[Any]) -> str:
     """The private function behind the page's card."""
-    (function,) = (number for number, function in page._blocks.fns.items() if "upload_card" in str(function.fn))
+    (function,) = (
+        number for number, function in page._gradio_app.blocks.fns.items() if "upload_card" in str(function.fn)
+    )
     session = f"forged-{len(str(data))}"
     post(page, "queue/join", {"data": data, "fn_index": function, "session_hash": session, "trigger_id": 1})
     messages = get(page, f"queue/data?session_hash={session}").splitlines()
@@ -185,7 +188,7 @@ def test_a_long_path_or_name_costs_nothing_and_is_not_repeated(page, upload):
 def test_the_server_keeps_no_image_of_a_request(page, digit):
     content = data_url(digit.read_bytes())
     assert "label" in call(page, [{"path": None, "url": content}, "champion"])
-    holder = page._blocks.state_holder
+    holder = page._gradio_app.state_holder
     assert holder.capacity == MAX_SESSIONS
     kept = [session.config_values for session in holder.session_data.values()]
     assert kept and content not in str(kept)

@@ -15,7 +15,7 @@ from support.toys import make_onnx
 from vitcifar.errors import RegistryError, ReleaseError
 from vitcifar.inference.session import OnnxClassifier, Prediction
 from vitcifar.registry.registry import Version, select
-from vitcifar.release.manifest import Manifest
+from vitcifar.release.manifest import MANIFEST_FILE, Manifest
 from vitcifar.serving.app import Page
 from vitcifar.serving.loaded_model import LoadedModel
 
@@ -75,7 +75,9 @@ class FakeRegistry:
         folder = self.folder / str(number)
         folder.mkdir(exist_ok=True)
         make_onnx(folder / "model.onnx", release_id=f"toy{number}")
-        return make_manifest(release_id=f"toy{number}", folder=folder, version=number)
+        manifest = make_manifest(release_id=f"toy{number}", folder=folder, version=number)
+        (folder / MANIFEST_FILE).write_text(manifest.to_json())
+        return manifest
 
 
 def make_manifest(**fields: Any) -> Manifest:

@@ -177,6 +177,8 @@ def history(registry: "Registry", alias: str) -> None:
 )
 @options.option("--auth", "none", "File of lines NAME:PASSWORD; people and programs must log in (none = no login).")
 @options.yes_or_no("--public", "Open the page to other machines without a login.")
+@options.option("--page", "on", "Serve the page, or REST only.", choices=("on", "off"))
+@options.option("--root-path", "none", "Sub-path at which a proxy offers the server (none = no sub-path).")
 def app(
     registry: "Registry",
     version: str,
@@ -185,21 +187,32 @@ def app(
     allowed_hosts: tuple[str, ...],
     auth: str,
     public: bool,
+    page: str,
+    root_path: str,
 ) -> None:
-    """Serve a version as a demo page that follows its alias.
+    """Serve a version that follows its alias: a demo page, REST, health and metrics.
 
     \b
     vitcifar app --version champion --port 7860
     vitcifar app --host 0.0.0.0 --auth passwords.txt
+    vitcifar app --page off
     """
     from vitcifar.serving.app import launch, read_passwords
 
     passwords = None if auth == "none" else read_passwords(Path(auth))
-    page = launch(
-        registry, version, host=host, port=port, allowed_hosts=allowed_hosts, passwords=passwords, public=public
+    server = launch(
+        registry,
+        version,
+        host=host,
+        port=port,
+        allowed_hosts=allowed_hosts,
+        passwords=passwords,
+        public=public,
+        page=page == "on",
+        root_path="" if root_path == "none" else root_path,
     )
-    click.echo(f"{'  '.join(page.urls)}  (press Ctrl-C to stop)")
-    page.wait()
+    click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
+    server.wait()
 
 
 @options.registry_command

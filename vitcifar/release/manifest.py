@@ -65,6 +65,12 @@ class Manifest:
         """The ONNX file that serves: the float export, or the int8 model if it was accepted."""
         return self.path(self.serves)
 
+    def is_confident(self, probability: float) -> bool | None:
+        """Whether a prediction reaches the threshold; None for a release without one."""
+        if self.threshold == 0:
+            return None
+        return self.threshold is not None and probability >= self.threshold
+
     def path(self, name: str) -> Path:
         """The path of a file of the release on this machine."""
         assert self.folder is not None, "a release that was never on disk has no paths"

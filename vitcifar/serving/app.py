@@ -1,4 +1,4 @@
-"""Starts the page of a version: checks the address, loads the version, starts the server and follows the alias."""
+"""Starts the server of a version: checks the address, loads the version, serves it and follows the alias."""
 
 import asyncio
 import contextlib
@@ -8,42 +8,34 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import psutil
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
+import uvicorn
 
-from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import ServingError
 from vitcifar.registry.registry import Registry
-from vitcifar.serving import layout
 from vitcifar.serving.decoder import start_decoder
-from vitcifar.serving.middleware import ALL_INTERFACES, HostCheck, RequestLimits, SecurityHeaders
+from vitcifar.serving.middleware import ALL_INTERFACES
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.server import LogIn, build_server, mount_page
 from vitcifar.signals import SIGNALS
 
-if TYPE_CHECKING:
-    import gradio
-
 POLL_SECONDS = 2.0  # how often the pool polls the registry, and an open page the pool
-MAX_QUEUE_SIZE = 64  # predictions; the next request is rejected
-MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
-PAGE_CSS = Path(__file__).with_name("page.css")
+DRAIN_SECONDS = 8  # for requests that have begun when the server stops
 
 
 class Page:
-    """A running page: all its `urls`; `wait` serves until it is stopped, `close` stops it."""
+    """A running server, with its page or without: all its `urls`; `wait` serves until a signal, `close` stops it."""
 
-    def __init__(self, urls: Sequence[str], blocks: "gradio.Blocks", pool: ModelPool) -> None:
+    def __init__(self, urls: Sequence[str], pool: ModelPool, server: uvicorn.Server, gradio_app: Any) -> None:
         self.urls = urls
         self.pool = pool
-        self._blocks = blocks
+        self._server = server
+        self._gradio_app = gradio_app
 
     @property
     def url(self) -> str:
@@ -63,10 +55,23 @@ class Page:
         stop.wait()
         self.close()
 
+    def start(self, listener: socket.socket) -> None:
+        """Serve on a bound socket, in a thread; returns when requests are answered."""
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True, name="server")
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.01)
+            if not self._thread.is_alive():
+                raise ServingError("The server did not start: the lines above say why.")
+
     def close(self) -> None:
-        """Stop the server."""
+        """Stop the server: requests that have begun are answered, for at most `DRAIN_SECONDS`."""
         self.pool.close()
-        self._blocks.close(verbose=False)
+        self._server.should_exit = True
+        if self._gradio_app:
+            self._gradio_app.blocks.is_running = False
+            self._gradio_app.stop_event.set()  # ends the stream of every open page
+        self._thread.join(DRAIN_SECONDS + 1)
 
 
 def launch(
@@ -78,30 +83,41 @@ def launch(
     allowed_hosts: tuple[str, ...] = (),
     passwords: Mapping[str, str] | None = None,
     public: bool = False,
+    page: bool = True,
+    root_path: str = "",
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
-    """Load a version, serve its page and follow its alias; returns when the page is up.
+    """Load a version, serve it and follow its alias; returns when the server is up.
 
-    `port` 0 takes a free one. `allowed_hosts` are more host names of the page. With `passwords`, by user name, people
-    and programs must log in; without, `public` opens the page to other machines. Raises ServingError when the address
-    is not available or not `public`, RegistryError or ReleaseError when the version cannot be loaded.
+    `port` 0 takes a free one. `allowed_hosts` are more host names of the server. Without `page`, only REST is served
+    and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the server. With `passwords`, by
+    user name, people and programs must log in; without, `public` opens the server to other machines. Raises
+    ServingError when the address is not available or not `public`, RegistryError or ReleaseError when the version
+    cannot be loaded.
     """
     if not (passwords or public or is_loopback(host)):
         raise ServingError(
             f"{host} would open the page to other machines without a password: add --auth FILE, with lines "
             "NAME:PASSWORD, or --public yes."
         )
-    port = free_port(host, port)
-    pool = ModelPool(registry, version)
+    root_path = "/".join(["", *filter(None, root_path.split("/"))])
+    listener = bind(host, port)
     try:
+        pool = ModelPool(registry, version)
+        log_in = login_check(passwords) if passwords else None
+        app = build_server(pool, host=host, allowed_hosts=allowed_hosts, log_in=log_in, root_path=root_path)
         with without_proxies():
-            blocks = layout.build_page(pool, poll_seconds)
-            start(blocks, pool, host, port, allowed_hosts, passwords or {})
-    except OSError as error:  # another program took the port after `free_port`
-        raise port_error(host, port, error) from error
+            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path) if page else None
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS)
+        urls = [f"http://{netloc}:{listener.getsockname()[1]}{root_path}" for netloc in netlocs(host)]
+        running = Page(urls, pool, uvicorn.Server(config), gradio_app)
+        running.start(listener)
+    except BaseException:
+        listener.close()
+        raise
     pool.follow(poll_seconds)
     start_decoder()
-    return Page([f"http://{netloc}:{port}" for netloc in netlocs(host)], blocks, pool)
+    return running
 
 
 def read_passwords(file: Path) -> dict[str, str]:
@@ -135,16 +151,22 @@ def netlocs(host: str) -> list[str]:
     return ["127.0.0.1", *(netloc for netloc in found if "%" not in netloc and netloc not in ("127.0.0.1", "[::1]"))]
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the port, or to any free one for 0. Raises ServingError."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        listener.close()
+        raise port_error(host, port, error) from error
+    return listener
+
+
 def free_port(host: str, port: int) -> int:
     """The port if it is available, or any free one for 0. Raises ServingError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError, UnicodeError) as error:
-            raise port_error(host, port, error) from error
-        return int(probe.getsockname()[1])
+    with bind(host, port) as listener:
+        return int(listener.getsockname()[1])
 
 
 def port_error(host: str, port: int, error: Exception) -> ServingError:
@@ -156,8 +178,8 @@ def port_error(host: str, port: int, error: Exception) -> ServingError:
     return ServingError(f"Port {port} on {host} is in use: type --port {other}, or stop the program that uses it.")
 
 
-def login_check(passwords: Mapping[str, str]) -> Callable[[str, str], Awaitable[bool]]:
-    """Whether a name and a password belong together, for Gradio; guessing is slow."""
+def login_check(passwords: Mapping[str, str]) -> LogIn:
+    """Whether a name and a password belong together; guessing is slow."""
     guesses = asyncio.Semaphore(4)  # at once
 
     async def log_in(name: str, password: str) -> bool:
@@ -172,63 +194,9 @@ def login_check(passwords: Mapping[str, str]) -> Callable[[str, str], Awaitable[
 
 @contextlib.contextmanager
 def without_proxies() -> Iterator[None]:
-    """Hide the variables of proxies from Gradio: it stops at some of them, and requests its own address alone."""
+    """Hide the variables of proxies from Gradio, which stops at some of them."""
     hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.lower().endswith("_proxy")}
     try:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def start(
-    blocks: "gradio.Blocks",
-    pool: ModelPool,
-    host: str,
-    port: int,
-    allowed_hosts: tuple[str, ...],
-    passwords: Mapping[str, str],
-) -> None:
-    """Start the server in a thread. Raises OSError when the port is in use."""
-
-    def health(request: Request) -> JSONResponse:
-        state = pool.state
-        return JSONResponse(
-            {
-                "status": "ok",
-                "model": state.current.model_name,
-                "version": state.current.version,
-                "spec": pool.spec,
-                "aliases": list(state.aliases(state.current.version)),
-                "release_id": state.current.manifest.release_id,
-                "problem": state.problem,
-            }
-        )
-
-    blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2).launch(
-        server_name=host,
-        server_port=port,
-        app_kwargs={
-            "routes": [Route("/health", health)],
-            "middleware": [
-                Middleware(SecurityHeaders),
-                Middleware(HostCheck, host=host, allowed_hosts=allowed_hosts),
-                Middleware(RequestLimits),
-            ],
-        },
-        theme=layout.theme(),
-        css_paths=PAGE_CSS,
-        auth=login_check(passwords) if passwords else None,
-        max_file_size=MAX_BYTES,
-        state_session_capacity=MAX_SESSIONS,
-        prevent_thread_lock=True,
-        quiet=True,
-        show_error=False,
-        share=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
-        run_history=False,
-        num_workers=0,
-        footer_links=["api"],
-    )

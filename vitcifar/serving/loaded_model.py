@@ -14,7 +14,7 @@ from vitcifar.data.image import convert_image, read_image
 from vitcifar.errors import ImageError, RegistryError, ReleaseError, TrackingError
 from vitcifar.inference.session import MAX_BATCH, OnnxClassifier, Prediction
 from vitcifar.registry.registry import Registry
-from vitcifar.release.manifest import Manifest, verify
+from vitcifar.release.manifest import MANIFEST_FILE, Manifest, sha256_of, verify
 
 ImageSource = Path | str | bytes | np.ndarray | Image.Image
 Source = TypeVar("Source", bound=ImageSource)
@@ -28,6 +28,7 @@ class LoadedModel:
     version: int | None
     manifest: Manifest
     classifier: OnnxClassifier
+    digest: str = ""  # sha256 of its release.json
 
     @property
     def name(self) -> str:
@@ -119,7 +120,8 @@ def _open(manifest: Manifest, model_name: str, version: int | None, num_threads:
             f"got {classifier.release_id}. Pull the version again."
         )
     classifier.warm()
-    return LoadedModel(model_name=model_name, version=version, manifest=manifest, classifier=classifier)
+    digest = sha256_of(manifest.path(MANIFEST_FILE))
+    return LoadedModel(model_name=model_name, version=version, manifest=manifest, classifier=classifier, digest=digest)
 
 
 def predict_files(model: LoadedModel, paths: Iterable[Path | str]) -> Iterator[dict[str, Any]]:

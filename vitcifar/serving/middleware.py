@@ -1,4 +1,4 @@
-"""Which hosts the page serves, how large a request may be, and the security headers of every response.
+"""The hosts and the sub-path of the server, how large a request may be, and the security headers of every response.
 
 Starlette's TrustedHostMiddleware cannot allow every IP address, and its response does not name --allowed-hosts.
 """
@@ -45,6 +45,21 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+class SubPath:
+    """Serves at a sub-path, whether the proxy in front strips it from the requests or not."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and self.root_path:
+            stripped = not f"{scope['path']}/".startswith(f"{self.root_path}/")
+            path = self.root_path + scope["path"] if stripped else scope["path"]
+            scope = {**scope, "path": path, "root_path": self.root_path}
+        await self.app(scope, receive, send)
 
 
 class HostCheck:

@@ -1,0 +1,178 @@
+"""The server: REST, health, metrics and documentation of the API, and the page unless it is switched off."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from vitcifar import __version__
+from vitcifar.data.image import MAX_BYTES
+from vitcifar.serving import layout
+from vitcifar.serving.api import Predictor, predict_route
+from vitcifar.serving.metrics import Metrics, RequestCounter
+from vitcifar.serving.middleware import HostCheck, RequestLimits, SecurityHeaders, SubPath
+from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.prediction_queue import PredictionQueue
+
+MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
+MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
+PAGE_CSS = Path(__file__).with_name("page.css")
+SWAGGER = Path(fastapi_offline.__file__).with_name("static")  # nothing is loaded from other machines
+LogIn = Callable[[str, str], Awaitable[bool]]
+
+
+def build_server(
+    pool: ModelPool,
+    *,
+    host: str,
+    allowed_hosts: tuple[str, ...] = (),
+    log_in: LogIn | None = None,
+    root_path: str = "",
+) -> FastAPI:
+    """The server without the page. With `log_in`, everything but health asks for a name and a password."""
+    queue = PredictionQueue()
+    metrics = Metrics(pool, queue)
+    predictor = Predictor(pool, queue, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.close()
+
+    app = FastAPI(
+        title=f"{pool.state.current.model_name}: image classification",
+        description="Classify images with a registered version. A prediction names the version that answered.",
+        version=__version__,
+        docs_url=None,  # with files from other machines
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(SubPath, root_path=root_path),
+            Middleware(RequestCounter, metrics=metrics),
+            Middleware(SecurityHeaders),
+            Middleware(HostCheck, host=host, allowed_hosts=allowed_hosts),
+            Middleware(RequestLimits),
+        ],
+    )
+    app.add_exception_handler(RequestValidationError, one_sentence)
+    secured = [Depends(password_check(log_in))] if log_in else []
+    add_health(app, pool)
+    app.include_router(predict_route(predictor), dependencies=secured)
+    add_documentation(app, metrics, secured, root_path)
+    return app
+
+
+def password_check(log_in: LogIn) -> Callable[..., Awaitable[None]]:
+    """A dependency of routes: HTTP's basic authentication."""
+    basic = HTTPBasic(auto_error=False)
+
+    async def check(credentials: HTTPBasicCredentials | None = Depends(basic)) -> None:  # noqa: B008
+        if credentials is None or not await log_in(credentials.username, credentials.password):
+            detail = "Log in with a name and a password, as curl -u NAME:PASSWORD does."
+            raise HTTPException(401, detail, headers={"WWW-Authenticate": 'Basic realm="vitcifar"'})
+
+    return check
+
+
+async def one_sentence(request: Request, error: Exception) -> JSONResponse:
+    """The response to a wrong parameter."""
+    assert isinstance(error, RequestValidationError)
+    sentences = [f"{one['loc'][-1]}: {one['msg'][:1].lower()}{one['msg'][1:]}." for one in error.errors()]
+    return JSONResponse({"detail": " ".join(sentences)}, 422)
+
+
+def add_health(app: FastAPI, pool: ModelPool) -> None:
+    """`/health`, `/health/live` and `/health/ready`, which need no password."""
+
+    def state() -> dict[str, Any]:
+        now = pool.state
+        aliases = now.aliases(now.current.version)
+        return {
+            "model": now.current.model_name,
+            "version": now.current.version,
+            "spec": pool.spec,
+            "aliases": list(aliases),
+            "release_id": now.current.manifest.release_id,
+            "problem": now.problem,
+        }
+
+    @app.get("/health", tags=["health"])
+    async def health() -> dict[str, Any]:
+        """The version that serves."""
+        return {"status": "ok", **state()}
+
+    @app.get("/health/live", tags=["health"])
+    async def live() -> dict[str, Any]:
+        """Whether the process responds."""
+        return {"status": "live"}
+
+    @app.get("/health/ready", tags=["health"])
+    async def ready() -> dict[str, Any]:
+        """Ready as soon as a version is loaded; `problem` says why it may not be the one that it should be."""
+        return {"status": "ready", **state()}
+
+
+def add_documentation(app: FastAPI, metrics: Metrics, secured: list[Any], root_path: str) -> None:
+    """`/metrics`, `/docs` and `/openapi.json`."""
+
+    @app.get("/metrics", tags=["metrics"], dependencies=secured, response_class=Response)
+    async def text() -> Response:
+        """Metrics for Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/openapi.json", include_in_schema=False, dependencies=secured)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi() | {"servers": [{"url": root_path or "/"}]})
+
+    @app.get("/docs", include_in_schema=False, dependencies=secured)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url=f"{root_path}/openapi.json",
+            title=app.title,
+            swagger_js_url=f"{root_path}/docs/files/swagger-ui-bundle.js",
+            swagger_css_url=f"{root_path}/docs/files/swagger-ui.css",
+            swagger_favicon_url=f"{root_path}/docs/files/favicon.png",
+        )
+
+    app.mount("/docs/files", StaticFiles(directory=SWAGGER))
+
+
+def mount_page(app: FastAPI, pool: ModelPool, poll_seconds: float, log_in: LogIn | None, root_path: str) -> Any:
+    """Mount the page at `/`. Returns Gradio's app."""
+    gradio = layout.load_gradio()
+    blocks = layout.build_page(pool, poll_seconds)
+    blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)
+    blocks.state_session_capacity = MAX_SESSIONS
+    gradio.mount_gradio_app(
+        app,
+        blocks,
+        "/",
+        theme=layout.theme(),
+        css_paths=PAGE_CSS,
+        auth=log_in,
+        root_path=root_path or None,
+        max_file_size=MAX_BYTES,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        run_history=False,
+        footer_links=["api"],
+    )
+    # What `launch` sets and mounting does not: without them, Gradio opens any file that a forged request names.
+    blocks.has_launched = blocks.is_running = True
+    return app.routes[-1].app  # type: ignore[attr-defined]
