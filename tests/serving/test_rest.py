@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 from support.project import ROOT, loaded_modules
-from support.serving import wait_until
+from support.serving import make_model, wait_until
 from support.toys import Published, make_image
 
+from vitcifar.serving import rest
 from vitcifar.serving.app import free_port
 from vitcifar.serving.rest import MAX_IMAGES, BadRequest, ImageModel, decode_base64, read_images
 
@@ -62,8 +63,21 @@ def test_rest_accepts_images_in_every_form_that_mlflow_passes(model, model_input
 def test_a_prediction_names_the_model_the_version_and_the_release(model):
     (row,) = ImageModel(model).predict([encoded("green")])
     assert row["label"] == "green" and next(iter(row["probabilities"])) == "green"
-    assert (row["model"], row["version"], row["release_id"]) == ("colours", 7, "toy")
+    assert (row["model"], row["version"], row["release_id"], row["confident"]) == ("colours", 7, "toy", None)
     assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.parametrize(("threshold", "confident"), [(0.0, None), (0.5, True), (0.99999999, False), (None, False)])
+def test_a_prediction_says_whether_it_is_confident(toy_onnx, threshold, confident):
+    (row,) = ImageModel(make_model(toy_onnx, threshold=threshold)).predict([encoded("green")])
+    assert row["confident"] is confident
+
+
+def test_the_images_of_a_request_have_a_limit_together(model, monkeypatch):
+    monkeypatch.setattr(rest, "MAX_REQUEST_PIXELS", 2 * 32 * 32)
+    assert len(ImageModel(model).predict([encoded("red")] * 2)) == 2
+    with pytest.raises(BadRequest, match=r"more than 2,048 pixels together: send fewer at once"):
+        ImageModel(model).predict([encoded("red")] * 3)
 
 
 def test_a_single_string_is_one_image(model):
@@ -215,7 +229,7 @@ def test_the_server_classifies_an_image_in_every_form(server, body):
     status, response = post(server, body)
     assert status == 200
     (row,) = response["predictions"]
-    assert row["model"] == "toy" and row["version"] == 1
+    assert row["model"] == "toy" and row["version"] == 1 and "confident" in row
     assert row["label"] == next(iter(row["probabilities"]))
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 

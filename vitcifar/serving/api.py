@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -32,10 +33,17 @@ USAGE = "send files as a form, an image as the body, or JSON with base64 text in
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """One image of a request: the bytes of a file, or base64 text. `name` is what errors call it."""
+    """One image of a request: the bytes of a file, base64 text, or pixels. `name` is what errors call it."""
 
     name: str
-    content: Any
+    content: bytes | str | np.ndarray
+
+    def read(self, max_seconds: float) -> np.ndarray:
+        """The pixels uint8 (H, W, 3). Raises ImageError."""
+        if isinstance(self.content, np.ndarray):
+            return self.content
+        content = decode_base64(self.content, self.name) if isinstance(self.content, str) else self.content
+        return read_isolated(content, self.name, max_seconds)
 
 
 class Predictor:
@@ -69,12 +77,7 @@ class Predictor:
         try:
             if turn.left or seconds <= 0:
                 raise ImageError(f"{sent.name} was not classified, the request takes too long: send fewer images.")
-            content = decode_base64(sent.content, sent.name) if isinstance(sent.content, str) else sent.content
-            if not isinstance(content, bytes):
-                raise ImageError(f"{sent.name} is {type(content).__name__}, not base64 text: {USAGE}.")
-            prediction = model.classifier.predict(
-                content, sent.name, read=lambda data, name: read_isolated(data, name, seconds)
-            )
+            prediction = model.classifier.predict(b"", sent.name, read=lambda data, name: sent.read(seconds))
         except ImageError:
             self.metrics.observe(model.version, None, turn.queue_ms)
             raise
@@ -162,7 +165,7 @@ async def read_images(request: Request) -> list[Sent]:
             raise HTTPException(415, f"The content type {kind[:MAX_SPEC]!r} is no image: {USAGE}.")
     except ClientDisconnect:
         raise HTTPException(400, "The request ended before its body.") from None
-    if not images or images[0].content == b"":
+    if not images or not len(images[0].content):
         raise HTTPException(422, f"There is no image in the request: {USAGE}.")
     if len(images) > MAX_IMAGES:
         raise HTTPException(

@@ -26,6 +26,19 @@ PREDICT_REQUEST: dict[str, Any] = {
         "application/octet-stream": IMAGE,
     },
 }
+INVOCATIONS_REQUEST: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": {"type": "object"}, "example": {"inputs": [RED]}}},
+}
+INFER_REQUEST: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"type": "object"},
+            "example": {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [RED]}]},
+        }
+    },
+}
 PREDICTION: dict[str, Any] = {
     "name": "cat.jpg",
     "label": "cat",

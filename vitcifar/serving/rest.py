@@ -25,6 +25,7 @@ from vitcifar.serving.loaded_model import LoadedModel, open_folder
 COLUMN = "image"
 MAX_IMAGES = 100  # in one request
 MAX_REQUEST_SECONDS = 30.0  # to decode the images of one request
+MAX_REQUEST_PIXELS = 200_000_000  # of all images of one request, which are decoded before the first is classified
 URL_SAFE = str.maketrans("-_", "+/")
 USAGE = 'send {"inputs": ["…"]} with one base64 image each'
 
@@ -43,7 +44,8 @@ class ImageModel:
         self.model = model
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Classify images; each prediction has label, probabilities (largest first), model, version, release_id.
+        """Classify images; each prediction has label, probabilities (largest first), model, version, release_id, and
+        `confident` (at or above the threshold, None without one).
 
         `model_input` is a DataFrame or dict with the column `image`, or a list, of base64 text (a data: URL too) or
         the bytes of image files, or of pixels (H, W, 3); or an array (N, H, W, 3), or (H, W, 3) for one image, of
@@ -53,7 +55,13 @@ class ImageModel:
             predictions = self.model.classifier.predict_images(read_images(model_input))
         except ImageError as error:
             raise BadRequest.invalid_parameter_value(str(error)) from error
-        return [prediction.to_dict(self.model.model_name, self.model.version) for prediction in predictions]
+        return [
+            {
+                **prediction.to_dict(self.model.model_name, self.model.version),
+                "confident": self.model.manifest.is_confident(prediction.probability),
+            }
+            for prediction in predictions
+        ]
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ImageModel:
@@ -82,6 +90,8 @@ def read_images(model_input: Any) -> list[np.ndarray]:
     for number, item in enumerate(items, 1):
         seconds = min(MAX_SECONDS, max(0.0, deadline - time.monotonic()))
         images.append(_read(item, f"Image {number}" if len(items) > 1 else "The image", seconds))
+        if sum(image.size for image in images) > 3 * MAX_REQUEST_PIXELS:
+            raise ImageError(f"The images have more than {MAX_REQUEST_PIXELS:,} pixels together: send fewer at once.")
     return images
 
 

@@ -24,7 +24,9 @@ from vitcifar.serving.api import Predictor, predict_route
 from vitcifar.serving.metrics import Metrics, RequestCounter
 from vitcifar.serving.middleware import HostCheck, RequestLimits, SecurityHeaders, SubPath
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.open_inference import open_inference_routes
 from vitcifar.serving.prediction_queue import PredictionQueue
+from vitcifar.serving.scoring import scoring_routes
 
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
 MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
@@ -70,7 +72,8 @@ def build_server(
     app.add_exception_handler(RequestValidationError, one_sentence)
     secured = [Depends(password_check(log_in))] if log_in else []
     add_health(app, pool)
-    app.include_router(predict_route(predictor), dependencies=secured)
+    for routes in (predict_route, open_inference_routes, scoring_routes):
+        app.include_router(routes(predictor), dependencies=secured)
     add_documentation(app, metrics, secured, root_path)
     return app
 
@@ -95,7 +98,7 @@ async def one_sentence(request: Request, error: Exception) -> JSONResponse:
 
 
 def add_health(app: FastAPI, pool: ModelPool) -> None:
-    """`/health`, `/health/live` and `/health/ready`, which need no password."""
+    """`/health/live`, `/health/ready` and their names in other protocols, which need no password."""
 
     def state() -> dict[str, Any]:
         now = pool.state
@@ -123,6 +126,21 @@ def add_health(app: FastAPI, pool: ModelPool) -> None:
     async def ready() -> dict[str, Any]:
         """Ready as soon as a version is loaded; `problem` says why it may not be the one that it should be."""
         return {"status": "ready", **state()}
+
+    @app.get("/v2/health/live", tags=["Open Inference Protocol"])
+    async def v2_live() -> dict[str, bool]:
+        """Whether the process responds."""
+        return {"live": True}
+
+    @app.get("/v2/health/ready", tags=["Open Inference Protocol"])
+    async def v2_ready() -> dict[str, bool]:
+        """Whether a version is loaded."""
+        return {"ready": True}
+
+    @app.get("/ping", tags=["MLflow"])
+    async def ping() -> Response:
+        """Whether a version is loaded."""
+        return Response("\n", media_type="application/json")
 
 
 def add_documentation(app: FastAPI, metrics: Metrics, secured: list[Any], root_path: str) -> None:
