@@ -1,10 +1,16 @@
 """Health, metrics, documentation, the sub-path, and the server without its page."""
 
+import json
+import re
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.project import ROOT, loaded_modules
-from support.serving import FakeRegistry
+from support.serving import FakeRegistry, wait_until
 from support.toys import make_image
 
 from vitcifar.serving.app import launch
@@ -74,6 +80,30 @@ def test_the_documentation_has_examples_and_loads_nothing_from_other_machines(cl
     assert list(row) == list(shown) and list(row["timing"]) == list(shown["timing"])
 
 
+def test_an_answer_is_sent_at_once(client):
+    """A socket that waits for more to send adds 40 ms to every answer."""
+    seconds = [client.post("/v1/predict", files={"image": make_image()}).elapsed.total_seconds() for _ in range(10)]
+    assert min(seconds) < 0.035
+
+
+def documented_calls() -> list[str]:
+    """The calls of the server in the guide: blocks of which every line belongs to one call."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/serve.md").read_text(), flags=re.DOTALL)
+    calls = [block for block in blocks if "127.0.0.1:7860" in block]
+    return [call for block in calls for call in re.split(r"\n(?=curl|\(printf)", block.strip())]
+
+
+@pytest.mark.parametrize("call", documented_calls(), ids=range(len(documented_calls())))
+def test_the_curl_calls_of_the_guide_work(server, tmp_path, call):
+    for name in ("cat.jpg", "dog.png"):
+        (tmp_path / name).write_bytes(make_image("red", kind="PNG"))
+    call = call.replace("http://127.0.0.1:7860", server.url).replace("models/vitcifar", "models/colours")
+    done = subprocess.run(["bash", "-c", call], cwd=tmp_path, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    labels = [row["label"] for row in answer.get("predictions", [])] or answer["outputs"][0]["data"]
+    assert set(labels) == {"red"}
+
+
 @pytest.mark.parametrize("path", ["/health", "/v1/predict", "/docs"])
 def test_every_response_has_the_security_headers_and_foreign_hosts_are_rejected(client, path):
     response = client.get(path, headers={"Host": "evil.example"})
@@ -107,3 +137,40 @@ def test_a_sub_path_is_served_whether_the_proxy_strips_it_or_not(tmp_path, prefi
             assert client.post("/v1/predict", files={"a": make_image()}).status_code == 200
     finally:
         running.close()
+
+
+def test_no_request_fails_while_the_alias_moves_a_version_is_broken_and_the_registry_goes_away(tmp_path):
+    registry = FakeRegistry(tmp_path)
+    running = launch(registry, port=0, page=False, poll_seconds=0.02)
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=running.url, trust_env=False, timeout=20) as client:
+            while not stop.is_set():
+                answers.append(client.post("/v1/predict", files={"image": make_image()}))
+
+    def serves(version: int, problem: str) -> bool:
+        ready = httpx.get(f"{running.url}/health/ready", trust_env=False).json()
+        return ready["version"] == version and problem in ready["problem"]
+
+    with ThreadPoolExecutor(4) as threads:
+        clients = [threads.submit(ask) for _ in range(4)]
+        try:
+            registry.aliases["champion"] = 2
+            wait_until(lambda: serves(2, ""), "the promotion is not followed")
+            registry.numbers.append(3)
+            registry.broken.add(3)
+            registry.aliases["champion"] = 3
+            wait_until(lambda: serves(2, "points to version 3, which cannot be loaded"), "the problem is not named")
+            registry.unreachable = True
+            wait_until(lambda: serves(2, "The registry cannot be read"), "the problem is not named")
+            registry.aliases["champion"], registry.unreachable = 1, False
+            wait_until(lambda: serves(1, ""), "the rollback is not followed")
+        finally:
+            stop.set()
+    running.close()
+    assert [client.exception() for client in clients] == [None] * 4
+    assert {answer.status_code for answer in answers} == {200}
+    rows = [answer.json()["predictions"][0] for answer in answers]
+    assert {(row["version"], row["release_id"]) for row in rows} == {(1, "toy1"), (2, "toy2")}
