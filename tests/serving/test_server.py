@@ -1,10 +1,12 @@
 """Health, metrics, documentation, the sub-path, and the server without its page."""
 
+import http.client
 import json
 import re
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -65,6 +67,17 @@ def test_metrics_count_requests_errors_and_the_phases_of_every_image(client):
     assert after["vitcifar_queue_depth",] == 0
     (info,) = (key for key in after if key[0] == "vitcifar_version_info")
     assert (info[1], info[3], info[5]) == ("colours", "toy1", "1"), "model, release and version, by their labels' names"
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/invocations", "/v2/models/{name}/infer"])
+@pytest.mark.parametrize("kind", ["image/png", "multipart/form-data; boundary=x", "application/json"])
+def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_server(server, client, path, kind):
+    key = ("vitcifar_requests_total", path, "499", "")
+    before = samples(client).get(key, 0)
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
+    connection.request("POST", path.format(name="colours"), b"--x", {"Content-Type": kind, "Content-Length": "1000"})
+    connection.close()
+    wait_until(lambda: samples(client).get(key, 0) == before + 1, "the request was not ended")
 
 
 def test_the_documentation_has_examples_and_loads_nothing_from_other_machines(client):

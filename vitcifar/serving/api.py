@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from vitcifar.data.image import readable_name
@@ -154,17 +154,14 @@ def predict_route(predictor: Predictor) -> APIRouter:
 async def read_images(request: Request) -> list[Sent]:
     """The images of a request, not yet decoded. Raises HTTPException with status 415 or 422."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        if kind == "multipart/form-data":
-            images = await _form(request)
-        elif kind == "application/json":
-            images = await run_in_threadpool(_json, await request.body())
-        elif kind.startswith("image/") or kind == "application/octet-stream":
-            images = [Sent("The image", await request.body())]
-        else:
-            raise HTTPException(415, f"The content type {kind[:MAX_SPEC]!r} is no image: {USAGE}.")
-    except ClientDisconnect:
-        raise HTTPException(400, "The request ended before its body.") from None
+    if kind == "multipart/form-data":
+        images = await _form(request)
+    elif kind == "application/json":
+        images = await run_in_threadpool(_json, await request.body())
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        images = [Sent("The image", await request.body())]
+    else:
+        raise HTTPException(415, f"The content type {kind[:MAX_SPEC]!r} is no image: {USAGE}.")
     if not images or not len(images[0].content):
         raise HTTPException(422, f"There is no image in the request: {USAGE}.")
     if len(images) > MAX_IMAGES:

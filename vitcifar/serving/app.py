@@ -97,7 +97,7 @@ def launch(
     """
     if not (passwords or public or is_loopback(host)):
         raise ServingError(
-            f"{host} would open the page to other machines without a password: add --auth FILE, with lines "
+            f"{host} would open the server to other machines without a password: add --auth FILE, with lines "
             "NAME:PASSWORD, or --public yes."
         )
     root_path = "/".join(["", *filter(None, root_path.split("/"))])

@@ -73,7 +73,7 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self.allows(Headers(scope=scope).get("host", "")):
             return await self.app(scope, receive, send)
-        detail = "This host name is not allowed: start the page with --allowed-hosts and the name."
+        detail = "This host name is not allowed: start the server with --allowed-hosts and the name."
         await JSONResponse({"detail": detail}, 400)(scope, receive, send)
 
     def allows(self, host: str) -> bool:

@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from vitcifar import __version__
@@ -25,7 +25,7 @@ from vitcifar.serving.metrics import Metrics, RequestCounter
 from vitcifar.serving.middleware import HostCheck, RequestLimits, SecurityHeaders, SubPath
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.open_inference import open_inference_routes
-from vitcifar.serving.prediction_queue import PredictionQueue
+from vitcifar.serving.prediction_queue import CLIENT_LEFT, PredictionQueue
 from vitcifar.serving.scoring import scoring_routes
 
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
@@ -70,6 +70,7 @@ def build_server(
         ],
     )
     app.add_exception_handler(RequestValidationError, one_sentence)
+    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=CLIENT_LEFT))
     secured = [Depends(password_check(log_in))] if log_in else []
     add_health(app, pool)
     for routes in (predict_route, open_inference_routes, scoring_routes):
