@@ -33,6 +33,9 @@ OTHER_PROGRAMS = {
         "--porcelain",
         "--nproc-per-node",
         "--data-binary",
+        "--nnodes",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
     )
 }
 NO_COMMANDS = ("vitcifar pictures 1", "vitcifar version 3")  # the salt of the fingerprint, the name of a version

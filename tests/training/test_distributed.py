@@ -84,13 +84,20 @@ def test_some_variables_of_a_launcher_launch_nothing(monkeypatch, given):
         assert not torch.distributed.is_initialized()
 
 
-def test_torchrun_can_start_training(tmp_path):
+def test_two_nodes_of_torchrun_give_the_result_of_one_process(tmp_path):
+    """Two launchers with a c10d rendezvous on loopback, as on two machines."""
+    given = {"epochs": 1, "optimizer": "sgd"}
+    single = Logged()
+    train(tmp_path / "single", settings(**given), log=single)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(script), str(tmp_path), json.dumps({"epochs": 1})]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    command += [str(script), str(tmp_path), json.dumps(given)]
     environment = {**os.environ, "PYTHONPATH": "."}
-    subprocess.run(command, cwd=ROOT, env=environment, timeout=120, check=True)
-    answers = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert answers[0]["sha256"] == answers[1]["sha256"]
+    nodes = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(2)]
+    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert {(name, step): value for name, step, value in first["values"]} == pytest.approx(single, abs=1e-5)
+    assert first["sha256"] == second["sha256"]
     assert not torch.distributed.is_initialized()

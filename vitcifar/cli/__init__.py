@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from vitcifar import __version__, signals
-from vitcifar.cli import registry, runs
+from vitcifar.cli import registry, runs, serving
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
@@ -30,7 +30,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.rollback,
         registry.history,
     ),
-    "Serve": (registry.app, registry.predict),
+    "Serve": (serving.app, serving.predict, serving.score),
     "Maintenance": (registry.doctor, registry.prune, registry.benchmark, runs.reproduce),
 }
 

@@ -1,9 +1,8 @@
-"""Commands on registered versions: list, promote, serve and maintain them. Serving never imports torch."""
+"""Commands on registered versions: list, promote and maintain them."""
 
 import dataclasses
 import json
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -163,84 +162,6 @@ def history(registry: "Registry", alias: str) -> None:
         moved = "an alias" if alias == "all" else repr(alias)
         raise click.ClickException(f"No move of {moved} is recorded; aliases with a history: {known}.")
     format.print_history(events, changes)
-
-
-@options.registry_command
-@options.version_option
-@options.option("--host", "127.0.0.1", "Address to listen on (0.0.0.0 = all interfaces).")
-@options.option("--port", 7860, "Port to listen on (0 = any free port).", minimum=0, maximum=65535)
-@options.option(
-    "--allowed-hosts",
-    "none",
-    "Additional host names of the page, separated by commas (none = no others).",
-    callback=options.host_names,
-)
-@options.option("--auth", "none", "File of lines NAME:PASSWORD; people and programs must log in (none = no login).")
-@options.yes_or_no("--public", "Open the page to other machines without a login.")
-@options.option("--page", "on", "Serve the page, or REST only.", choices=("on", "off"))
-@options.option("--root-path", "none", "Sub-path at which a proxy offers the server (none = no sub-path).")
-def app(
-    registry: "Registry",
-    version: str,
-    host: str,
-    port: int,
-    allowed_hosts: tuple[str, ...],
-    auth: str,
-    public: bool,
-    page: str,
-    root_path: str,
-) -> None:
-    """Serve a version that follows its alias: a demo page, REST, health and metrics.
-
-    \b
-    vitcifar app --version champion --port 7860
-    vitcifar app --host 0.0.0.0 --auth passwords.txt
-    vitcifar app --page off
-    """
-    from vitcifar.serving.app import launch, read_passwords
-
-    passwords = None if auth == "none" else read_passwords(Path(auth))
-    server = launch(
-        registry,
-        version,
-        host=host,
-        port=port,
-        allowed_hosts=allowed_hosts,
-        passwords=passwords,
-        public=public,
-        page=page == "on",
-        root_path="" if root_path == "none" else root_path,
-    )
-    click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
-    server.wait()
-
-
-@options.registry_command
-@click.argument("files", nargs=-1, required=True, callback=options.several_files)
-@options.version_option
-@options.format_option
-def predict(registry: "Registry", files: list[str], version: str, output_format: str) -> None:
-    """Classify image FILES with a registered version.
-
-    \b
-    vitcifar predict cat.jpg dog.png
-    vitcifar predict --version 3 --format json photos/*.jpg
-    """
-    from vitcifar.serving.loaded_model import PredictionTable, open_version, predict_files
-
-    model = open_version(registry, version)
-    table, num_failed = PredictionTable(model, files), 0
-    if output_format == "text":
-        click.echo(table.heading())
-    for row in predict_files(model, files):
-        failed = "error" in row
-        num_failed += failed
-        if output_format == "json":
-            click.echo(json.dumps(row))
-        else:
-            click.echo(table.line(row), err=failed)
-    if num_failed:
-        raise click.ClickException(f"{num_failed} of {len(files)} files could not be classified.")
 
 
 @options.registry_command

@@ -150,6 +150,8 @@ def read_file(path: Path, name: str) -> bytes:
         raise ImageError(f"There is no file {name}.") from error
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a NUL in it
+        raise ImageError(f"{name} cannot be the path of a file.") from error
 
 
 def _check_size(num_bytes: int, name: str) -> None:

@@ -62,7 +62,7 @@ def prediction_card(prediction: Prediction, model: LoadedModel, state: PoolState
     if threshold is None:
         confidence = f'<p class="note">Not confident: this version is {NEVER}</p>'
     elif threshold:
-        confident = prediction.probability >= threshold
+        confident = model.manifest.is_confident(prediction.probability)
         style, verdict = ("note quiet", "Confident: at least") if confident else ("note", "Not confident: below")
         confidence = f'<p class="{style}">{verdict} this version\'s threshold of {percent(threshold)}</p>'
     if timing := prediction.timing:

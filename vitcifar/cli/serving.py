@@ -1,0 +1,128 @@
+"""Commands that answer with a registered version: the server, predictions and tables of them. None imports torch."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vitcifar.cli import options
+
+if TYPE_CHECKING:
+    from vitcifar.registry.registry import Registry
+
+
+@options.registry_command
+@options.version_option
+@options.option("--host", "127.0.0.1", "Address to listen on (0.0.0.0 = all interfaces).")
+@options.option("--port", 7860, "Port to listen on (0 = any free port).", minimum=0, maximum=65535)
+@options.option(
+    "--allowed-hosts",
+    "none",
+    "Additional host names of the page, separated by commas (none = no others).",
+    callback=options.host_names,
+)
+@options.option("--auth", "none", "File of lines NAME:PASSWORD; people and programs must log in (none = no login).")
+@options.yes_or_no("--public", "Open the page to other machines without a login.")
+@options.option("--page", "on", "Serve the page, or REST only.", choices=("on", "off"))
+@options.option("--root-path", "none", "Sub-path at which a proxy offers the server (none = no sub-path).")
+def app(
+    registry: "Registry",
+    version: str,
+    host: str,
+    port: int,
+    allowed_hosts: tuple[str, ...],
+    auth: str,
+    public: bool,
+    page: str,
+    root_path: str,
+) -> None:
+    """Serve a version that follows its alias: a demo page, REST, health and metrics.
+
+    \b
+    vitcifar app --version champion --port 7860
+    vitcifar app --host 0.0.0.0 --auth passwords.txt
+    vitcifar app --page off
+    """
+    from vitcifar.serving.app import launch, read_passwords
+
+    passwords = None if auth == "none" else read_passwords(Path(auth))
+    server = launch(
+        registry,
+        version,
+        host=host,
+        port=port,
+        allowed_hosts=allowed_hosts,
+        passwords=passwords,
+        public=public,
+        page=page == "on",
+        root_path="" if root_path == "none" else root_path,
+    )
+    click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
+    server.wait()
+
+
+@options.registry_command
+@click.argument("files", nargs=-1, required=True, callback=options.several_files)
+@options.version_option
+@options.format_option
+def predict(registry: "Registry", files: list[str], version: str, output_format: str) -> None:
+    """Classify image FILES with a registered version.
+
+    \b
+    vitcifar predict cat.jpg dog.png
+    vitcifar predict --version 3 --format json photos/*.jpg
+    """
+    from vitcifar.serving.loaded_model import PredictionTable, open_version, predict_files
+
+    model = open_version(registry, version)
+    table, num_failed = PredictionTable(model, files), 0
+    if output_format == "text":
+        click.echo(table.heading())
+    for row in predict_files(model, files):
+        failed = "error" in row
+        num_failed += failed
+        if output_format == "json":
+            click.echo(json.dumps(row))
+        else:
+            click.echo(table.line(row), err=failed)
+    if num_failed:
+        raise click.ClickException(f"{num_failed} of {len(files)} files could not be classified.")
+
+
+@options.registry_command
+@click.argument("sources", nargs=-1, required=True, callback=options.several_files)
+@click.option("--out", required=True, help="Table to write: a .parquet, .csv or .jsonl file.")
+@options.version_option
+@options.option("--engine", "local", "What distributes the images.", choices=["local", "spark", "ray"])
+@options.option(
+    "--master",
+    "auto",
+    "Spark's master, e.g. local[2] or spark://HOST:PORT (auto = that of spark-submit or spark-defaults.conf).",
+)
+def score(registry: "Registry", sources: list[str], out: str, version: str, engine: str, master: str) -> None:
+    """Classify any number of images into a table: files, folders, or lists of paths (.csv, .parquet).
+
+    A broken image is a row with its error. After an interruption the same command goes on where it stopped; with Spark
+    or Ray it starts again.
+
+    \b
+    vitcifar score photos --out predictions.parquet
+    vitcifar score list.csv --out predictions.csv --version 3
+    vitcifar score hdfs://host/photos --out predictions.parquet --engine spark --master spark://host:7077
+    """
+    if master != "auto" and engine != "spark":
+        raise click.UsageError("--master is Spark's: add --engine spark.")
+    row = registry.show(version)
+    if engine == "local":
+        from vitcifar.serving.loaded_model import open_version
+        from vitcifar.serving.score import score as score_here
+
+        done = score_here(open_version(registry, row.number, num_threads=1), sources, Path(out))
+    else:
+        from vitcifar.serving import engines
+
+        done = engines.score(engines.ship(registry, row), engine, sources, Path(out), master=master)
+    resumed = f", {done.num_resumed:,} of them before the interruption" if done.num_resumed else ""
+    errors = f"; {done.num_errors:,} could not be classified, see the column error" if done.num_errors else ""
+    click.echo(f"{done.num_rows:,} images by {registry.model_name} version {row.number} in {out}{resumed}{errors}.")
