@@ -12,6 +12,7 @@ from vitcifar import cli, tracking
 
 def test_a_folder_is_scored_into_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settle(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
     add_version(tmp_path, "one", scores(360))
     (tmp_path / "photos").mkdir()
