@@ -150,6 +150,8 @@ def test_mlflow_run_passes_several_files_as_one_text_which_is_read_as_the_shell_
     every = ["a.png", "b.png", "c d.png"]
     assert parse("predict", text)["files"] == ["b.png", "c d.png", f"{tmp_path}/a.png", *every, "none.jpg"]
     assert parse("predict", "c d.png")["files"] == ["c d.png"]
+    with pytest.raises(click.BadParameter, match=r"is not quoted as in a shell \(No closing quotation\)"):
+        parse("predict", "it's.png b.png")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,11 @@ def several_files(ctx: click.Context, param: click.Parameter, value: tuple[str, 
     files: list[str] = []
     for text in value:
         split = "MLFLOW_RUN_ID" in os.environ and not os.path.exists(text)
-        for word in shlex.split(text) if split else []:
+        try:
+            words = shlex.split(text) if split else []
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not quoted as in a shell ({error}).") from error
+        for word in words:
             files += sorted(glob.glob(os.path.expanduser(word))) or [word]
         files += [] if split else [text]
     return files
