@@ -134,6 +134,9 @@ def test_base64_is_decoded_however_a_library_writes_it(text):
         (np.zeros((4, 4), np.uint8).tolist(), r"\(4, 4\): expected"),
         ([RED_AND_BLUE[0].tolist(), np.full((2, 2, 3), 300).tolist()], "Image 2 has int64 values from 300 to 300"),
         (np.zeros((1, 0, 4, 3), np.uint8), "expected"),
+        ([[[[1, 2, 3], [1, 2]]], RED_AND_BLUE[0].tolist()], "Image 1 has rows or pixels of different lengths"),
+        ([[[1, 2, None]]], "values that are no numbers, or too large"),
+        ([[[1, 2, "x"]]], "values that are no numbers, or too large"),
     ],
 )
 def test_an_invalid_request_is_a_400_with_one_sentence(model, model_input, message):

@@ -123,10 +123,12 @@ def read_pixels(array: np.ndarray, name: str) -> np.ndarray:
         raise ImageError(f"{name} is {array.dtype} of shape {array.shape}: expected {expected}.")
     if not array.size:
         return array.astype(np.uint8)
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"{name} has values that are no numbers, or too large: expected whole numbers from 0 to 255.")
     low, high, is_float = float(array.min()), float(array.max()), array.dtype.kind == "f"
     if is_float and 0 <= low <= high <= 1:
         raise ImageError(f"{name} has {array.dtype} values from 0 to 1: multiply them by 255 and round them.")
-    if array.dtype.kind not in "iuf" or not 0 <= low <= high <= 255:
+    if array.dtype.kind == "b" or not 0 <= low <= high <= 255:
         values = f"{array.dtype} values from {low:g} to {high:g}"
         raise ImageError(f"{name} has {values}: expected whole numbers from 0 to 255.")
     if is_float and (array % 1).any():
@@ -140,7 +142,10 @@ def _read(item: Any, name: str, max_seconds: float) -> np.ndarray:
     if isinstance(item, str):
         item = decode_base64(item, name)
     if _is_numbers(item):
-        return read_pixels(np.asarray(item), name)
+        try:
+            return read_pixels(np.asarray(item), name)
+        except ValueError:
+            raise ImageError(f"{name} has rows or pixels of different lengths: expected (height, width, 3).") from None
     if not isinstance(item, bytes | bytearray):
         raise ImageError(f"{name} is {type(item).__name__}, not base64 text: {USAGE}.")
     return read_isolated(bytes(item), name, max_seconds)
