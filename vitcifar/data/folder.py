@@ -130,11 +130,12 @@ def _entries(folder: Path, skipped: Skipped) -> list[Path]:
         raise DataError(
             f"{folder} has file names that are not valid UTF-8: rename {', '.join(map(ascii, broken[:5]))}."
         )
-    system = [name for name in names if is_system(name)]
-    dangling = [name for name in names if name not in system and not (folder / name).exists()]
-    skipped[SYSTEM_ENTRY] += [folder / name for name in system]
-    skipped[DANGLING] += [folder / name for name in dangling]
-    return [folder / name for name in names if name not in {*system, *dangling}]
+    kept: list[Path] = []
+    system, dangling = skipped[SYSTEM_ENTRY], skipped[DANGLING]
+    for name in names:
+        entry = folder / name
+        (system if is_system(name) else kept if entry.exists() else dangling).append(entry)
+    return kept
 
 
 def _say(root: Path, skipped: Skipped, parts: dict[str, Path]) -> None:
