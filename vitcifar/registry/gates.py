@@ -102,7 +102,8 @@ def reject_looser(gates: tuple[Gate, ...], policy: Policy, required: Policy) -> 
         limits = ", ".join(
             f"{name} {getattr(policy, name)}, the policy is {getattr(required, name)}" for name in fields
         )
-        return dataclasses.replace(gate, passed=False, message=f"looser than the policy ({limits}): {gate.message}")
+        message = f"looser than the policy ({limits}): {gate.message}"
+        return dataclasses.replace(gate, passed=False, required=True, message=message)
 
     return tuple(map(reject, gates))
 
