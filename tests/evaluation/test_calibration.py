@@ -159,6 +159,7 @@ def test_a_target_out_of_reach_gives_no_threshold_and_target_0_gives_threshold_0
     )
     assert c.choose_threshold(confidences, correct, 0.0) == 0.0
     assert c.choose_threshold(confidences, ~correct, 0.95) is None
+    assert 0.999 < c.choose_threshold(np.ones(2), np.array([True, True]), 0.95) < 1  # 1 was "never" in vitcifar 0.1
 
 
 def test_without_a_threshold_no_prediction_is_confident_not_even_one_of_probability_1():

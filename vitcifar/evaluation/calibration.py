@@ -145,7 +145,8 @@ def fit_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -
     reached = np.flatnonzero(last_of_group & (precision >= target))
     if not len(reached):
         return None
-    return apply_threshold(confidences, correct, float(ranked[reached[-1]]), target)
+    below_1 = math.nextafter(1, 0)  # 1 means "never confident" in a release of vitcifar 0.1
+    return apply_threshold(confidences, correct, min(float(ranked[reached[-1]]), below_1), target)
 
 
 def choose_threshold(confidences: np.ndarray, correct: np.ndarray, target: float) -> float | None:
