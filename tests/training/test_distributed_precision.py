@@ -31,3 +31,12 @@ def test_a_torch_compile_that_cannot_work_here_is_one_sentence(tmp_path, monkeyp
     with compiler, pytest.raises(ConfigError, match=r"No working C\+\+ compiler.*or type --compile off") as caught:
         check_hardware(settings(compile="on"))
     assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_torch_compile_without_a_text_is_named(monkeypatch):
+    def fail(function):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(ConfigError, match=r"does not work here \(AssertionError\)"):
+        check_hardware(settings(compile="on"))

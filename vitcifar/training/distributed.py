@@ -55,7 +55,7 @@ def check_hardware(config: TrainConfig) -> None:
     try:
         torch.compile(torch.square)(torch.ones(2, device=device))
     except Exception as error:  # of the compiler, of Triton, of the folder of compiled files
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"compile is 'on', but torch.compile does not work here ({reason}): install a C++ compiler such as g++, or "
             "type --compile off."
