@@ -56,7 +56,8 @@ def test_a_latency_table_that_was_edited_is_not_shown(registry: Registry) -> Non
     assert re.fullmatch("[0-9a-f]{64}", version.tags[tag])
     faster = table.to_json().replace('"p95_ms": ', '"p95_ms": 0.0')
     registry.client.log_text(version.run_id, faster, f"latency/{machine}.json")
-    with pytest.warns(UserWarning, match="latency table of toy 2 is missing or was changed: type vitcifar benchmark"):
+    command = "vitcifar benchmark --version 2 --model-name toy"
+    with pytest.warns(UserWarning, match=f"latency table of toy 2 is missing or was changed: type {command}"):
         assert read_tables(version) == {}
     registry.tag(2, tag, None)
 

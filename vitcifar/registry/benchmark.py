@@ -79,7 +79,8 @@ def read_tables(version: Version) -> dict[str, LatencyTable]:
             tables[fingerprint] = LatencyTable.from_json(text)
         else:
             table = f"A latency table of {version.model_name} {version.number}"
-            warnings.warn(f"{table} is missing or was changed: type vitcifar benchmark.", stacklevel=2)
+            again = f"vitcifar benchmark --version {version.number}{Registry(version.model_name).model_option}"
+            warnings.warn(f"{table} is missing or was changed: type {again}.", stacklevel=2)
     return tables
 
 
