@@ -232,7 +232,7 @@ def prune(registry: "Registry", keep: int, delete: bool) -> None:
 def benchmark(registry: "Registry", version: str, threads: tuple[int, ...], runs: int) -> None:
     """Measure size, accuracy and latency of every format of a version on this machine.
 
-    The table (cold start, p50, p95 and p99 by format and threads) is recorded on the version.
+    The table (cold start, p50, p95 and p99 by format and threads) is stored with the run of the version.
 
     \b
     vitcifar benchmark --version champion --threads 1,2
