@@ -85,6 +85,12 @@ def test_a_block_that_hangs_can_be_stopped(installed, monkeypatch):
         pytest.fail("the second signal was held as well")
 
 
+def test_a_signal_during_a_write_that_fails_is_not_lost(installed):
+    with pytest.raises(signals.Stopped), contextlib.suppress(OSError), signals.held():
+        send(signal.SIGINT, times=1)
+        raise OSError
+
+
 def test_a_signal_that_was_swallowed_stops_the_command_later(installed, monkeypatch):
     monkeypatch.setattr(signals, "QUIET_SECONDS", 0.05)
     with contextlib.suppress(signals.Stopped):

@@ -67,5 +67,5 @@ def held() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    for number in arrived[:1]:
-        signal.raise_signal(number)
+        for number in arrived[:1]:  # also behind an error, which the caller may handle
+            signal.raise_signal(number)
