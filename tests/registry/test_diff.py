@@ -1,5 +1,6 @@
 """The differences between two releases."""
 
+import dataclasses
 from typing import Any
 
 from vitcifar.registry.diff import compare_releases
@@ -34,3 +35,12 @@ def test_differences_are_listed_by_section_without_the_values_of_single_images()
 
 def test_equal_releases_do_not_differ() -> None:
     assert compare_releases(release(0.9, 0.1, "a"), release(0.9, 0.1, "a")) == []
+
+
+def test_a_threshold_that_is_never_reached_is_not_absent() -> None:
+    """vitcifar 0.1 recorded it as 1 with the scores."""
+    chosen = dataclasses.replace(release(0.9, 0.1, "a"), threshold=0.8, checks={"test": {"threshold": 0.8}})
+    for recorded in (None, 1.0):
+        never = dataclasses.replace(chosen, threshold=None, checks={"test": {"threshold": recorded}})
+        found = [(one.section, one.name, one.before, one.after) for one in compare_releases(chosen, never)]
+        assert found == [(name, "threshold", 0.8, "never confident") for name in ("metrics", "serving")]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vitcifar.evaluation.calibration import NEVER
 from vitcifar.release.manifest import Manifest
 
 SERVING = ("serves", "image_size", "temperature", "threshold", "preprocessing")
@@ -45,7 +46,7 @@ def sections(release: Manifest) -> dict[str, dict[str, Any]]:
         "data": flatten({"fingerprint": release.fingerprint, "class_names": release.class_names} | release.counts),
         "metrics": metrics(release.checks.get("test", {})),
         "checks": flatten(checks),
-        "serving": flatten({name: getattr(release, name) for name in SERVING}),
+        "serving": flatten(_with_threshold({name: getattr(release, name) for name in SERVING})),
         "code": flatten(release.git | {"run_id": release.run_id}),
         "environment": flatten(release.environment),
         "files": dict(release.files),
@@ -54,7 +55,13 @@ def sections(release: Manifest) -> dict[str, dict[str, Any]]:
 
 def metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The scalars of an evaluation, without the values of single images and classes."""
-    return {name: value for name, value in evaluation.items() if not isinstance(value, (list, tuple, Mapping))}
+    scalars = {name: value for name, value in evaluation.items() if not isinstance(value, (list, tuple, Mapping))}
+    return _with_threshold(scalars)
+
+
+def _with_threshold(values: dict[str, Any]) -> dict[str, Any]:
+    """With the words for a threshold of None, which would read as absent; vitcifar 0.1 recorded it as 1."""
+    return values | ({"threshold": NEVER} if values.get("threshold", 0) in (None, 1) else {})
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
