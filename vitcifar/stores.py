@@ -130,13 +130,12 @@ def is_known_schema(version: str) -> bool:
 
 
 @contextlib.contextmanager
-def reaching(uri: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn MLflow's errors about a store, or those of these kinds, into one TrackingError."""
-    caught = kinds or ERRORS
+def reaching(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors about a store into one TrackingError."""
     try:
         with signals.held():
             yield
-    except caught as error:
+    except ERRORS as error:
         raise explain(uri, error) from error
 
 
