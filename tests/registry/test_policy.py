@@ -1,6 +1,7 @@
 """The policy of a promotion, and a gate's result."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,3 +36,12 @@ def test_a_gate_recorded_by_vitcifar_0_1_is_read() -> None:
     old = {"name": "parity", "passed": True, "sentence": "0 of 400", "number": 0.5, "limit": 1.0, "asked": False}
     gate = Gate(name="parity", passed=True, message="0 of 400", value=0.5, limit=1.0, required=False)
     assert Gate.from_dict(old) == Gate.from_dict(gate.to_dict()) == gate
+
+
+def test_a_folder_of_golden_images_may_be_named_from_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    required = Policy(golden_dir=str(tmp_path / "golden"))
+    assert Policy(golden_dir="golden").looser_than(required) == ()
+    assert Policy(golden_dir="other").looser_than(required) == Policy().looser_than(required) == ("golden_dir",)

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vitcifar.config import check, setting
@@ -51,7 +52,8 @@ class Policy:
         """The fields that let a version pass that the other policy rejects."""
         mine, others = self._strictness(), other._strictness()
         looser = [name for name in mine if mine[name] < others[name]]
-        return (*looser, *(["golden_dir"] if other.golden_dir not in ("none", self.golden_dir) else []))
+        same = Path(self.golden_dir).absolute() == Path(other.golden_dir).absolute()
+        return (*looser, *(["golden_dir"] if other.golden_dir != "none" and not same else []))
 
     def _strictness(self) -> dict[str, float]:
         return {
