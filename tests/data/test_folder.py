@@ -164,6 +164,7 @@ def test_two_validation_folders_are_one_sentence(folder):
         save(folder / name / "cat" / "0.png")
     with pytest.raises(DataError, match=r"has two folders of validation images, val and valid: keep one of them\."):
         open_source("folder", folder)
+    assert open_source("folder", folder, test_only=True).parts == ("test",)
 
 
 def test_the_classes_of_a_validation_folder_are_compared_as_well(folder):

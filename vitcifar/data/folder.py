@@ -71,6 +71,7 @@ def _parts(root: Path, required: Sequence[str], skipped: Skipped) -> dict[str, P
     """Part -> its folder: those required, and a validation part if there is one beside train."""
     if not root.is_dir():
         raise DataError(f"There is no folder {root}: name the image folder with --data-dir.")
+    wanted = required if "train" not in required else ("train", "validation", "test")
     parts: dict[str, Path] = {}
     for entry in _entries(root, skipped):
         part = "validation" if entry.name.lower() in VALIDATION else entry.name
@@ -79,7 +80,7 @@ def _parts(root: Path, required: Sequence[str], skipped: Skipped) -> dict[str, P
                 skipped[LOOSE].append(entry)
         elif part not in ("train", "validation", "test"):
             skipped[UNKNOWN].append(entry)
-        elif part in parts:
+        elif part in parts and part in wanted:
             raise DataError(
                 f"{root} has two folders of validation images, {parts[part].name} and {entry.name}: keep one of them."
             )
@@ -88,7 +89,6 @@ def _parts(root: Path, required: Sequence[str], skipped: Skipped) -> dict[str, P
     for part in required:
         if part not in parts:
             raise DataError(f"There is no folder {root / part}: expected {root / part}/<class>/<images>.")
-    wanted = required if "train" not in required else ("train", "validation", "test")
     return {part: parts[part] for part in wanted if part in parts}
 
 
