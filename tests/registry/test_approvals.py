@@ -44,6 +44,8 @@ def test_the_policy_of_a_model_counts_for_every_promotion_and_its_changes_are_re
         set_policy(registry, " ", min_accuracy=0.9)
     with pytest.raises(ConfigError, match="already has these limits"):
         set_policy(registry, "", min_accuracy=0.95)
+    with pytest.raises(ConfigError, match="There is no folder nowhere of golden images"):
+        set_policy(registry, "", golden_dir="nowhere")
     set_policy(registry, "few images", min_accuracy=0.85, margin=0.01)
     assert registry.policy() == Policy(min_accuracy=0.85, margin=0.01)
     first, second = read_changes(registry.tags())
@@ -58,7 +60,7 @@ def test_a_policy_that_cannot_be_read_is_not_replaced_by_a_looser_one(workspace:
     change = set_policy(registry, "", approvals=1)
     later = json.loads(change.to_json()) | {"when": "9999", "after": {"signature": "required"}}
     registry.client.set_registered_model_tag("later", "policy/9999-x", json.dumps(later))
-    with pytest.raises(RegistryError, match=r"policy of the model cannot be read .*: update vitcifar"):
+    with pytest.raises(RegistryError, match=r"policy of the model, .* cannot be read .*: update vitcifar"):
         registry.policy()
 
 

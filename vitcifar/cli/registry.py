@@ -129,6 +129,8 @@ def policy(registry: "Registry", action: str, reason: str, **limits: Any) -> Non
         set_policy(registry, reason, **limits)
     elif limits or reason:
         raise click.UsageError("policy show takes no limits: type vitcifar policy set.")
+    elif not registry.list():
+        click.echo(f"Note: {registry.model_name} has no version yet.", err=True)
     format.print_policy(registry.tags())
 
 

@@ -161,13 +161,14 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
             _, evaluation = pipeline.fit_and_test(run, network, splits, config)
         now = environment()
     recorded, weights = release.checks.get("weights_sha256"), weights_sha256(network)
+    scores = evaluation.to_dict()
     causes = (
         *compare_sections("code", release.git, git),
         *compare_sections("environment", *_comparable(release.environment, now)),
     )
     differences = (
         *compare_sections("weights", {"sha256": recorded}, {"sha256": weights}),
-        *compare_sections("metrics", metrics(release.checks.get("test", {})), metrics(evaluation.to_dict())),
+        *compare_sections("metrics", *_comparable(metrics(release.checks.get("test", {})), metrics(scores))),
         *causes,
     )
     same, first_step = recorded == weights, None
@@ -183,10 +184,10 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
     )
 
 
-def _comparable(*environments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Environments as flat names, without what an old release does not record."""
-    common = set.intersection(*map(set, environments))
-    return [flatten({name: value for name, value in one.items() if name in common}) for one in environments]
+def _comparable(*records: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Records as flat names, without what an old release does not have."""
+    common = set.intersection(*map(set, records))
+    return [flatten({name: value for name, value in one.items() if name in common}) for one in records]
 
 
 def _likely_cause(release: Manifest, causes: Sequence[Difference]) -> str:

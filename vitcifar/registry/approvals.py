@@ -62,8 +62,10 @@ def set_policy(registry: "Registry", reason: str, **limits: Any) -> PolicyChange
 
     Raises ConfigError for an invalid limit, when nothing changes, and without a reason for a looser limit.
     """
-    if limits.get("golden_dir", "none") != "none":
-        limits["golden_dir"] = str(Path(limits["golden_dir"]).absolute())
+    if (folder := limits.get("golden_dir", "none")) != "none":
+        if not Path(folder).is_dir():
+            raise ConfigError(f"There is no folder {folder} of golden images: check --golden-dir.")
+        limits["golden_dir"] = str(Path(folder).absolute())
     before = registry.policy()
     after = dataclasses.replace(before, **limits)
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)

@@ -186,6 +186,7 @@ def _accuracy(evaluation: Evaluation | None, minimum: float) -> Gate:
         message += f", {minimum - accuracy:.4f} too low"
     if at_chance := p_value >= SIGNIFICANCE:
         message += f", not clearly above chance: always the largest class is {chance:.4f} (one-sided p = {p_value:.2g})"
+        message += "; no accuracy would be on so few images" if chance**total >= SIGNIFICANCE else ""
     passed = not too_low and not at_chance
     return Gate(name="accuracy", passed=passed, message=message, value=accuracy, limit=max(minimum, chance))
 

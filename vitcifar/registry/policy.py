@@ -102,7 +102,9 @@ def read_changes(tags: Mapping[str, str]) -> list[PolicyChange]:
         for change in changes:
             Policy(**change.after)
     except (ValueError, TypeError, ConfigError) as error:
-        raise RegistryError(f"The policy of the model cannot be read ({error}): update vitcifar.") from None
+        raise RegistryError(
+            f"The policy of the model, in its tags {PREFIX}…, cannot be read ({error}): update vitcifar."
+        ) from None
     return sorted(changes, key=lambda change: change.when)
 
 
