@@ -189,3 +189,11 @@ def test_a_project_that_was_moved_is_used_where_it_lies_and_keeps_its_aliases(fo
     (before / "mlruns").symlink_to(after / "mlruns")  # as the note says
     settle(after, monkeypatch)  # without a warning
     registry.verify_store(registry.show(2))
+
+
+def test_a_store_in_a_folder_with_a_question_mark_leaves_no_folder_of_a_quoted_name(tmp_path):
+    folder = tmp_path / "a z?k"
+    folder.mkdir()
+    for _ in range(2):
+        tracking.connect(f"sqlite:///{folder}/mlflow.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["a z?k"]

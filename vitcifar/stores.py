@@ -25,7 +25,7 @@ from mlflow.utils.uri import is_local_uri
 
 from vitcifar import signals
 from vitcifar.errors import TrackingError, reason_of
-from vitcifar.uris import beside, sqlite_path, sqlite_uri
+from vitcifar.uris import beside, sqlite_path, sqlite_uri, without_quoted_folders
 
 ERRORS = (
     mlflow.MlflowException,
@@ -171,7 +171,8 @@ def create_store(path: Path) -> None:
                 return
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
                 new = Path(folder) / path.name
-                mlflow.MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
+                with without_quoted_folders(sqlite_uri(new)):
+                    mlflow.MlflowClient(tracking_uri=sqlite_uri(new)).search_experiments(max_results=1)
                 os.replace(new, path)
     except OSError as error:
         problem = f"The tracking store {path} cannot be created ({error.strerror or error})"
@@ -206,11 +207,13 @@ def follow_moves() -> None:
 
     repositories: dict[str, Any] = get_registered_artifact_repositories()
     repositories |= {"": open_local, "file": open_local}
-    for experiment in mlflow.MlflowClient().search_experiments(max_results=1):
+    with without_quoted_folders(mlflow.get_tracking_uri()):  # the first use of the store
+        experiments = mlflow.MlflowClient().search_experiments(max_results=1)
+    for experiment in experiments:
         location = experiment.artifact_location
         if is_local_uri(location):  # type: ignore[no-untyped-call]
             old, new = Path(local_file_uri_to_path(location)).parent, local_folder(location).parent  # type: ignore[no-untyped-call]
-            if old != new:
+            if old != new and new.is_dir():
                 warnings.warn(
                     f"MLflow recorded the files of this project in {old}, which does not exist: they are "
                     f"used in {new}. For MLflow's own pages, type: mkdir -p {shlex.quote(str(old.parent))} && "

@@ -195,7 +195,7 @@ def start_run(
                 check_unused(given)
             if len(run_name or "") > MAX_NAME:
                 raise TrackingError(
-                    f"The run's name has {len(run_name or ''):,} characters: type --run-name with fewer."
+                    f"The run's name has {len(run_name or ''):,} characters: type --run-name with at most {MAX_NAME}."
                 )
             active = mlflow.start_run(
                 run_id=given,

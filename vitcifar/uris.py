@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,6 +15,8 @@ CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "VITCIFAR
 def sqlite_path(uri: str) -> Path:
     """The absolute path in a SQLite URI. `mlflow run` quotes it (a space is %20), people do not: the file decides."""
     text = uri.removeprefix("sqlite:///")
+    if text.startswith("~/"):
+        text = os.path.expanduser(text)
     raw, _, query = text.partition("?")
     quoted, unquoted = Path(raw).absolute(), Path(unquote(raw)).absolute()
     if "/" in query and Path(text).absolute().parent.is_dir():
@@ -25,6 +29,16 @@ def sqlite_path(uri: str) -> Path:
                 if "%" in folder.name:
                     folder.rmdir()
     return unquoted
+
+
+@contextlib.contextmanager
+def without_quoted_folders(uri: str) -> Iterator[None]:
+    """Remove the empty folders that MLflow makes where a quoted SQLite URI seems to lead."""
+    missing = [folder for folder in Path(uri.removeprefix("sqlite:///")).absolute().parents if not folder.exists()]
+    yield
+    for folder in missing:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def sqlite_uri(path: Path) -> str:
@@ -76,7 +90,9 @@ def beside(location: Path, folder: Path) -> Path:
 
 
 def check_writable(folder: Path, cure: str) -> None:
-    """Raise ConfigError for a folder that cannot be made or written to; makes nothing."""
+    """Raise ConfigError for a folder that cannot be made or written to; leaves nothing there."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise ConfigError(f"The folder {folder} cannot be written to: {cure}.")
+    try:
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        raise ConfigError(f"The folder {folder} cannot be written to ({error.strerror}): {cure}.") from None

@@ -1,5 +1,6 @@
 """What the commands that train say, and their exit codes."""
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -73,11 +74,24 @@ def test_data_counts_each_class_and_writes_a_png(tmp_path, monkeypatch):
     assert (tmp_path / "preview.png").is_file()
 
 
-@pytest.mark.parametrize("sheet", ["preview.xyz", "nowhere/preview.png"])
-def test_a_contact_sheet_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, sheet):
+@pytest.mark.parametrize(
+    ("sheet", "cure"), [("preview.xyz", "name a .png file"), ("nowhere/preview.png", "name another file with --sheet")]
+)
+def test_a_contact_sheet_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, sheet, cure):
     monkeypatch.chdir(tmp_path)
     result = run("data", "--preset", "digits", "--sheet", sheet)
-    assert result.exit_code == 1 and "cannot be written" in result.output and "name a .png file" in result.output
+    assert result.exit_code == 1 and "cannot be written" in result.output and cure in result.output
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_place(tmp_path, monkeypatch):
+    def train(config):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x/model.onnx", None, "mlruns/model.onnx")
+
+    monkeypatch.setattr(pipeline, "train", train)
+    monkeypatch.chdir(tmp_path)
+    result = run("train", "--preset", "digits")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: mlruns/model.onnx cannot be written (No space left on device): free disk")
 
 
 def test_the_variable_that_names_an_experiment_does_not_stop_a_run_from_being_resumed(monkeypatch):

@@ -5,6 +5,7 @@ before a command needs it.
 """
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -34,6 +35,8 @@ COMMANDS = {  # as `vitcifar -h` lists them
     "Maintenance": (registry.doctor, registry.prune, registry.benchmark, runs.reproduce),
 }
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 class Program(click.Group):
     """The commands under their headings; an error that the user can fix ends as one line with exit code 1."""
@@ -51,6 +54,14 @@ class Program(click.Group):
             return super().invoke(ctx)
         except VitCifarError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            place = error.filename2 or error.filename or "a file"
+            raise click.ClickException(
+                f"{place} cannot be written ({error.strerror}): free disk space, then type the command again; a run "
+                "that was stopped goes on with --resume last."
+            ) from error
         except signals.Stopped as stopped:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 click.echo(f"Stopped by {stopped}.", err=True)

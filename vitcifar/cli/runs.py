@@ -156,8 +156,11 @@ def data(preset: str, sheet: str, **values: Any) -> None:
     path = Path(sheet) if Path(sheet).suffix else Path(f"{sheet}.png")
     try:
         contact_sheet(splits.train).save(path)
-    except (OSError, ValueError) as error:  # Pillow's ValueError: an unknown file extension
+    except ValueError as error:  # an unknown file extension
         raise ConfigError(f"The contact sheet {path} cannot be written ({error}): name a .png file.") from error
+    except OSError as error:
+        problem = f"The contact sheet {path} cannot be written ({error.strerror or error})"
+        raise ConfigError(f"{problem}: name another file with --sheet.") from error
     format.print_field("contact sheet", path)
 
 

@@ -73,7 +73,7 @@ class Evaluation:
     threshold: float | None = 0.0  # of the confidence, chosen on validation; 0 = off, None = never confident
     loss_uncalibrated: float | None = None  # of temperature 1
     ece_uncalibrated: float | None = None
-    temperature_rejected: float | None = None  # fitted on validation, but it made the loss on these images worse
+    temperature_rejected: float | None = None  # fitted on validation, but loss or ECE on these images became worse
 
     @property
     def num_images(self) -> int:
@@ -92,7 +92,7 @@ class Evaluation:
         """The temperature, and the calibration error and the loss before and after calibration."""
         text = f"temperature {self.temperature:.4f}, ECE {self.ece:.4f}, loss {self.loss:.4f}"
         if self.temperature_rejected is not None:
-            return f"{text}; temperature {self.temperature_rejected:.4f}, fitted on validation, made the loss worse"
+            return f"{text}; temperature {self.temperature_rejected:.4f}, fitted on validation, made one of them worse"
         if self.ece_uncalibrated is not None and self.loss_uncalibrated is not None and self.temperature != 1:
             text += f" (without calibration ECE {self.ece_uncalibrated:.4f}, loss {self.loss_uncalibrated:.4f})"
             text += "; calibration made the ECE worse" if self.ece > self.ece_uncalibrated else ""

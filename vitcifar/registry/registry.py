@@ -274,6 +274,8 @@ class Registry:
     def _not_found(self) -> str:
         with reaching(mlflow.get_tracking_uri()):
             names = sorted(model.name for model in mlflow.search_registered_models())
+        if self.model_name in names:
+            return f"{self.model_name} has no version yet: `vitcifar train{self.model_option}` makes one."
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
         known = f"there are: {shown}" if names else "the registry is empty, `vitcifar train` fills it"
         return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."

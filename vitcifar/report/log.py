@@ -39,7 +39,7 @@ def score(logits: np.ndarray, splits: Splits, temperature: float, threshold: flo
 def calibrate(validation: np.ndarray, test: np.ndarray, splits: Splits, target_precision: float) -> Evaluation:
     """Fit temperature and threshold on the logits of validation and score those of the test split, (N, K) each.
 
-    A temperature that makes the loss on test worse is rejected: then it is 1.
+    A temperature that makes the loss or the calibration error on test worse is rejected: then it is 1.
     """
     correct = validation.argmax(axis=1) == splits.validation.labels
 
@@ -49,7 +49,7 @@ def calibrate(validation: np.ndarray, test: np.ndarray, splits: Splits, target_p
         return score(test, splits, temperature, choose_threshold(confidences, correct, target_precision))
 
     fitted, plain = score_at(fit_temperature(validation, splits.validation.labels)), score_at(1.0)
-    if fitted.loss > plain.loss:
+    if fitted.loss > plain.loss or fitted.ece > plain.ece:
         return dataclasses.replace(plain, temperature_rejected=fitted.temperature)
     return fitted
 
