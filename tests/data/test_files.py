@@ -92,6 +92,16 @@ def test_all_broken_files_of_all_splits_are_named_at_once(folder):
     source.read("train", [0, 2]).images[:]  # a broken image that nobody asked for harms nobody
 
 
+def test_a_broken_file_that_was_not_chosen_is_named_with_one_that_was(folder):
+    broken = [f"train/cat/{number}" for number in range(3)] + ["test/dog/0", "test/dog/1"]
+    for name in broken:
+        (folder / f"{name}.jpg").write_bytes(b"not an image")
+    one = {"train_per_class": 1, "validation_per_class": 1, "test_per_class": 1}
+    with pytest.raises(ImageError) as caught:
+        make_splits(open_source("folder", folder), **one, seed=0)
+    assert sorted(re.findall(r"(\w+/\w+/\d)\.jpg is not a supported image", str(caught.value))) == sorted(broken)
+
+
 def test_broken_files_are_named_at_once_as_well_when_images_are_decoded_on_demand(folder):
     for name in ("train/cat/1", "train/dog/0"):
         (folder / f"{name}.jpg").write_bytes(b"not an image")

@@ -13,7 +13,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset, Source, fingerprint
 from vitcifar.data.files import ImageFiles, load_files
 from vitcifar.data.sources import open_source
-from vitcifar.errors import DataError
+from vitcifar.errors import DataError, ImageError
 
 MAX_LISTED = 20  # classes in an error message
 Classes = dict[str, np.ndarray]  # class name -> indices of its images in a part, in hash order
@@ -67,12 +67,24 @@ def make_splits(source: Source, *, cache_memory: float = math.inf, **selected: i
     """Choose the indices (see `choose_indices`) and read the images, in memory up to `cache_memory` GB of files."""
     empty, parts = source.read("test", []), split_parts(source)
     datasets = {split: source.read(parts[split], rows) for split, rows in choose_indices(source, **selected).items()}
-    loaded = load_files({split: dataset.images for split, dataset in datasets.items()}, cache_memory)
-    datasets |= {split: dataclasses.replace(datasets[split], images=images) for split, images in loaded.items()}
-    splits = Splits(**dict.fromkeys(("train", "validation", "test"), empty) | datasets)
-    if any(isinstance(dataset.images, ImageFiles) for dataset in splits.datasets.values()):
-        _ = splits.fingerprints  # decodes each image once: broken ones are named before anything starts
+    try:
+        loaded = load_files({split: dataset.images for split, dataset in datasets.items()}, cache_memory)
+        datasets |= {split: dataclasses.replace(datasets[split], images=images) for split, images in loaded.items()}
+        splits = Splits(**dict.fromkeys(("train", "validation", "test"), empty) | datasets)
+        if any(isinstance(dataset.images, ImageFiles) for dataset in splits.datasets.values()):
+            _ = splits.fingerprints  # decodes each image once: broken ones are named before anything starts
+    except ImageError:
+        check_files(source)
+        raise
     return splits
+
+
+def check_files(source: Source) -> None:
+    """Raise one ImageError for every broken file of a source, also those not chosen: without the others they may be."""
+    datasets = [source.read(part, range(len(source.ids(part)))) for part in source.parts]
+    paths = [path for dataset in datasets if isinstance(dataset.images, ImageFiles) for path in dataset.images.paths]
+    for _ in ImageFiles(paths):
+        pass
 
 
 def split_parts(source: Source) -> dict[str, str]:
