@@ -33,6 +33,12 @@ def _without_user(address: str) -> str:
     return SECRETS.sub(r"\1***", address if end < 0 else f"***{address[end:]}")
 
 
+def listed(names: Sequence[str], limit: int = 20, separator: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
+
+
 def reason_of(error: BaseException) -> str:
     """A library's text on one line, whole: it often starts with advice and ends with the reason."""
     text = " ".join(str(error).split())

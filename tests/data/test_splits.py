@@ -216,7 +216,7 @@ def test_a_class_without_test_images_is_rejected():
 
 
 def test_of_a_thousand_short_classes_the_error_lists_twenty():
-    with pytest.raises(DataError, match="class19 has 3 and 980 more classes"):
+    with pytest.raises(DataError, match="class19 has 3 and 980 more"):
         split_source(FakeSource([3] * 1000, [5] * 1000))
 
 

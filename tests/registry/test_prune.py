@@ -15,6 +15,13 @@ from vitcifar.registry.registry import Registry, register
 from vitcifar.release.manifest import read_manifest
 
 
+def deleted(registry: Registry, keep: int) -> list[int]:
+    old = prune(registry, keep=keep)
+    for version in old:
+        delete(registry, version)
+    return [version.number for version in old]
+
+
 def test_prune_deletes_neither_the_newest_nor_an_alias_nor_a_rollback_target(store: Path) -> None:
     registry = Registry("pruned")
     for index in range(5):
@@ -28,7 +35,7 @@ def test_prune_deletes_neither_the_newest_nor_an_alias_nor_a_rollback_target(sto
     move_alias(registry, "champion", 5, reason="a rollback returns to 1")
     assert [version.number for version in prune(registry, keep=1)] == [4, 2]
     registry.rollback(reason="back to 1")
-    assert [version.number for version in prune(registry, keep=2, dry_run=False)] == [2]
+    assert deleted(registry, keep=2) == [2]
     assert [version.number for version in registry.list()] == [5, 4, 3, 1]
     assert registry.aliases() == {"champion": 1, "challenger": 3}
     assert prune(registry, keep=100) == []
@@ -57,7 +64,7 @@ def test_a_version_that_was_copied_keeps_its_files(store: Path) -> None:
     model_id = registry.model_id(registry.show(1))
     assert sorted(file_users(registry)[model_id]) == ["origin 1", "prod 1", "second-hand 1"]
     with pytest.warns(UserWarning, match="origin 1 is kept: its files are those of prod 1, second-hand 1 too"):
-        assert [version.number for version in prune(registry, keep=1, dry_run=False)] == [2]
+        assert deleted(registry, keep=1) == [2]
     delete(registry, registry.show(1))  # without prune
     collect_garbage(registry)
     prod.verify_store(prod.show("champion"))

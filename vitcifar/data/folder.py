@@ -11,11 +11,10 @@ import numpy as np
 
 from vitcifar.data.dataset import Source
 from vitcifar.data.files import ImageFiles, is_image, is_system
-from vitcifar.errors import DataError
+from vitcifar.errors import DataError, listed
 
 VALIDATION = ("val", "valid", "validation")  # names of the folder, in any case
 NUM_NAMED = 3  # of the files that are skipped for one reason
-MAX_NAMED = 20  # empty folders in a message
 
 # Why something is skipped: of one, of several.
 SYSTEM_ENTRY = ("hidden or system file or folder", "hidden or system files and folders")
@@ -48,8 +47,7 @@ class Folder(Source):
         _say(root, skipped, parts)
         class_names = _class_names(parts, classes)
         if empty := [str(classes[part][name]) for part in parts for name in class_names if not files[part][name]]:
-            more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
-            raise DataError(f"No images in {', '.join(empty[:MAX_NAMED])}{more}: put some directly into each folder.")
+            raise DataError(f"No images in {listed(empty)}: put some directly into each folder.")
         self._paths, labels, ids = {}, {}, {}
         for part, found in files.items():
             images = [(f"{part}/{name}/{nfc(path.name)}", path) for name in class_names for path in found[name]]
@@ -143,9 +141,8 @@ def _say(root: Path, skipped: Skipped, parts: dict[str, Path]) -> None:
     texts = []
     for (one, several), paths in skipped.items():
         if paths:
-            named = ", ".join(path.relative_to(root).as_posix() for path in paths[:NUM_NAMED])
-            more = f" and {len(paths) - NUM_NAMED:,} more" if len(paths) > NUM_NAMED else ""
-            texts.append(f"{len(paths):,} {one if len(paths) == 1 else several} ({named}{more})")
+            named = listed([path.relative_to(root).as_posix() for path in paths], NUM_NAMED)
+            texts.append(f"{len(paths):,} {one if len(paths) == 1 else several} ({named})")
     if texts:
         warnings.warn(f"Skipped in {root}: {'; '.join(texts)}.", stacklevel=3)
     if "validation" in parts:

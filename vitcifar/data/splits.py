@@ -13,9 +13,8 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset, Source, fingerprint
 from vitcifar.data.files import ImageFiles, load_files
 from vitcifar.data.sources import open_source
-from vitcifar.errors import DataError, ImageError
+from vitcifar.errors import DataError, ImageError, listed
 
-MAX_LISTED = 20  # classes in an error message
 Classes = dict[str, np.ndarray]  # class name -> indices of its images in a part, in hash order
 
 
@@ -161,5 +160,4 @@ def _lacking(purpose: str, option: str, classes: Classes, number: int) -> str:
 def _short(classes: Classes, needed: int) -> str:
     """The classes with fewer images than needed, with their counts ("" = none)."""
     short = [f"{name} has {len(indices)}" for name, indices in classes.items() if len(indices) < needed]
-    listed = ", ".join(short[:MAX_LISTED])
-    return listed + (f" and {len(short) - MAX_LISTED} more classes" if len(short) > MAX_LISTED else "")
+    return listed(short)

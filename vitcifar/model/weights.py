@@ -8,7 +8,7 @@ import http.client
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitcifar.config import VITS
 from vitcifar.data.download import STALL_SECONDS, socket_timeout, why_unreachable
-from vitcifar.errors import TrainingError, reason_of
+from vitcifar.errors import TrainingError, listed, reason_of
 from vitcifar.model.tensor_file import load_file
 from vitcifar.model.vit import WeightsEnum, build_backbone, default_image_size, find_weights, interpolate_embeddings
 
@@ -152,7 +152,7 @@ def select(tensors: Mapping[str, Tensor], *, name: str, notify: Notify) -> dict[
     elif heads:  # of several layers
         unused.append("heads")
     if unused:
-        notify(f"Not used from {name}: {shortened(list(dict.fromkeys(unused)), ', ')}.")
+        notify(f"Not used from {name}: {listed(list(dict.fromkeys(unused)), MAX_NAMED)}.")
     return state
 
 
@@ -175,13 +175,8 @@ def find_prefix(names: Iterable[str], name: str) -> str:
     kinds = [kind for mark, kind in OTHER_NAMES.items() if any(mark in key for key in names)]
     raise TrainingError(
         f"{name} holds no vision transformer with torchvision's names, such as class_token, but {(*kinds, 'other')[0]} "
-        f"names: {shortened(list(names), ', ')}. Name other weights, or type --weights none."
+        f"names: {listed(list(names), MAX_NAMED)}. Name other weights, or type --weights none."
     )
-
-
-def shortened(texts: Sequence[str], separator: str) -> str:
-    more = [f"and {len(texts) - MAX_NAMED} more"] if len(texts) > MAX_NAMED else []
-    return separator.join([*texts[:MAX_NAMED], *more])
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], *, name: str, notify: Notify) -> None:
@@ -204,7 +199,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], *, name: str, not
         if shape_of(expected, key) != shape_of(state, key)
     ]
     if wrong:
-        problem = f"The weights {name} do not fit: {shortened(wrong, '; ')}"
+        problem = f"The weights {name} do not fit: {listed(wrong, MAX_NAMED, '; ')}"
         if (arch := arch_of(state)) and arch != arch_of(expected):
             raise TrainingError(f"{problem}. They fit {arch}: type --arch {arch}.")
         if all(line.endswith("got nothing") for line in wrong):
@@ -214,7 +209,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], *, name: str, not
             )
         raise TrainingError(f"{problem}. Check --arch, or name other weights.")
     if infinite := [key for key, tensor in state.items() if not tensor.float().isfinite().all()]:
-        raise TrainingError(f"The weights {name} are not finite in {shortened(infinite, ', ')}: name other weights.")
+        raise TrainingError(f"The weights {name} are not finite in {listed(infinite, MAX_NAMED)}: name other weights.")
     network.load_state_dict(state)
 
 

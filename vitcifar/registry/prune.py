@@ -12,11 +12,10 @@ from vitcifar.registry.registry import Registry, Version
 from vitcifar.tracking import reaching
 
 
-def prune(registry: Registry, *, keep: int, dry_run: bool = True) -> list[Version]:
+def prune(registry: Registry, *, keep: int) -> list[Version]:
     """The versions to delete: not among the newest `keep`, without an alias, and no rollback target of one.
 
-    They are deleted unless `dry_run` (MLflow's own `mlflow gc` removes their files). A version whose files another
-    registered model uses is kept, with a warning. Raises ConfigError.
+    A version whose files another registered model uses is kept, with a warning. Raises ConfigError.
     """
     if keep < 1:
         raise ConfigError(f"keep is {keep}: it must be at least 1.")
@@ -36,14 +35,12 @@ def prune(registry: Registry, *, keep: int, dry_run: bool = True) -> list[Versio
             unused.remove(version)
             name = f"{version.model_name} {version.number}"
             warnings.warn(f"{name} is kept: its files are those of {', '.join(others)} too.", stacklevel=2)
-    if not dry_run:
-        for version in unused:
-            delete(registry, version)
     return unused
 
 
 def delete(registry: Registry, version: Version) -> None:
-    """Delete a version without an alias, and its logged model unless a version of any model uses its files.
+    """Delete a version without an alias, and its logged model unless a version of any model uses its files; `mlflow gc`
+    then removes the files.
 
     Raises RegistryError when an alias points to it by now.
     """

@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from vitcifar.config import TrainConfig
-from vitcifar.errors import RegistryError, ReleaseError, TrackingError
+from vitcifar.errors import RegistryError, ReleaseError, TrackingError, listed
 from vitcifar.registry.aliases import Event, check_model_name, create_model, read_events, rollback
 from vitcifar.registry.policy import Policy, read_policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
@@ -276,8 +276,7 @@ class Registry:
             names = sorted(model.name for model in mlflow.search_registered_models())
         if self.model_name in names:
             return f"{self.model_name} has no version yet: `vitcifar train{self.model_option}` makes one."
-        shown = ", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
-        known = f"there are: {shown}" if names else "the registry is empty, `vitcifar train` fills it"
+        known = f"there are: {listed(names)}" if names else "the registry is empty, `vitcifar train` fills it"
         return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
 
 

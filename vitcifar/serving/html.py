@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from vitcifar.errors import listed
 from vitcifar.evaluation.calibration import NEVER
 from vitcifar.inference.session import Prediction
 from vitcifar.release.manifest import served_evaluation
@@ -29,9 +30,8 @@ def milliseconds(value: float) -> str:
 
 def heading(model_name: str, class_names: Sequence[str]) -> str:
     """The model's name and its classes."""
-    listed, num_more = ", ".join(class_names[:NUM_CLASSES_LISTED]), len(class_names) - NUM_CLASSES_LISTED
-    more = f" and {num_more} more" if num_more > 0 else ""
-    return f'<h1>{escape(model_name)}</h1><p class="lead">{len(class_names)} classes: {escape(listed + more)}</p>'
+    names = escape(listed(class_names, NUM_CLASSES_LISTED))
+    return f'<h1>{escape(model_name)}</h1><p class="lead">{len(class_names)} classes: {names}</p>'
 
 
 def status(state: PoolState, seen_serial: int, selected: LoadedModel | None = None) -> str:
