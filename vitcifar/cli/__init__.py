@@ -57,7 +57,7 @@ class Program(click.Group):
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            place = error.filename2 or error.filename or "a file"
+            place = error.filename2 or error.filename or "A file, such as TensorBoard's in --output-dir,"
             raise click.ClickException(
                 f"{place} cannot be written ({error.strerror}): free disk space, then type the command again; a run "
                 "that was stopped goes on with --resume last."
