@@ -55,17 +55,14 @@ def train(config: TrainConfig) -> Trained:
 
 
 def check(config: TrainConfig) -> TrainConfig:
-    """The config with its names resolved, in the experiment of the run that `mlflow run` made.
-
-    Raises VitCifarError, before a run exists, for what would stop it later.
-    """
+    """The config with its names resolved; raises VitCifarError, before a run exists, for what would stop it later."""
     check_ood(config)
     check_hardware(config)
     requirements()  # of the release
     check_writable(Path(config.output_dir), "name another with --output-dir")
     check_writable(cache_dir(), "set VITCIFAR_CACHE to another folder")
-    config = resolve_names(config)
-    return dataclasses.replace(config, experiment=tracking.project_experiment() or config.experiment)
+    experiment = tracking.project_experiment() or config.experiment  # that of the run which `mlflow run` made
+    return dataclasses.replace(resolve_names(config), experiment=experiment)
 
 
 def fit_and_test(
