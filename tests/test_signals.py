@@ -114,6 +114,7 @@ def test_an_ignored_signal_stays_ignored(installed):
     signals.install()
     with signals.held():
         send(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_five_times_ctrl_c_in_a_tenth_of_a_second_end_training_without_a_traceback(folder):

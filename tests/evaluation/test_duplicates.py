@@ -2,19 +2,9 @@
 
 import numpy as np
 import pytest
+from support.noise import noise, some_images
 
-from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation import duplicates as n
-
-
-def some_images(images, labels=None, prefix="p"):
-    labels = np.zeros(len(images), np.int64) if labels is None else np.asarray(labels, np.int64)
-    ids = tuple(f"{prefix}{index}" for index in range(len(images)))
-    return ImageDataset(images=images, labels=labels, class_names=("cat", "dog"), ids=ids)
-
-
-def noise(num, seed=0, side=12):
-    return np.random.default_rng(seed).integers(0, 256, (num, side, side, 3)).astype(np.uint8)
 
 
 def test_an_embedding_of_zeros_has_no_near_duplicate():

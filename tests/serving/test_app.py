@@ -15,7 +15,7 @@ from support.project import ROOT, loaded_modules
 from support.serving import health, request_status
 
 from vitcifar.errors import ServingError
-from vitcifar.serving.app import free_port, is_loopback, launch, read_passwords
+from vitcifar.serving.app import bind, is_loopback, launch, read_passwords
 from vitcifar.serving.middleware import MAX_REQUEST_BYTES
 
 
@@ -32,11 +32,12 @@ def test_a_port_in_use_is_one_sentence_with_the_way_out(colours):
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
 def test_a_foreign_address_is_one_sentence(host):
     with pytest.raises(ServingError, match="is not an address of this machine"):
-        free_port(host, 7860)
+        bind(host, 7860)
 
 
 def test_port_0_takes_a_free_one():
-    assert free_port("127.0.0.1", 0) > 1023
+    with bind("127.0.0.1", 0) as listener:
+        assert listener.getsockname()[1] > 1023
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "203.0.113.7"])
@@ -122,7 +123,7 @@ def test_a_closed_page_stops_responding_and_frees_its_port(colours):
     running.close()
     with pytest.raises(OSError):
         health(running)
-    free_port("127.0.0.1", urlsplit(running.url).port or 0)
+    bind("127.0.0.1", urlsplit(running.url).port or 0).close()
 
 
 PROXIES = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "socks5h://127.0.0.1:9", "ALL_PROXY": "socks://x"}

@@ -20,7 +20,7 @@ from support.serving import make_model, wait_until
 from support.toys import Published, make_image
 
 from vitcifar.serving import rest
-from vitcifar.serving.app import free_port
+from vitcifar.serving.app import bind
 from vitcifar.serving.rest import MAX_IMAGES, BadRequest, ImageModel, decode_base64, read_images
 
 RED_AND_BLUE = np.stack([np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255))])
@@ -174,7 +174,8 @@ def test_pyfunc_predicts_the_same_for_arrays_and_files(registry, published):
 @pytest.fixture(scope="module")
 def server(published: Published) -> Iterator[str]:
     """`mlflow models serve` on the champion, as the README starts it."""
-    port = free_port("127.0.0.1", 0)
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/toy@champion"]
     environ = os.environ | {
         "MLFLOW_TRACKING_URI": published.uri,

@@ -165,12 +165,6 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def free_port(host: str, port: int) -> int:
-    """The port if it is available, or any free one for 0. Raises ServingError."""
-    with bind(host, port) as listener:
-        return int(listener.getsockname()[1])
-
-
 def port_error(host: str, port: int, error: Exception) -> ServingError:
     if isinstance(error, (socket.gaierror, OverflowError, UnicodeError)) or getattr(error, "errno", 0) == 99:
         return ServingError(f"{host}:{port} is not an address of this machine: type --host 127.0.0.1 --port 7860.")
