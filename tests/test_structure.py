@@ -102,8 +102,9 @@ def test_tests_mirror_the_rooms():
     """tests/<room>/test_<file>.py, with a topic after the name where one file of tests would be long."""
     whole_room = {"help", "killed_processes", "old_releases"}  # and not one file of it
     strays = []
-    for path in (ROOT / "tests").glob("*/test_*.py"):
-        modules = [module.stem for module in (ROOT / "vitcifar" / path.parent.name).glob("*.py")]
+    for path in (ROOT / "tests").glob("*/**/test_*.py"):
+        room = ROOT / "vitcifar" / path.parent.relative_to(ROOT / "tests")
+        modules = [module.stem for module in room.glob("*.py")]
         topic = path.stem.removeprefix("test_")
         if topic not in whole_room and not any(f"{topic}_".startswith(f"{module}_") for module in modules):
             strays.append(str(path.relative_to(ROOT)))

@@ -21,10 +21,9 @@ from vitcifar.inference.session import Prediction
 from vitcifar.registry.registry import select
 from vitcifar.serving.decoder import MAX_SECONDS, read_isolated
 from vitcifar.serving.examples import PREDICT_REQUEST, PREDICT_RESPONSES
-from vitcifar.serving.layout import MAX_SPEC, sentence_for_visitors
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.metrics import Metrics
-from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.model_pool import MAX_SPEC, ModelPool, sentence_for_visitors
 from vitcifar.serving.prediction_queue import PredictionQueue, Turn
 from vitcifar.serving.rest import MAX_IMAGES, MAX_REQUEST_SECONDS, decode_base64
 

@@ -9,12 +9,13 @@ import logging
 import threading
 import time
 
-from vitcifar.errors import VitCifarError
+from vitcifar.errors import ImageError, VitCifarError
 from vitcifar.registry.registry import Registry, Version, select
 from vitcifar.serving.loaded_model import LoadedModel, open_version
 
 LOG = logging.getLogger(__name__)
 MAX_RECENT = 2  # versions in memory besides the current one
+MAX_SPEC = 100  # characters of what names a version
 RETRY_SECONDS = 30.0  # before a version that could not be loaded is tried again
 
 
@@ -125,3 +126,15 @@ class ModelPool:
                 model = open_version(self.registry, number)
                 self._recent = dict([*self._recent.items(), (number, model)][-MAX_RECENT:])
             return model
+
+
+def sentence_for_visitors(pool: ModelPool, error: VitCifarError, spec: str) -> str:
+    """What a visitor reads of an error. What names files and addresses of the server goes to its log instead."""
+    if isinstance(error, ImageError):
+        return str(error)
+    LOG.warning("%s", error)
+    spec = (spec or "")[:MAX_SPEC] or pool.spec
+    if select(pool.state.versions, spec):
+        return f"Version {spec} cannot be loaded: choose another."
+    known = ", ".join(str(version.number) for version in pool.state.versions[:20])
+    return f"There is no version {spec!r}: choose one of {known}."

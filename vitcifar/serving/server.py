@@ -19,18 +19,19 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from vitcifar import __version__
 from vitcifar.data.image import MAX_BYTES
-from vitcifar.serving import layout
 from vitcifar.serving.api import Predictor, predict_route
 from vitcifar.serving.metrics import Metrics, RequestCounter
 from vitcifar.serving.middleware import HostCheck, RequestLimits, SecurityHeaders, SubPath
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.open_inference import open_inference_routes
+from vitcifar.serving.page.gradio_setup import load_gradio, theme
+from vitcifar.serving.page.layout import build_page
 from vitcifar.serving.prediction_queue import CLIENT_LEFT, PredictionQueue
 from vitcifar.serving.scoring import scoring_routes
 
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
 MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
-PAGE_CSS = Path(__file__).with_name("page.css")
+PAGE_CSS = Path(__file__).with_name("page") / "page.css"
 SWAGGER = Path(fastapi_offline.__file__).with_name("static")  # nothing is loaded from other machines
 LogIn = Callable[[str, str], Awaitable[bool]]
 
@@ -171,15 +172,15 @@ def add_documentation(app: FastAPI, metrics: Metrics, secured: list[Any], root_p
 
 def mount_page(app: FastAPI, pool: ModelPool, poll_seconds: float, log_in: LogIn | None, root_path: str) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
-    gradio = layout.load_gradio()
-    blocks = layout.build_page(pool, poll_seconds)
+    gradio = load_gradio()
+    blocks = build_page(pool, poll_seconds)
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)
     blocks.state_session_capacity = MAX_SESSIONS
     gradio.mount_gradio_app(
         app,
         blocks,
         "/",
-        theme=layout.theme(),
+        theme=theme(),
         css_paths=PAGE_CSS,
         auth=log_in,
         root_path=root_path or None,

@@ -4,8 +4,8 @@ import pytest
 from support.serving import make_model
 
 from vitcifar.inference.session import Prediction, Timing
-from vitcifar.serving import html
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.page import html
 
 
 def make_prediction(*probabilities: float) -> Prediction:

@@ -16,9 +16,9 @@ from support.toys import make_image
 
 from vitcifar.errors import ImageError
 from vitcifar.release.manifest import Manifest
-from vitcifar.serving import html, layout
 from vitcifar.serving.app import Page, launch
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.page import classify, gradio_setup, html, layout, uploads
 from vitcifar.serving.server import MAX_SESSIONS
 
 SCREENSHOTS = ROOT / "screenshots"
@@ -35,29 +35,29 @@ def data_url(content: bytes) -> str:
 
 def test_an_image_inside_the_request_is_classified(colours):
     pool = ModelPool(colours, "champion")
-    prediction, model = layout.predict_upload(pool, upload_of(url=data_url(make_image("green"))), "2")
+    prediction, model = uploads.predict_upload(pool, upload_of(url=data_url(make_image("green"))), "2")
     assert prediction is not None and prediction.label == "green" and model.version == 2
     with pytest.raises(ImageError, match=r"^cat\.png is not base64"):
-        layout.predict_upload(pool, upload_of(url="data:image/png;base64,@@", orig_name="cat.png"), "")
+        uploads.predict_upload(pool, upload_of(url="data:image/png;base64,@@", orig_name="cat.png"), "")
 
 
 def test_only_files_in_the_folder_of_the_page_are_read(tmp_path):
     (tmp_path / "secret.png").write_bytes(make_image())
-    uploaded = layout.private_folder() / "red.png"
+    uploaded = gradio_setup.private_folder() / "red.png"
     uploaded.write_bytes(make_image())
-    link = layout.private_folder() / "link.png"
+    link = gradio_setup.private_folder() / "link.png"
     link.symlink_to(tmp_path / "secret.png")
-    assert layout.read_upload(upload_of(path=str(uploaded)), "red.png") == uploaded
-    for path in (tmp_path / "secret.png", link, layout.private_folder() / ".." / "secret.png", "", None):
+    assert uploads.read_upload(upload_of(path=str(uploaded)), "red.png") == uploaded
+    for path in (tmp_path / "secret.png", link, gradio_setup.private_folder() / ".." / "secret.png", "", None):
         with pytest.raises(ImageError, match=r"^red\.png was not uploaded"):
-            layout.read_upload(upload_of(path=path and str(path)), "red.png")
+            uploads.read_upload(upload_of(path=path and str(path)), "red.png")
 
 
 def test_the_card_is_empty_without_an_image_and_an_error_for_a_broken_version(colours, caplog):
     pool = ModelPool(colours, "champion")
-    assert "No image yet" in layout.upload_card(pool, None, "")
+    assert "No image yet" in classify.upload_card(pool, None, "")
     colours.broken.add(2)
-    card = layout.upload_card(pool, None, "2")
+    card = classify.upload_card(pool, None, "2")
     assert "card error" in card and "Version 2 cannot be loaded: choose another." in card
     assert "Version 2 was changed." in caplog.text, "the log of the server says why"
 
@@ -74,12 +74,12 @@ def test_the_version_list_starts_with_the_default_then_the_newest(colours):
 
 def test_examples_are_the_images_in_the_release(colours):
     model = ModelPool(colours, "champion").get("")
-    assert layout.example_files(model) == []
+    assert classify.example_files(model) == []
     folder = model.manifest.path("examples")
     folder.mkdir()
     for name in ("b.png", "a.png", "text.txt"):
         (folder / name).write_bytes(make_image())
-    copies = layout.example_files(model)
+    copies = classify.example_files(model)
     assert [file.name for file in copies] == ["a.png", "b.png"] and all(file.is_file() for file in copies)
 
 
@@ -172,7 +172,7 @@ def test_no_other_file_of_the_server_is_opened(page, digit, meta, route):
     assert len(answers) == 1, "a file that exists, a folder and a device are answered alike"
     predicted = re.compile('"label"|Most likely')
     assert not predicted.search(answers.pop())
-    uploaded = layout.private_folder() / "uploads" / "digit.png"
+    uploaded = gradio_setup.private_folder() / "uploads" / "digit.png"
     uploaded.parent.mkdir(exist_ok=True)
     uploaded.write_bytes(digit.read_bytes())
     answer = route(page, [{"path": str(uploaded)}, "champion"])
@@ -192,7 +192,7 @@ def test_the_server_keeps_no_image_of_a_request(page, digit):
     assert holder.capacity == MAX_SESSIONS
     kept = [session.config_values for session in holder.session_data.values()]
     assert kept and content not in str(kept)
-    name = "s" * (layout.MAX_SESSION_NAME + 1)
+    name = "s" * (gradio_setup.MAX_SESSION_NAME + 1)
     assert "string_too_long" in post(page, "queue/join", {"data": [None, "champion"], "session_hash": name})
 
 

@@ -1,0 +1,1 @@
+"""The page: people classify images in the browser. Gradio is imported only when it is built."""

@@ -1,0 +1,64 @@
+"""The page: its heading, the list of versions, the status that follows the alias, and the tabs."""
+
+import functools
+from typing import Any
+
+from vitcifar.errors import VitCifarError
+from vitcifar.serving.model_pool import MAX_SPEC, ModelPool
+from vitcifar.serving.page import html
+from vitcifar.serving.page.classify import build_classify
+from vitcifar.serving.page.gradio_setup import load_gradio
+
+CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
+
+
+def build_page(pool: ModelPool, poll_seconds: float) -> Any:
+    """The components of the page and their events."""
+    gradio = load_gradio()
+    model = pool.state.current
+    title = f"{model.model_name}: {len(model.class_names)} classes"
+    cleanup = (CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS)
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=cleanup) as blocks:
+        with gradio.Row(elem_id="top"):
+            gradio.HTML(html.heading(model.model_name, model.class_names), elem_id="head", scale=3)
+            version = gradio.Dropdown(
+                version_choices(pool), value=pool.spec, label="Version", elem_id="version", filterable=False
+            )
+        # Gradio would check the version against the list at its start.
+        setattr(version, "preprocess", str)  # noqa: B010
+        status = gradio.HTML(html.status(pool.state, 0), elem_id="status")
+        with gradio.Tabs(elem_id="tabs"), gradio.Tab("Classify"):
+            build_classify(pool, version, status)
+        gradio.HTML(html.FOOTER, elem_id="foot")
+        seen = gradio.State(0)
+        at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        version.input(functools.partial(show_status, pool), [version, seen], status, **at_once)
+        for trigger in (blocks.load, gradio.Timer(poll_seconds).tick):  # the pool, for changes
+            trigger(functools.partial(poll, pool), [seen, version], [seen, status, version], **at_once)
+    return blocks
+
+
+def version_choices(pool: ModelPool) -> list[tuple[str, str]]:
+    """The entries of the version list: the default first, then every version, the newest first."""
+    state = pool.state
+    choices = [(" · ".join([f"version {v.number}", *v.aliases]), str(v.number)) for v in state.versions]
+    if pool.spec in [value for _, value in choices]:
+        return choices
+    return [(f"{pool.spec} (now version {state.current.version})", pool.spec), *choices]
+
+
+def show_status(pool: ModelPool, spec: str, seen_serial: int) -> str:
+    """The status for a page that has shown the state `seen_serial`."""
+    try:
+        selected = pool.get(spec[:MAX_SPEC])
+    except VitCifarError:  # the card shows the error
+        selected = None
+    return html.status(pool.state, seen_serial, selected)
+
+
+def poll(pool: ModelPool, seen_serial: int, spec: str) -> tuple[Any, ...]:
+    """The serial, the status and the version list of a page, when the pool has changed since `seen_serial`."""
+    gradio, serial = load_gradio(), pool.state.serial
+    if seen_serial == serial:
+        return gradio.skip(), gradio.skip(), gradio.skip()
+    return serial, show_status(pool, spec, seen_serial), gradio.Dropdown(version_choices(pool), value=spec)
