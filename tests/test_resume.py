@@ -18,7 +18,7 @@ def losses_of(workspace: Path, run_id: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in sorted(history, key=lambda metric: metric.step)]
 
 
-SHORT = options({**PLAIN, "epochs": "1"})
+SHORT = options({**PLAIN, "epochs": "1", "verbose": "yes"})
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_two_runs_with_one_seed_have_the_same_weights(short_run):
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder):
-    settings = options({**PLAIN, "epochs": "6"})
+    settings = options({**PLAIN, "epochs": "6", "verbose": "yes"})
     uninterrupted = vitcifar(folder, "train", *settings)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     earlier = set(os.listdir(folder / "runs"))
@@ -60,7 +60,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder):
 
     rejected = vitcifar(folder, "train", "--resume", run_id, "--learning-rate", "0.5")
     assert rejected.returncode == 1 and "learning_rate" in rejected.stderr
-    resumed = vitcifar(folder, "train", "--resume", "last")
+    resumed = vitcifar(folder, "train", "--resume", "last", "--verbose", "yes")
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", uninterrupted.stdout)[0]
     assert run_id in resumed.stdout  # the same run continues

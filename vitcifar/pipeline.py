@@ -14,8 +14,10 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_logits
+from vitcifar.progress import notify
 from vitcifar.registry.aliases import parse_uri, resolve_names
 from vitcifar.registry.benchmark import benchmark
+from vitcifar.registry.policy import Gate
 from vitcifar.registry.registry import Registry, register
 from vitcifar.release.build import build_release, git_state
 from vitcifar.release.cache import cache_dir, release_weights
@@ -23,7 +25,7 @@ from vitcifar.release.flavor import requirements
 from vitcifar.report.log import analyze_trained, calibrate, log_evaluation, log_inputs
 from vitcifar.training.checkpoint import LAST, resumed_config
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
-from vitcifar.training.loop import TrainResult, fit, notify_on_stderr
+from vitcifar.training.loop import TrainResult, fit
 from vitcifar.training.stages import Log
 from vitcifar.uris import check_writable
 
@@ -40,6 +42,8 @@ class Trained:
     version: int
     alias: str | None  # the alias that points to the version now
     rejected_because: str  # why the requested alias does not
+    gates: tuple[Gate, ...]  # of the requested promotion
+    folder: Path  # the files of the run: report, checkpoints, TensorBoard
 
 
 def train(config: TrainConfig) -> Trained:
@@ -70,7 +74,7 @@ def fit_and_test(
 ) -> tuple[TrainResult, Evaluation]:
     """Everything in a run before its release: training, calibration on validation, the test split once."""
     result = fit_and_log(run, network, splits, config)
-    notify_on_stderr(f"Evaluating {len(splits.validation):,} validation and {len(splits.test):,} test images.")
+    notify(f"Evaluating {len(splits.validation):,} validation and {len(splits.test):,} test images.")
     images = (splits.validation.images, splits.test.images)
     validation, logits = (predict_logits(network, split, config.batch_size) for split in images)
     evaluation = calibrate(validation, logits, splits, config.target_precision)
@@ -104,7 +108,7 @@ def release(
     run: tracking.Run, network: Classifier, splits: Splits, config: TrainConfig, evaluation: Evaluation
 ) -> Trained:
     """Build, register and benchmark a version, and promote it to the requested alias if it passes the gates."""
-    notify_on_stderr(f"Exporting to ONNX, and checking parity on {len(splits.test):,} test images.")
+    notify(f"Exporting to ONNX, and checking parity on {len(splits.test):,} test images.")
     network.to("cpu")  # where releases are checked and serve
     int8, scores = config.int8 == "try", evaluation.to_dict()
     built = build_release(network, splits=splits, evaluation=scores, config=config, run_id=run.run_id, int8=int8)
@@ -113,15 +117,15 @@ def release(
     run.set_tags({"weights_sha256": sha256, "version": f"{config.model_name}/{version}"})
     registry = Registry(config.model_name)
     if config.benchmark_runs:
-        notify_on_stderr(f"Measuring the latency of {config.model_name} {version}.")
+        notify(f"Measuring the latency of {config.model_name} {version}.")
         benchmark(registry, version, network=network, num_runs=config.benchmark_runs)
-    alias, rejected_because = None, ""
+    alias, gates, rejected_because = None, tuple[Gate, ...](), ""
     if config.promote_to != "none":
         try:
-            registry.promote(version, config.promote_to, reason=f"requested by run {run.run_id}")
+            gates = registry.promote(version, config.promote_to, reason=f"requested by run {run.run_id}").gates
             alias = config.promote_to
         except GateError as error:
-            rejected_because = str(error)
+            gates, rejected_because = error.gates, str(error)
     return Trained(
         run_id=run.run_id,
         evaluation=evaluation,
@@ -131,6 +135,8 @@ def release(
         version=version,
         alias=alias,
         rejected_because=rejected_because,
+        gates=gates,
+        folder=run.folder,
     )
 
 
@@ -141,7 +147,7 @@ def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifie
         name, version = parse_uri(uri)
         return release_weights(Registry(name).pull(version, pytorch=True))
 
-    return build_network(config, class_names, load_release=load_release, notify=notify_on_stderr)
+    return build_network(config, class_names, load_release=load_release, notify=notify)
 
 
 def start_run(

@@ -1,6 +1,7 @@
 """What the commands that train say, and their exit codes."""
 
 import errno
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,12 +31,14 @@ def test_train_says_in_its_exit_code_and_in_words_what_came_of_the_promotion(
     def train(config):
         evaluation = SimpleNamespace(accuracy_text=lambda: "0.9", calibration_text=lambda: "temperature 1")
         fields = {"run_id": "", "weights_sha256": "", "fingerprint": "", "model_name": "toy", "version": 2}
-        return pipeline.Trained(evaluation=evaluation, alias=alias, rejected_because=rejected, **fields)
+        return pipeline.Trained(
+            evaluation=evaluation, alias=alias, rejected_because=rejected, gates=(), folder=Path("runs/1"), **fields
+        )
 
     monkeypatch.setattr(pipeline, "train", train)
     result = run("train", "--preset", "digits", "--model-name", "toy", "--promote-to", promote_to)
     assert result.exit_code == code, result.output
-    assert rejected in result.stdout and step == result.stderr.split(maxsplit=1)[1].strip()
+    assert rejected in result.stdout and step == result.stderr.splitlines()[-1].split(maxsplit=1)[1]
 
 
 def test_data_counts_each_class_of_an_unbalanced_folder_and_says_what_is_skipped(tmp_path, monkeypatch):

@@ -128,4 +128,7 @@ def test_every_epoch_leaves_a_line_that_names_its_accuracy(tmp_path, capsys):
     train(tmp_path, settings(epochs=2))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Epoch ")]
     assert len(lines) == 2
-    assert all(re.fullmatch(r"Epoch \d: validation loss \S+, validation accuracy \S+", line) for line in lines)
+    assert all(
+        re.fullmatch(r"Epoch \d: train loss \S+ acc \S+, val loss \S+ acc \d\.\d{3}(, the best)?", line)
+        for line in lines
+    )

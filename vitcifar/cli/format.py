@@ -1,9 +1,15 @@
 """What several commands print, on stdout: fields, tables, differences, gates and moves of an alias."""
 
 import dataclasses
+import io
+import os
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,26 +17,54 @@ import click
 from vitcifar.registry.policy import read_changes, read_policy
 
 if TYPE_CHECKING:
+    from vitcifar.pipeline import Trained
     from vitcifar.registry.aliases import Event
     from vitcifar.registry.diff import Difference
     from vitcifar.registry.policy import Gate, PolicyChange
-    from vitcifar.registry.registry import Version
+    from vitcifar.registry.registry import Registry, Version
     from vitcifar.registry.repair import Finding
 
+NAME_WIDTH = 14  # of fields
+UNBROKEN = 100_000  # columns, where no terminal breaks the lines
+COLOURS = {"passed": "green", "FAILED": "bold red", "not required": "dim"}
 
-def print_field(name: str, value: object) -> None:
-    click.echo(f"{name:<14} {value}")
+
+def print_field(name: str, value: object, *, err: bool = False) -> None:
+    """Print a value behind its name; on a terminal, a long one goes on below itself."""
+    print_rows([(f"{name:<{NAME_WIDTH}}", str(value))], err=err)
+
+
+def print_fields(fields: Mapping[str, object], *, err: bool = False) -> None:
+    """Print values behind their names."""
+    for name, value in fields.items():
+        print_field(name, value, err=err)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns: numbers (with `-` for a missing one) to the right, text to the left."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["".join(column) for column in zip(*rows, strict=True)]
     right = [not text.strip("-.%0123456789") and any(map(str.isdigit, text)) for text in texts]
-    for line in lines:
-        cells = [f"{cell:{'>' if r else '<'}{width}}" for cell, width, r in zip(line, widths, right, strict=True)]
-        click.echo("  ".join(cells).rstrip())
+    print_rows([header, *rows], right=right)
+
+
+def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err: bool = False) -> None:
+    """Print aligned columns; on a terminal they fit it, broken between words, and FAILED and passed have colours."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = (sys.stderr if err else sys.stdout).isatty()
+    width = shutil.get_terminal_size().columns if terminal else UNBROKEN
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for index, column in enumerate(zip(*rows, strict=True)):
+        is_word = not any(" " in cell.strip() for cell in column)
+        table.add_column(justify="right" if right and right[index] else "left", no_wrap=is_word, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+    printed = io.StringIO()
+    Console(file=printed, width=width, force_terminal=terminal, color_system="auto" if terminal else None).print(table)
+    for line in printed.getvalue().splitlines():
+        click.echo(line.rstrip(), err=err)
 
 
 def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"], float | None]) -> None:
@@ -53,6 +87,45 @@ def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"]
     print_table(("version", "aliases", "accuracy", "created", "run"), rows)
 
 
+def print_trained(trained: "Trained", registry: "Registry", *, verbose: bool) -> None:
+    """The result of a run, and on stderr where to look at it."""
+    passed = [gate.passed for gate in trained.gates if gate.required]
+    alias = f" ({trained.alias})" if trained.alias else ""
+    fields = {
+        "test accuracy": trained.evaluation.accuracy_text(),
+        "version": f"{trained.model_name} {trained.version}{alias}",
+        "gates": f"{sum(passed)} of {len(passed)} passed" if passed else "none required",
+        "run": trained.run_id,
+    }
+    if verbose:
+        fields |= {
+            "calibration": trained.evaluation.calibration_text(),
+            "weights": f"sha256 {trained.weights_sha256}",
+        }
+    print_fields(fields)
+    if verbose:
+        print_gates(trained.gates)
+    print_fields(
+        {
+            "report": trained.folder / "report.html",
+            "MLflow": where_in_mlflow(registry, trained.run_id),
+            "TensorBoard": f"tensorboard --logdir {shlex.quote(str(trained.folder.parent))}",
+        },
+        err=True,
+    )
+
+
+def where_in_mlflow(registry: "Registry", run_id: str) -> str:
+    """The address of a run on a tracking server, or the command that opens MLflow on a local store."""
+    from vitcifar.uris import sqlite_path
+
+    uri = os.environ["MLFLOW_TRACKING_URI"]  # as `tracking.connect` left it
+    if uri.startswith("http"):
+        return f"{uri.rstrip('/')}/#/experiments/{registry.client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+    default = uri.startswith("sqlite:///") and Path(sqlite_path(uri)) == Path("mlflow.db").absolute()
+    return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if default else shlex.quote(uri)}"
+
+
 def print_history(events: Iterable["Event"], changes: Iterable["PolicyChange"] = ()) -> None:
     rows = []
     for event in events:
@@ -70,20 +143,22 @@ def print_history(events: Iterable["Event"], changes: Iterable["PolicyChange"] =
 
 def print_policy(tags: Mapping[str, str]) -> None:
     """The policy in a registered model's tags, and the last change of each limit."""
+    rows: list[tuple[str, str, str]] = []
     last = {name: change for change in read_changes(tags) for name in change.before}
     for name, value in dataclasses.asdict(read_policy(tags)).items():
         change = last.get(name)
         origin = f"{change.who}, {change.when[:10]}{': ' * bool(change.reason)}{change.reason}" if change else "default"
-        click.echo(f"{name:<14} {value!s:<20} {origin}")
+        rows.append((name, str(value), origin))
+    print_rows(rows)
 
 
 def print_differences(differences: Sequence["Difference"]) -> None:
+    rows = []
     for row in differences:
         before, after = short(row.before), short(row.after)
         before, after = (before, after) if before != after else (str(row.before), str(row.after))
-        click.echo(f"{row.section:<11}  {row.name}: {before} -> {after}")
-    if not differences:
-        click.echo("No differences.")
+        rows.append((f"{row.section:<11}", f"{row.name}: {before} -> {after}"))
+    print_rows(rows or [("No differences.",)])
 
 
 def short(value: Any) -> str:
@@ -94,8 +169,7 @@ def short(value: Any) -> str:
 
 
 def print_gates(gates: Iterable["Gate"]) -> None:
-    for gate in gates:
-        click.echo(f"{gate.state:<12}  {gate.name:<13}  {gate.message}")
+    print_rows([(gate.state, gate.name, gate.message) for gate in gates])
 
 
 def print_event(event: "Event") -> None:
@@ -109,6 +183,8 @@ def print_event(event: "Event") -> None:
 
 
 def print_findings(findings: Iterable["Finding"]) -> None:
+    rows = []
     for finding in findings:
         state = "fixed" if finding.fixed else "no action" if finding.waiting else "to do"
-        click.echo(f"{finding.kind:<20}  {finding.subject}: {finding.message}. {state}: {finding.fix}")
+        rows.append((finding.kind, f"{finding.subject}: {finding.message}. {state}: {finding.fix}"))
+    print_rows(rows)

@@ -26,8 +26,9 @@ SWEEP_SETTINGS = tuple(name for name, group in groups().items() if not {name, gr
 @options.option(
     "--seeds", 1, "Number of seeds, starting at --seed, as nested runs; the best on validation is released.", minimum=1
 )
+@options.yes_or_no("--verbose", "Print also the calibration, the gates and the sha256 of the weights.")
 @options.tracking_uri_option
-def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
+def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: Any) -> None:
     """Train, evaluate, export to ONNX and register a version.
 
     The exit code is 3 when the version does not pass the gates of --promote-to.
@@ -49,18 +50,14 @@ def train(preset: str, seeds: int, tracking_uri: str, **values: Any) -> None:
         return pipeline.train_worker(config)
     tracking.connect(tracking_uri)
     trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds)
-    format.print_field("test accuracy", trained.evaluation.accuracy_text())
-    format.print_field("calibration", trained.evaluation.calibration_text())
-    format.print_field("run", trained.run_id)
-    format.print_field("weights", f"sha256 {trained.weights_sha256}")
-    alias = f" ({trained.alias})" if trained.alias else ""
-    format.print_field("version", f"{trained.model_name} {trained.version}{alias}")
+    registry = Registry(trained.model_name)
+    format.print_trained(trained, registry, verbose=verbose)
     step = f"app --version {trained.alias or trained.version}"
     if trained.rejected_because:
         click.echo(trained.rejected_because)
-        if config.promote_to in Registry(trained.model_name).aliases():
+        if config.promote_to in registry.aliases():
             step = f"compare {trained.version} {config.promote_to}"
-    click.echo(f"{'next':<14} vitcifar {step}{Registry(trained.model_name).model_option}", err=True)
+    format.print_field("next", f"vitcifar {step}{registry.model_option}", err=True)
     if trained.rejected_because:
         raise click.exceptions.Exit(NOT_PROMOTED)
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
+
+from vitcifar.progress import bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,14 +102,14 @@ def group_by_size(images: Iterable[np.ndarray], max_batch: int, *, max_pixels: i
     return batches
 
 
-def fingerprint(dataset: ImageDataset) -> str:
+def fingerprint(dataset: ImageDataset, split: str = "") -> str:
     """sha256 over the class names and, for each image in order, over label, shape and every pixel.
 
-    Ids and memory layout (array or list) do not change it.
+    Ids and memory layout (array or list) do not change it; `split` is for the progress bar.
     """
     # The salt is part of every recorded fingerprint: it never changes.
     digest = hashlib.sha256(json.dumps(["vitcifar pictures 1", dataset.class_names]).encode())
-    images = tqdm(dataset.images, desc="Fingerprint", unit="image", disable=None, delay=2)  # seconds
+    images = bar(dataset.images, f"Fingerprint {split}".rstrip(), "images")
     for image, label in zip(images, dataset.labels, strict=True):
         assert image.dtype == np.uint8, f"pixels are {image.dtype}"
         digest.update(np.array([label, *image.shape], dtype="<i8").tobytes())

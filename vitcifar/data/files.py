@@ -9,10 +9,10 @@ from typing import overload
 
 import numpy as np
 import psutil
-from tqdm import tqdm
 
 from vitcifar.data.image import image_shape, read_image
 from vitcifar.errors import DataError, ImageError
+from vitcifar.progress import bar
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SYSTEM = {"@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin", "system volume information"}
@@ -56,9 +56,7 @@ class ImageFiles(Sequence[np.ndarray]):
     def shapes(self) -> list[tuple[int, int, int]]:
         """The shape of each image that can be opened, from its header."""
         with ThreadPoolExecutor() as pool:
-            read = tqdm(
-                pool.map(image_shape, self.paths), desc="Headers", unit="image", disable=None, delay=2
-            )  # seconds
+            read = bar(pool.map(image_shape, self.paths), "Reading headers", "images", total=len(self))
             return [shape for shape in read if shape]
 
     def num_bytes(self) -> int:
@@ -73,8 +71,7 @@ class ImageFiles(Sequence[np.ndarray]):
         try:
             array = np.empty((len(self), *self.shapes[0]), np.uint8) if len({*self.shapes}) == 1 else None
             images = []
-            bar = tqdm(self, desc=f"Reading {name}", unit="image", disable=None)
-            for index, image in enumerate(bar):
+            for index, image in enumerate(bar(self, f"Reading {name}", "images")):
                 if array is not None and image.shape == array.shape[1:]:
                     array[index] = image
                     image = array[index]

@@ -37,7 +37,7 @@ class Splits:
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Split -> fingerprint of its dataset."""
-        return {split: fingerprint(dataset) for split, dataset in self.datasets.items()}
+        return {split: fingerprint(dataset, split) for split, dataset in self.datasets.items()}
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn import config_context
 from sklearn.neighbors import NearestNeighbors
-from tqdm import tqdm
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
@@ -20,6 +19,7 @@ from vitcifar.evaluation.duplicates import Duplicates, concat_embeddings, find_d
 from vitcifar.evaluation.metrics import Evaluation, Predictor
 from vitcifar.evaluation.ood import OODScore, evaluate_ood, ood_name, read_ood_images
 from vitcifar.evaluation.slices import Slice, evaluate_slices
+from vitcifar.progress import bar
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
@@ -118,7 +118,8 @@ def analyze(
     ood_images, robustness = read_ood_images(config, limit=len(test)), None
     if full and config.corruption_images:
         subset = test.subset(balanced_indices(test.labels, config.corruption_images))
-        robustness = evaluate_robustness(predictor, subset, progress=partial(tqdm, desc="Corruptions", disable=None))
+        progress = partial(bar, title="Corruptions", unit="kinds")
+        robustness = evaluate_robustness(predictor, subset, progress=progress)
     return Analysis(
         threshold=threshold,
         slices=evaluate_slices(evaluation, test),
@@ -142,8 +143,8 @@ def similar_images(
 
         learned = {}
         for split, dataset in datasets.items():
-            bar = partial(tqdm, desc=f"Embeddings, {split}", unit="batch", disable=None)
-            learned[split] = predict_embeddings(network, dataset.images, batch_size, progress=bar)
+            progress = partial(bar, title=f"Embeddings of {split}", unit="batches")
+            learned[split] = predict_embeddings(network, dataset.images, batch_size, progress=progress)
         embeddings = {split: concat_embeddings(embeddings[split], learned[split]) for split in datasets}
         errors = most_confident(evaluation, correct=False)[:NUM_NEAREST]
         if len(errors):

@@ -21,6 +21,7 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.experiments.logs import first_difference
 from vitcifar.inference.session import OnnxClassifier
+from vitcifar.progress import notify
 from vitcifar.registry.diff import Difference, compare_sections, flatten, metrics
 from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.build import environment, git_state
@@ -134,7 +135,6 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
     """
     from vitcifar import pipeline
     from vitcifar.model.network import weights_sha256
-    from vitcifar.training.loop import notify_on_stderr
     from vitcifar.training.numerics import recorded_switches
 
     release = registry.pull(spec)
@@ -155,7 +155,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
         )
     with recorded_switches(release.environment.get("numerics", {})) as changed:
         if changed:
-            notify_on_stderr(f"As recorded: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
+            notify(f"As recorded: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
         network = pipeline.make_network(config, splits.class_names)
         with pipeline.start_run(config, run_name=f"reproduce-{config.model_name}") as run:
             _, evaluation = pipeline.fit_and_test(run, network, splits, config)

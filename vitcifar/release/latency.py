@@ -15,6 +15,7 @@ import numpy as np
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.inference.session import Machine, OnnxClassifier, this_machine
+from vitcifar.progress import bar
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, PT2_FILE, Manifest
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def time_in_turns(calls: Mapping[str, Callable[[], Any]], *, num_runs: int = NUM
     the rest a call would share its cores with spinning threads.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for start in range(0, num_runs, TURN_RUNS):
+    for start in bar(range(0, num_runs, TURN_RUNS), "Latency", "turns"):
         for name, call in calls.items():
             time.sleep(REST_SECONDS)
             call()

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.edge_cases import edge_case_files, to_png
 from vitcifar.data.image import read_image
 from vitcifar.errors import ReleaseError
+from vitcifar.progress import bar
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
@@ -45,7 +45,7 @@ def check_parity(network: "Classifier", onnx_path: Path, dataset: ImageDataset) 
     classifier, edge_cases = OnnxClassifier(onnx_path), edge_case_files()
     expected, actual = [], []
     with evaluation_mode(network, "cpu"):
-        for start in tqdm(range(0, len(dataset), BATCH_SIZE), desc="Parity", unit="batch", disable=None):
+        for start in bar(range(0, len(dataset), BATCH_SIZE), "Parity", "batches"):
             images = dataset.images[start : start + BATCH_SIZE]
             expected.append(predict_logits(network, images))
             actual.append(classifier.logits([read_image(to_png(image)) for image in images]))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnxruntime
-from tqdm import tqdm
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.edge_cases import edge_case_files
@@ -22,6 +21,7 @@ from vitcifar.errors import ReleaseError
 from vitcifar.evaluation.compare import compare_evaluations
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.inference.session import OnnxClassifier
+from vitcifar.progress import bar
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import INT8_FILE, Manifest
 from vitcifar.release.onnx_graph import Range, build_graph, to_proto
@@ -169,5 +169,5 @@ def activation_ranges(network: "Classifier", dataset: ImageDataset) -> Mapping[s
 def _logits(path: Path, dataset: ImageDataset, title: str) -> np.ndarray:
     """Logits (N, K) of an ONNX file, with a progress bar."""
     classifier, images = OnnxClassifier(path), dataset.images
-    starts = tqdm(range(0, len(images), BATCH_SIZE), desc=title, unit="batch", disable=None, dynamic_ncols=True)
+    starts = bar(range(0, len(images), BATCH_SIZE), title, "batches")
     return np.concatenate([classifier.logits(images[start : start + BATCH_SIZE]) for start in starts])

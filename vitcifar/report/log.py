@@ -120,7 +120,9 @@ def log_report(
             run.log_figure(part.logged_as, part.figures[-1])
         elif part.logged_as:
             run.log_image(part.logged_as, sections.sheet(part))
-    run.log_text("report.html", html_report(title, parts, subtitle=subtitle, facts=facts))
+    html = html_report(title, parts, subtitle=subtitle, facts=facts)
+    (run.folder / "report.html").write_text(html, encoding="utf-8")
+    run.log_text("report.html", html)
 
 
 def report_sections(

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from vitcifar.errors import DataError, ImageError
 from vitcifar.inference.session import available_cores
+from vitcifar.progress import bar
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.tables import Item, Row, check_new_table, find_inputs, read_items, write_table
 
@@ -66,11 +66,11 @@ def _append(journal: Path, model: LoadedModel, inputs: Sequence[Path], num_done:
     with (
         journal.open("a", encoding="utf-8") as file,
         ThreadPoolExecutor(available_cores()) as pool,
-        tqdm(total=total, initial=num_done, desc="Scoring", unit="image", disable=None) as bar,
+        bar(None, "Scoring", "images", total=total, initial=num_done) as progress,
     ):
         for row in bounded_map(pool, lambda item: predict_row(model, item), items, 4 * available_cores()):
             file.write(json.dumps(row) + "\n")
-            bar.update()
+            progress.update()
 
 
 def predict_row(model: LoadedModel, item: Item, folder: Path | str = "") -> Row:

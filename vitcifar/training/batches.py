@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.contact_sheet import contact_sheet
@@ -21,6 +20,7 @@ from vitcifar.errors import TrainingError
 from vitcifar.model.network import Classifier, Images
 from vitcifar.model.predict import to_batch, to_device
 from vitcifar.model.vit import v2
+from vitcifar.progress import bar
 from vitcifar.training.distributed import autocast, num_processes, rank, sum_over_processes
 
 IMAGES_PER_BATCH = 64  # in the frozen layers
@@ -152,8 +152,8 @@ def compute_features(
     own = np.arange(num_images)[rank() :: num_processes()]
     chunks = [own[start : start + IMAGES_PER_BATCH] for start in range(0, len(own), IMAGES_PER_BATCH)]
     requests = [(view + 1, chunk) for view in range(num_views) for chunk in chunks]
-    bar = tqdm(requests, desc="frozen features", disable=None, dynamic_ncols=True)
-    for (epoch, chunk), images in zip(bar, loader(requests), strict=True):
+    progress = bar(requests, "Frozen features", "batches", disable=None if rank() == 0 else True)
+    for (epoch, chunk), images in zip(progress, loader(requests), strict=True):
         with autocast(loader.device, precision):
             features = network.forward_features(network.preprocess(images), depth)
         views[epoch - 1, torch.from_numpy(chunk)] = features.float().cpu()

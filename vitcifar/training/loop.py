@@ -6,16 +6,16 @@ Letters in the shapes: B images of a micro-batch, S the network's input size, K 
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
+from vitcifar import progress
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
@@ -24,6 +24,9 @@ from vitcifar.training.batches import Batch, plan_epoch, sample_mix
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import autocast, barrier, num_processes, rank, sum_gradients, sum_over_processes
 from vitcifar.training.stages import ActiveStage, Log, Setup, TrainState, begin_stage, learning_rate, prepare
+
+BAR = "{desc} {bar} {percentage:.0f}%, {rate_noinv_fmt}, {remaining} left{postfix}"
+SPLITS = ("train", "validation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,6 @@ class TrainResult:
     num_trained_parameters: int
 
 
-def notify_on_stderr(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)
-
-
 def fit(
     network: Classifier,
     train: ImageDataset,
@@ -50,7 +49,7 @@ def fit(
     log: Log,
     folder: Path,
     resume: Path | None = None,
-    notify: Callable[[str], object] = notify_on_stderr,
+    notify: Callable[[str], object] = progress.notify,
 ) -> TrainResult:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
@@ -61,16 +60,15 @@ def fit(
     """
     setup, stages, saved = prepare(network, train, validation, config, log, notify, folder, resume)
     state = TrainState(**saved.get("state", {}))
-    num_steps = setup.num_batches * sum(stage.num_epochs for stage in stages)
-    disable = None if rank() == 0 else True  # None: no bar where stderr is not a terminal
-    with tqdm(
-        total=num_steps, initial=state.step, desc="training", unit="step", disable=disable, dynamic_ncols=True
-    ) as bar:
+    num_epochs, disable = sum(stage.num_epochs for stage in stages), None if rank() == 0 else True
+    images = {"total": len(train) * num_epochs, "initial": len(train) * state.epoch}
+    with progress.bar(None, "Training", "images", bar_format=BAR, disable=disable, **images) as bar:
         while state.stage < len(stages):
             stage = stages[state.stage]
             if not state.finished(stage, config.patience):
                 active = begin_stage(setup, stage, state, saved)
                 while not state.finished(stage, config.patience):
+                    bar.set_description_str(f"Epoch {state.epoch + 1}/{num_epochs}")
                     metrics = train_epoch(setup, active, state, bar)
                     end_epoch(setup, active, state, metrics)
             state.stage, state.stage_epoch, state.stage_step = state.stage + 1, 0, 0
@@ -87,7 +85,7 @@ def fit(
     )
 
 
-def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: "tqdm[None]") -> dict[str, float]:
+def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: Any) -> dict[str, float]:
     """Train on every image once, one step for each batch; returns the epoch's training metrics."""
     config, epoch = setup.config, state.epoch + 1
     batches = plan_epoch(len(setup.train), config, epoch, rank=rank(), num_processes=num_processes())
@@ -114,7 +112,8 @@ def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: "tqdm[
         loss_sum += batch_loss
         num_correct += batch_correct
         setup.log(state.step, {"step/loss": batch_loss / batch.size, "step/learning_rate": rate})
-        bar.update()
+        bar.set_postfix_str(f"loss {batch_loss / batch.size:.3f}", refresh=False)
+        bar.update(batch.size)
     # Sums over images, not means over batches: the last batch may be smaller.
     num_images = len(setup.train)
     return {"train/loss": loss_sum / num_images, "train/accuracy": num_correct / num_images, "learning_rate": rate}
@@ -175,9 +174,8 @@ def end_epoch(setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict
             validation = validate(setup, stage)
             keep_best(setup, state, {**metrics, **validation})
         metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
-    loss, accuracy = metrics["validation/loss"], metrics["validation/accuracy"]
-    if rank() == 0:  # a line that stays, above the bar and in a log file
-        notify_on_stderr(f"Epoch {state.epoch}: validation loss {loss:.3f}, validation accuracy {accuracy:.3f}.")
+    if rank() == 0:
+        progress.notify(describe_epoch(state, metrics))
     setup.log(state.step, metrics)
     setup.checkpoints.save(
         LAST,
@@ -186,6 +184,12 @@ def end_epoch(setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict
         scaler=stage.scaler.state_dict(),
         ema=stage.ema.state_dict() if stage.ema else {},
     )
+
+
+def describe_epoch(state: TrainState, metrics: Mapping[str, float]) -> str:
+    """The line of an epoch that stays above the bar, and in a log file."""
+    train, val = (f"{metrics[f'{split}/loss']:.3f} acc {metrics[f'{split}/accuracy']:.3f}" for split in SPLITS)
+    return f"Epoch {state.epoch}: train loss {train}, val loss {val}{', the best' * (state.best_epoch == state.epoch)}"
 
 
 @torch.no_grad()
