@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -27,6 +28,24 @@ def version(number: int, **more: object) -> Version:
 def test_numbers_are_aligned_to_the_right_and_text_to_the_left(capsys):
     format.print_table(("name", "ms", "note"), [("a", "1.5", "-"), ("longer", "10.0", "-"), ("b", "-", "-")])
     assert capsys.readouterr().out == "name      ms  note\na        1.5  -\nlonger  10.0  -\nb          -  -\n"
+
+
+def test_on_a_terminal_a_table_fits_it_breaks_between_words_and_failures_have_a_colour(capsys, monkeypatch):
+    gates = [Gate(name="champion", passed=False, message="accuracy 85.6% against 96.8% on the same 250 images " * 3)]
+    format.print_gates(gates)
+    (line,) = capsys.readouterr().out.splitlines()  # not a terminal: one line for each, without colours
+    assert line.startswith("FAILED  champion  accuracy 85.6%") and len(line) > 150
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name, value in (("COLUMNS", "60"), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    format.print_gates(gates)
+    printed = capsys.readouterr().out
+    assert printed.startswith("\x1b[1;31mFAILED\x1b[0m  champion  accuracy")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", printed).splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) <= 60
+    assert {word for line in lines[1:] for word in line.split()} <= set(gates[0].message.split())
 
 
 def test_versions_are_listed_with_aliases_and_accuracy_or_a_dash(capsys):

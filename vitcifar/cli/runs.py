@@ -54,7 +54,7 @@ def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: A
     format.print_trained(trained, registry, verbose=verbose)
     step = f"app --version {trained.alias or trained.version}"
     if trained.rejected_because:
-        click.echo(trained.rejected_because)
+        format.print_field("not promoted", trained.rejected_because)
         if config.promote_to in registry.aliases():
             step = f"compare {trained.version} {config.promote_to}"
     format.print_field("next", f"vitcifar {step}{registry.model_option}", err=True)
