@@ -16,7 +16,7 @@ def test_a_few_classes_have_their_counts_their_confusions_and_their_scores(resul
     for (row, column), count in np.ndenumerate(result.evaluation.confusion):
         cell = heat.cells[row][column]
         assert (cell.text, cell.tone) == (str(count), "good" if row == column else "bad") if count else cell is None
-    assert pairs.header == ["True class", "Prediction", "Images", "Share of the class"]
+    assert pairs.header == ["True class", "Prediction", "Images", "Share"]
     assert pairs.rows[0][2] == str(result.evaluation.confused[0].count)
     assert scores.header == ["Class", "Images", "Recall", "Recall, 95% interval", "Precision", "F1"]
     assert [row[0] for row in scores.rows] == list(HOSTILE)

@@ -111,6 +111,11 @@ def test_figures_are_described_by_their_titles():
     assert Page(html_report("x", [Section(title="One", figures=[figure])])).values("alt") == ["Left; a < b"]
 
 
+def test_the_name_of_an_option_is_not_broken_over_lines():
+    page = html_report("x", [Section(title="One", findings=[Finding(text="more --epochs <b>may</b> help")])])
+    assert 'more <span class="option">--epochs</span> &lt;b&gt;may&lt;/b&gt; help' in page
+
+
 def test_headings_are_in_order_and_every_table_has_headers_and_every_image_a_text(page):
     read = Page(page)
     assert [tag for tag in read.tags if re.fullmatch("h[1-6]", tag)] == ["h1"] + ["h2"] * 12

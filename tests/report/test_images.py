@@ -76,6 +76,7 @@ def test_neighbours_that_are_all_as_near_are_said_to_tell_nothing_apart(result, 
     nearest = dataclasses.replace(result.analysis.nearest, cosines=np.tile(cosines, (3, 1)))
     section = nearest_section(result.dataset, result.probabilities, nearest)
     assert ("hardly tell images apart" in section.text) == crowded
+    assert section.tiles[1].note == ("" if crowded else "cosine 1.00")
 
 
 def test_highlight_is_dark_where_attention_is_low():

@@ -21,7 +21,7 @@ def class_section(evaluation: Evaluation) -> Section:
     few = len(evaluation.class_names) <= MAX_ROWS
     pairs = Table(
         title="Most confused classes",
-        header=["True class", "Prediction", "Images", "Share of the class"],
+        header=["True class", "Prediction", "Images", "Share"],
         rows=[[p.label, p.prediction, f"{p.count:,}", p.share] for p in evaluation.confused[:MAX_PAIRS]],
         numeric=[2, 3],
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -125,8 +126,15 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": "{:.1%}".format, "titles": _titles, "svg_url": _svg_url, "png_url": _png_url}
+    environment.filters |= {"percent": "{:.1%}".format, "options": _options, "titles": _titles}
+    environment.filters |= {"svg_url": _svg_url, "png_url": _png_url}
     return environment.get_template("report.html.j2")
+
+
+def _options(text: str) -> Markup:
+    """The text, escaped, in which no line breaks within the name of an option."""
+    option = Markup('<span class="option">{}</span>')
+    return Markup(" ").join(option.format(word) if word.startswith("--") else escape(word) for word in text.split(" "))
 
 
 def _titles(figure: Figure) -> str:

@@ -11,7 +11,7 @@ from vitcifar.evaluation.analysis import NearestImages
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.report.html import Section
 
-CROWDED = 0.98  # a cosine from which on neighbours say little, if all are above it
+CROWDED = 0.98  # where all cosines are above it, their order says little
 
 
 def sheet(section: Section) -> Image.Image:
@@ -60,12 +60,12 @@ def nearest_section(dataset: ImageDataset, probabilities: np.ndarray, nearest: N
     """Errors with the training images whose embeddings are nearest."""
     train, tiles = nearest.train, []
     scale = "The cosine is that of embeddings less their mean: 1 is the same direction, 0 unrelated."
-    if nearest.cosines[:, 0].min() > CROWDED and nearest.cosines.std() < 1 - CROWDED:
-        scale += " Here all of them are close to 1: the embeddings hardly tell images apart."
+    if crowded := bool(nearest.cosines.min() > CROWDED):
+        scale = f"All of them have a cosine above {CROWDED}: the embeddings hardly tell images apart."
     for query, indices, cosines in zip(nearest.queries.tolist(), nearest.indices, nearest.cosines, strict=True):
         tiles.append(prediction_tile(dataset, probabilities, query))
         for index, cosine in zip(indices, cosines, strict=True):
-            name, note = train.class_names[train.labels[index]], f"cosine {cosine:.2f}"
+            name, note = train.class_names[train.labels[index]], "" if crowded else f"cosine {cosine:.2f}"
             tone: Tone = "good" if train.labels[index] == dataset.labels[query] else "bad"
             tiles.append(Tile(image=train.images[index], title=name, note=note, id=train.ids[index], tone=tone))
     return Section(
