@@ -121,13 +121,6 @@ class Run:
         self.writer.flush()
         self.flushed = time.monotonic()
 
-    def history(self, name: str) -> list[tuple[int, float]]:
-        """The steps and values of a metric that are logged so far, also those from before a run was resumed."""
-        self.flush()
-        with reaching(os.environ["MLFLOW_TRACKING_URI"]):
-            points = self.client.get_metric_history(self.run_id, name)
-        return sorted((point.step, point.value) for point in points)
-
     @signals.held()
     def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
         """Log parameters under a prefix: `mlflow run` has logged its raw text under the bare names."""

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from mlflow.entities import Metric
 from PIL import Image
 
 from vitcifar.data.dataset import ImageDataset
@@ -34,12 +37,23 @@ class Memory:
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
     images: dict[str, Image.Image] = dataclasses.field(default_factory=dict)
     histories: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
+    temporary: Any = dataclasses.field(default_factory=tempfile.TemporaryDirectory, compare=False, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.temporary.name)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
 
-    def history(self, name: str) -> list[tuple[int, float]]:
-        return self.histories.get(name, [])
+    @property
+    def client(self) -> Any:
+        return self
+
+    def flush(self) -> None: ...
+
+    def get_metric_history(self, run_id: str, name: str) -> list[Metric]:
+        return [Metric(name, value, 0, step) for step, value in self.histories.get(name, [])]
 
     def log_text(self, name: str, text: str) -> None:
         self.texts[name] = text

@@ -201,5 +201,12 @@ def analyze_trained(
             "Run": run.run_id,
             "Commit": commit,
         },
-        training=Training(config=config, curves={name: run.history(name) for name in CURVES}, best_epoch=best_epoch),
+        training=Training(config=config, curves=logged_curves(run), best_epoch=best_epoch),
     )
+
+
+def logged_curves(run: Run) -> dict[str, plots.Curve]:
+    """The curves of a training, also the epochs from before it was resumed."""
+    run.flush()
+    found = {name: run.client.get_metric_history(run.run_id, name) for name in CURVES}
+    return {name: sorted((point.step, point.value) for point in points) for name, points in found.items()}
