@@ -101,6 +101,10 @@ def test_only_a_slice_that_is_significantly_worse_is_mentioned(result):
 
 def test_near_duplicates_are_a_warning(result):
     assert any("2 of train, 2 of test" in text for text in texts(result.evaluation, result.analysis, tone="bad"))
+    found = result.analysis.duplicates
+    untested = Analysis(duplicates=dataclasses.replace(found, num_images={"train": 2, "validation": 1, "test": 0}))
+    said = "Near-duplicates between splits (2 of train, 1 of validation): no test image is among them."
+    assert said in texts(result.evaluation, untested, tone="plain")
     none = Analysis(duplicates=Duplicates())
     assert "No image has a near-duplicate in another split." in texts(result.evaluation, none, tone="good")
 
@@ -114,7 +118,10 @@ def test_corruptions_that_harm_have_the_worst_one_and_too_few_images_are_said(re
         "Corrupted images: 35%, clean 90%, on the same 100 images; the most harmful is shot noise, 25%."
     )
     few = robustness_finding(dataclasses.replace(robustness, clean_accuracy=0.4, num_images=20))
-    assert few.text.endswith("20 images are too few to tell the two apart: type a higher --corruption-images.")
+    assert few.text == (
+        "Corrupted images: 35%, clean 40%, on the same 20 images. 20 images are too few to tell the two apart: "
+        "type a higher --corruption-images."
+    )
 
 
 def test_a_share_has_no_decimals_that_are_zero():

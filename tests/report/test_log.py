@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.planted import CONFIG, planted_splits, random_network, scored
-from support.reports import Memory
+from support.reports import Memory, Page
 
 from vitcifar import __version__
 from vitcifar.config import resolve
@@ -51,7 +51,7 @@ def test_a_report_says_when_by_what_and_how_it_was_made(run):
     page = run.texts["report.html"]
     assert f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}" in page and f"vitcifar {__version__}" in page
     assert "c0ffeec0ffee, with changes" in page
-    assert "<code>vitcifar train --preset digits --train-per-class 6" in page
+    assert "vitcifar train --preset digits --train-per-class 6" in Page(page).text
     assert "The weights are those of epoch 2 of 2" in page and "epoch 2: 1.250 on validation" in page
 
 

@@ -117,8 +117,10 @@ def duplicate_finding(duplicates: Duplicates) -> Finding:
     """Whether images of one split come back in another."""
     if not duplicates.num_pairs:
         return Finding(text="No image has a near-duplicate in another split.", tone="good")
-    images = ", ".join(f"{number:,} of {split}" for split, number in duplicates.num_images.items())
-    return Finding(text=f"Near-duplicates between splits ({images}): the accuracy may be too high.", tone="bad")
+    images = ", ".join(f"{number:,} of {split}" for split, number in duplicates.num_images.items() if number)
+    tested = bool(duplicates.num_images.get("test"))
+    end = "the accuracy may be too high" if tested else "no test image is among them"
+    return Finding(text=f"Near-duplicates between splits ({images}): {end}.", tone="bad" if tested else "plain")
 
 
 def robustness_finding(robustness: Robustness) -> Finding:
@@ -127,10 +129,12 @@ def robustness_finding(robustness: Robustness) -> Finding:
     worst = int(means.argmin())
     text = (
         f"Corrupted images: {share(robustness.mean_accuracy)}, clean {share(robustness.clean_accuracy)}, on the same "
-        f"{robustness.num_images:,} images; the most harmful is {robustness.names[worst].replace('_', ' ')}, "
-        f"{share(float(means[worst]))}."
+        f"{robustness.num_images:,} images"
     )
-    return Finding(text=f"{text} {robustness.caution()}".strip())
+    if caution := robustness.caution():
+        return Finding(text=f"{text}. {caution}")
+    harmful = f"{robustness.names[worst].replace('_', ' ')}, {share(float(means[worst]))}"
+    return Finding(text=f"{text}; the most harmful is {harmful}.")
 
 
 def ood_finding(score: OODScore, source: str) -> Finding:
