@@ -15,7 +15,7 @@ from support.reports import HOSTILE, Page, many_classes
 from vitcifar.data.contact_sheet import Tile
 from vitcifar.report.html import Finding, Heat, HeatMap, Number, Picture, Section, Table, html_report
 from vitcifar.report.log import report_sections
-from vitcifar.report.style import new_figure
+from vitcifar.report.style import dress, new_figure
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -104,11 +104,11 @@ def test_figures_are_embedded_as_svg_that_loads_nothing(page):
         assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', svg))
 
 
-def test_figures_are_described_by_their_titles():
+def test_figures_are_described_by_their_titles_and_notes():
     figure = new_figure(3, 2)
-    for axes, title in zip(figure.subplots(1, 2), ("Left", "a < b"), strict=True):
-        axes.set_title(title, loc="left")
-    assert Page(html_report("x", [Section(title="One", figures=[figure])])).values("alt") == ["Left; a < b"]
+    for axes, title, note in zip(figure.subplots(1, 2), ("Left", "a < b"), ("", "0.5"), strict=True):
+        dress(axes, title, note=note)
+    assert Page(html_report("x", [Section(title="One", figures=[figure])])).values("alt") == ["Left; a < b: 0.5"]
 
 
 def test_the_name_of_an_option_is_not_broken_over_lines():

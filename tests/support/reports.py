@@ -1,6 +1,7 @@
 """A small evaluation with every part of an analysis, and readers of the figures and the HTML that it gives."""
 
 import dataclasses
+import functools
 import json
 import tempfile
 from html.parser import HTMLParser
@@ -27,6 +28,12 @@ HOSTILE = ("cat", "<script>alert(1)</script>", "a & b $x_1$", "'\"><img src=x on
 NUM = 80
 
 
+@functools.cache
+def scratch() -> "tempfile.TemporaryDirectory[str]":
+    """A folder until the tests end."""
+    return tempfile.TemporaryDirectory()
+
+
 @dataclasses.dataclass
 class Memory:
     """A run that remembers what it is given."""
@@ -37,11 +44,10 @@ class Memory:
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
     images: dict[str, Image.Image] = dataclasses.field(default_factory=dict)
     histories: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
-    temporary: Any = dataclasses.field(default_factory=tempfile.TemporaryDirectory, compare=False, repr=False)
 
     @property
     def folder(self) -> Path:
-        return Path(self.temporary.name)
+        return Path(scratch().name)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics |= metrics

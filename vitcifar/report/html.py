@@ -141,7 +141,7 @@ def _titles(figure: Figure) -> str:
     """What a figure shows in words: the titles of its axes, with the notes that say their numbers."""
     parts = []
     for axes in figure.axes:
-        notes = [text.get_text() for text in axes.texts if text.get_gid() == style.NOTE]
+        notes = [text.get_text() for text in axes.texts if text.get_label() == style.NOTE]
         parts.append(": ".join(filter(None, [axes.get_title(loc="left"), *notes])))
     return "; ".join(filter(None, parts)) or "figure"
 

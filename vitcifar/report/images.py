@@ -23,7 +23,7 @@ def errors_section(dataset: ImageDataset, probabilities: np.ndarray) -> Section:
     """The most confident errors; probabilities (N, K)."""
     errors = np.flatnonzero(probabilities.argmax(axis=1) != dataset.labels)
     shown = most_confident(errors, probabilities)
-    text = f"{len(shown)} of {len(errors)} errors, the most confident first. Check them for wrong labels, too."
+    text = f"{len(shown)} of {len(errors):,} errors, the most confident first. Check them for wrong labels, too."
     return Section(
         title="Most confident errors",
         text=text if len(errors) else "No image is misclassified.",
@@ -36,7 +36,7 @@ def regressions_section(dataset: ImageDataset, probabilities: np.ndarray, compar
     shown = most_confident(comparison.lost, probabilities)
     return Section(
         title="Regressions",
-        text=f"{len(shown)} of {len(comparison.lost)} images that only {comparison.names[1]} classifies correctly.",
+        text=f"{len(shown)} of {len(comparison.lost):,} images that only {comparison.names[1]} classifies correctly.",
         tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
     )
 

@@ -38,7 +38,7 @@ FALLBACKS = (
     *("WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Arabic"),
     *("Noto Sans Hebrew", "Noto Sans Bengali", "Noto Sans Tamil", "Nirmala UI", "Leelawadee UI", "Arial Unicode MS"),
 )
-NOTE = "note"  # the gid of the text under a title
+NOTE = "_note"  # the label of the text under a title, in no legend
 # A figure in a report takes its colours from these variables, light and dark as in report.css.
 DARK = {INK: "#e7ecf4", MUTED: "#9aa8bf", GRID: "#2d3748", PAPER: "#171d29", BLUE: "#6db3ea", GREEN: "#43c59e"}
 DARK |= {RED: "#f2955a"}
@@ -76,7 +76,7 @@ def dress(axes: Axes, title: str = "", *, note: str = "", grid: str = "y") -> No
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24 if note else 10)
     if note:
         where = {"xytext": (0, 8), "xycoords": "axes fraction", "textcoords": "offset points"}
-        axes.annotate(note, (0, 1), fontsize=9, color=MUTED, gid=NOTE, **where)  # type: ignore[arg-type]
+        axes.annotate(note, (0, 1), fontsize=9, color=MUTED, label=NOTE, **where)  # type: ignore[arg-type]
 
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:
