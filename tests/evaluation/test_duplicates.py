@@ -54,13 +54,11 @@ def test_the_cosine_of_concatenated_embeddings_is_the_mean_of_their_cosines():
     assert both.shape == (2, 4) and cosine == pytest.approx((0 + 1) / 2)
 
 
-def test_pixel_hash_differs_for_other_pixels_and_other_shapes():
-    flat = np.zeros((2, 8, 3), np.uint8)
-    assert n.pixel_hash(flat) == n.pixel_hash(flat.copy()) != n.pixel_hash(flat.reshape(4, 4, 3))
-    assert n.pixel_hash(flat.transpose(1, 0, 2)) != n.pixel_hash(flat)
-    changed = flat.copy()
-    changed[1, 7, 2] = 1
-    assert n.pixel_hash(changed) != n.pixel_hash(flat)
+def test_an_image_is_a_near_duplicate_of_others_from_the_threshold_on():
+    images, others = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]), np.array([[5.0, 0.1], [-1.0, -1.0]])
+    assert n.is_near_duplicate(images, others).tolist() == [True, False, False, False]
+    assert n.is_near_duplicate(images, others, threshold=0.7).tolist() == [True, False, True, False]
+    assert n.is_near_duplicate(images[:0], others).shape == (0,) and not n.is_near_duplicate(images, others[:0]).any()
 
 
 def test_flat_images_of_different_colours_are_not_near_duplicates():

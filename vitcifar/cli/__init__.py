@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from vitcifar import __version__, signals
-from vitcifar.cli import registry, runs, serving
+from vitcifar.cli import feedback, registry, runs, serving
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
@@ -31,7 +31,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.rollback,
         registry.history,
     ),
-    "Serve": (serving.app, serving.predict, serving.score),
+    "Serve": (serving.app, serving.predict, serving.score, feedback.feedback),
     "Maintenance": (registry.doctor, registry.prune, registry.benchmark, runs.reproduce),
 }
 

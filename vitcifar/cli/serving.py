@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 @options.option("--auth", "none", "File of lines NAME:PASSWORD; people and programs must log in (none = no login).")
 @options.yes_or_no("--public", "Open the page to other machines without a login.")
 @options.option("--page", "on", "Serve the page, or REST only.", choices=("on", "off"))
+@options.option(
+    "--feedback",
+    "none",
+    "Store for feedback: sqlite:///FILE or another SQLAlchemy URL (none = no feedback).",
+)
 @options.option("--root-path", "none", "Sub-path at which a proxy offers the server (none = no sub-path).")
 def app(
     registry: "Registry",
@@ -36,6 +41,7 @@ def app(
     public: bool,
     page: str,
     root_path: str,
+    feedback: str,
 ) -> None:
     """Serve a version that follows its alias: a demo page, REST, health and metrics.
 
@@ -43,6 +49,7 @@ def app(
     vitcifar app --version champion --port 7860
     vitcifar app --host 0.0.0.0 --auth passwords.txt
     vitcifar app --page off
+    vitcifar app --feedback sqlite:///feedback.db
     """
     from vitcifar.serving.app import launch, read_passwords
 
@@ -57,6 +64,7 @@ def app(
         public=public,
         page=page == "on",
         root_path="" if root_path == "none" else root_path,
+        feedback=feedback,
     )
     click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
     server.wait()

@@ -5,7 +5,6 @@ they are counted, connected to clusters and dropped, a part at a time.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
@@ -16,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.dataset import ImageDataset, pixel_hash
 
 # The cosine of a near-duplicate: of thumbnails or, with the network, the mean of that and of its embeddings' cosine.
 # JPEG at quality 70, another brightness and twice the size stay above it. Of the 560,000 pairs across splits of
@@ -87,6 +86,15 @@ def find_duplicates(
     return dataclasses.replace(found, num_pairs=num_pairs, num_same_pixels=num_same_pixels)
 
 
+def is_near_duplicate(embeddings: np.ndarray, others: np.ndarray, *, threshold: float = DUPLICATE_COSINE) -> np.ndarray:
+    """Whether each embedding (N, D) has at least the cosine `threshold` with one of the others (M, D): bool (N,)."""
+    near = np.zeros(len(embeddings), dtype=bool)
+    if len(embeddings):
+        for rows, _, _ in _near(embeddings, others, threshold):
+            near[rows] = True
+    return near
+
+
 def _listed(
     splits: Mapping[str, ImageDataset], pairs: np.ndarray, cluster: np.ndarray, images: np.ndarray
 ) -> Duplicates:
@@ -148,11 +156,6 @@ def _spanning_trees(pairs: np.ndarray, num_images: int) -> np.ndarray:
     images = np.unique(pairs)
     _, first, inverse = np.unique(_clusters(pairs, num_images)[images], return_index=True, return_inverse=True)
     return np.stack([images[first[inverse]], images])
-
-
-def pixel_hash(image: np.ndarray) -> str:
-    """sha256 over shape and pixels."""
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def thumbnails(images: np.ndarray | Sequence[np.ndarray], side: int = 16) -> np.ndarray:

@@ -19,6 +19,7 @@ import uvicorn
 from vitcifar.errors import ServingError
 from vitcifar.registry.registry import Registry
 from vitcifar.serving.decoder import start_decoder
+from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.middleware import ALL_INTERFACES
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.server import LogIn, build_server, mount_page
@@ -85,15 +86,16 @@ def launch(
     public: bool = False,
     page: bool = True,
     root_path: str = "",
+    feedback: str = "none",
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
     """Load a version, serve it and follow its alias; returns when the server is up.
 
     `port` 0 takes a free one. `allowed_hosts` are more host names of the server. Without `page`, only REST is served
-    and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the server. With `passwords`, by
-    user name, people and programs must log in; without, `public` opens the server to other machines. Raises
-    ServingError when the address is not available or not `public`, RegistryError or ReleaseError when the version
-    cannot be loaded.
+    and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the server. `feedback` is the
+    SQLAlchemy URL of a store for feedback, which is taken then. With `passwords`, by user name, people and programs
+    must log in; without, `public` opens the server to other machines. Raises ServingError when the address or the
+    store is not available or the server not `public`, RegistryError or ReleaseError when the version cannot be loaded.
     """
     if not (passwords or public or is_loopback(host)):
         raise ServingError(
@@ -103,11 +105,14 @@ def launch(
     root_path = "/".join(["", *filter(None, root_path.split("/"))])
     listener = bind(host, port)
     try:
+        store = FeedbackStore(feedback) if feedback != "none" else None
         pool = ModelPool(registry, version)
         log_in = login_check(passwords) if passwords else None
-        app = build_server(pool, host=host, allowed_hosts=allowed_hosts, log_in=log_in, root_path=root_path)
+        app = build_server(
+            pool, host=host, allowed_hosts=allowed_hosts, log_in=log_in, root_path=root_path, store=store
+        )
         with without_proxies():
-            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path) if page else None
+            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, store) if page else None
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS)
         urls = [f"http://{netloc}:{listener.getsockname()[1]}{root_path}" for netloc in netlocs(host)]
         running = Page(urls, pool, uvicorn.Server(config), gradio_app)

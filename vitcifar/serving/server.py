@@ -20,6 +20,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from vitcifar import __version__
 from vitcifar.data.image import MAX_BYTES
 from vitcifar.serving.api import Predictor, predict_route
+from vitcifar.serving.feedback import FeedbackStore
+from vitcifar.serving.feedback_route import feedback_route
 from vitcifar.serving.metrics import Metrics, RequestCounter
 from vitcifar.serving.middleware import HostCheck, RequestLimits, SecurityHeaders, SubPath
 from vitcifar.serving.model_pool import ModelPool
@@ -31,7 +33,7 @@ from vitcifar.serving.scoring import scoring_routes
 
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
 MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
-PAGE_CSS = Path(__file__).with_name("page") / "page.css"
+PAGE_CSS = [Path(__file__).with_name("page") / name for name in ("page.css", "feedback.css")]
 SWAGGER = Path(fastapi_offline.__file__).with_name("static")  # nothing is loaded from other machines
 LogIn = Callable[[str, str], Awaitable[bool]]
 
@@ -43,8 +45,12 @@ def build_server(
     allowed_hosts: tuple[str, ...] = (),
     log_in: LogIn | None = None,
     root_path: str = "",
+    store: FeedbackStore | None = None,
 ) -> FastAPI:
-    """The server without the page. With `log_in`, everything but health asks for a name and a password."""
+    """The server without the page. With `log_in`, everything but health asks for a name and a password.
+
+    Feedback is taken with a `store`.
+    """
     queue = PredictionQueue()
     metrics = Metrics(pool, queue)
     predictor = Predictor(pool, queue, metrics)
@@ -76,6 +82,8 @@ def build_server(
     add_health(app, pool)
     for routes in (predict_route, open_inference_routes, scoring_routes):
         app.include_router(routes(predictor), dependencies=secured)
+    if store:
+        app.include_router(feedback_route(predictor, store), dependencies=secured)
     add_documentation(app, metrics, secured, root_path)
     return app
 
@@ -170,10 +178,17 @@ def add_documentation(app: FastAPI, metrics: Metrics, secured: list[Any], root_p
     app.mount("/docs/files", StaticFiles(directory=SWAGGER))
 
 
-def mount_page(app: FastAPI, pool: ModelPool, poll_seconds: float, log_in: LogIn | None, root_path: str) -> Any:
+def mount_page(
+    app: FastAPI,
+    pool: ModelPool,
+    poll_seconds: float,
+    log_in: LogIn | None,
+    root_path: str,
+    store: FeedbackStore | None = None,
+) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
     gradio = load_gradio()
-    blocks = build_page(pool, poll_seconds)
+    blocks = build_page(pool, poll_seconds, store)
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)
     blocks.state_session_capacity = MAX_SESSIONS
     gradio.mount_gradio_app(

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitcifar.errors import ImageError, VitCifarError
+from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool, sentence_for_visitors
 from vitcifar.serving.page import html
+from vitcifar.serving.page.feedback import add_feedback
 from vitcifar.serving.page.gradio_setup import load_gradio, private_folder
 from vitcifar.serving.page.uploads import predict_upload
+from vitcifar.serving.page.why import add_why
 
 if TYPE_CHECKING:
     import gradio
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 MAX_EXAMPLES = 12
 
 
-def build_classify(pool: ModelPool, version: "gradio.Dropdown", status: "gradio.HTML") -> None:
+def build_classify(
+    pool: ModelPool, version: "gradio.Dropdown", status: "gradio.HTML", store: FeedbackStore | None = None
+) -> None:
     """The tab, which classifies again after a new image, another selection or a move of the alias."""
     gradio = load_gradio()
     model = pool.state.current
@@ -38,6 +43,9 @@ def build_classify(pool: ModelPool, version: "gradio.Dropdown", status: "gradio.
             )
         with gradio.Column(min_width=320):
             card = gradio.HTML(html.empty_card(model, pool.state), elem_id="card")
+            if store:
+                add_feedback(pool, store, image, version, status)
+            add_why(pool, image, version, status)
     add_examples([str(file) for file in example_files(model)], image)
     # Gradio would decode the image without our limits.
     setattr(image, "preprocess", lambda upload: upload)  # noqa: B010

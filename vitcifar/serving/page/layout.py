@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from vitcifar.errors import VitCifarError
+from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.model_pool import MAX_SPEC, ModelPool
 from vitcifar.serving.page import html
 from vitcifar.serving.page.classify import build_classify
@@ -12,7 +13,7 @@ from vitcifar.serving.page.gradio_setup import load_gradio
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 
 
-def build_page(pool: ModelPool, poll_seconds: float) -> Any:
+def build_page(pool: ModelPool, poll_seconds: float, store: FeedbackStore | None = None) -> Any:
     """The components of the page and their events."""
     gradio = load_gradio()
     model = pool.state.current
@@ -28,7 +29,7 @@ def build_page(pool: ModelPool, poll_seconds: float) -> Any:
         setattr(version, "preprocess", str)  # noqa: B010
         status = gradio.HTML(html.status(pool.state, 0), elem_id="status")
         with gradio.Tabs(elem_id="tabs"), gradio.Tab("Classify"):
-            build_classify(pool, version, status)
+            build_classify(pool, version, status, store)
         gradio.HTML(html.FOOTER, elem_id="foot")
         seen = gradio.State(0)
         at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -27,8 +27,13 @@ def predict_upload(pool: ModelPool, upload: "ImageData | None", spec: str) -> tu
     model = pool.get(spec[:MAX_SPEC] if spec else "")
     if upload is None:
         return None, model
-    name = readable_name(b"", upload.orig_name or "")
+    name = name_of(upload)
     return model.classifier.predict(read_upload(upload, name), name, read=read_isolated), model
+
+
+def name_of(upload: "ImageData") -> str:
+    """What messages call an upload."""
+    return readable_name(b"", upload.orig_name or "")
 
 
 def read_upload(upload: "ImageData", name: str) -> bytes | Path:
