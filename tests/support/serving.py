@@ -2,9 +2,10 @@
 
 import http.client
 import json
+import secrets
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ class FakeRegistry:
         self.unreachable = False
         self.sentence = ""  # of every error, instead of the usual one
         self.pulled: list[int] = []
+        self.tags: dict[str, str] = {}  # of the registered model
 
     def list(self) -> list[Version]:
         if self.unreachable:
@@ -60,6 +62,9 @@ class FakeRegistry:
             )
             for number in sorted(self.numbers, reverse=True)
         ]
+
+    def read(self) -> tuple[Sequence[Version], dict[str, str]]:
+        return self.list(), self.tags
 
     def resolve(self, spec: str | int) -> int:
         version = select(self.list(), spec)
@@ -121,6 +126,22 @@ def request_status(page: Page, path: str, headers: dict[str, str], body: Any = N
         return 413
     finally:
         connection.close()
+
+
+def send_event(page: Page, function: str, data: list[Any], event_data: Any) -> str:
+    """What the page's private function of this name answers to a forged event, through the queue."""
+    functions = page._gradio_app.blocks.fns.items()
+    (number,) = (number for number, block in functions if getattr(block.fn, "__name__", "") == function)
+    body = {"data": data, "event_data": event_data, "fn_index": number, "session_hash": secrets.token_hex(4)}
+    headers = {"Content-Type": "application/json"}
+    for path, content in (
+        ("queue/join", json.dumps(body).encode()),
+        (f"queue/data?session_hash={body['session_hash']}", None),
+    ):
+        request = urllib.request.Request(f"{page.url}/gradio_api/{path}", content, headers)
+        with urllib.request.urlopen(request, timeout=20) as response:
+            answer = response.read().decode()
+    return next(line for line in answer.splitlines() if "process_completed" in line)
 
 
 def wait_until(condition: Callable[[], bool], failure: str, seconds: float = 20) -> None:

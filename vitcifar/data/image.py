@@ -75,7 +75,7 @@ def open_image(source: bytes | Path, name: str) -> tuple[Image.Image, bytes]:
     content = source if isinstance(source, bytes) else read_file(source, name)
     if not content:
         raise ImageError(f"{name} is empty.")
-    _check_size(len(content), name)
+    check_size(len(content), name)
     content, info = split_metadata(content, name)
     image = _open(content, name)
     image.info.update(info)
@@ -144,7 +144,7 @@ def read_file(path: Path, name: str) -> bytes:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block forever
             raise ImageError(f"{name} is not a file.")
-        _check_size(status.st_size, name)
+        check_size(status.st_size, name)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {name}.") from error
@@ -154,7 +154,8 @@ def read_file(path: Path, name: str) -> bytes:
         raise ImageError(f"{name} cannot be the path of a file.") from error
 
 
-def _check_size(num_bytes: int, name: str) -> None:
+def check_size(num_bytes: int, name: str) -> None:
+    """Raises ImageError for a file with more bytes than are read."""
     if num_bytes > MAX_BYTES:
         size, limit = f"{num_bytes / 2**20:.0f} MiB", f"{MAX_BYTES // 2**20} MiB"
         raise ImageError(f"{name} is {size}, the limit is {limit}: save a smaller image, or as JPEG.")

@@ -8,6 +8,7 @@ import datetime
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
 from vitcifar.errors import ImageError, VitCifarError
 from vitcifar.registry.registry import Registry, Version, select
@@ -26,6 +27,7 @@ class PoolState:
     serial: int
     current: LoadedModel
     versions: tuple[Version, ...]
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the registered model: the history of aliases
     moved: str = ""  # the last move of the alias
     problem: str = ""  # why `current` may not be the version that it should be; the log says more
 
@@ -49,7 +51,8 @@ class ModelPool:
         self._stop = threading.Event()
         self._failed: tuple[int, float, str] = (0, 0.0, "")  # number, time, reason of the last failure
         current = self._load(registry.resolve(spec))
-        self.state = PoolState(serial=1, current=current, versions=tuple(registry.list()))
+        versions, tags = registry.read()
+        self.state = PoolState(serial=1, current=current, versions=tuple(versions), tags=tags)
 
     def get(self, spec: str = "") -> LoadedModel:
         """The version of a number, an alias or `latest`, loaded; the current one by default.
@@ -80,10 +83,10 @@ class ModelPool:
         """List the registry once and serve the version that `spec` selects now."""
         before = self.state
         try:
-            versions = tuple(self.registry.list())
+            versions, tags = self.registry.read()
             current, problem = self._serve(select(versions, self.spec))
         except VitCifarError as error:
-            versions, current = before.versions, before.current
+            versions, tags, current = before.versions, before.tags, before.current
             problem = f"The registry cannot be read. {self._still_serving()}"
             if problem != before.problem:
                 LOG.warning("%s %s", problem, error)
@@ -91,7 +94,9 @@ class ModelPool:
         if current is not before.current:
             now = datetime.datetime.now().strftime("%H:%M:%S")
             moved = f"{self.spec} moved from version {before.current.version} to version {current.version} at {now}."
-        after = PoolState(serial=before.serial, current=current, versions=versions, moved=moved, problem=problem)
+        after = PoolState(
+            serial=before.serial, current=current, versions=tuple(versions), tags=tags, moved=moved, problem=problem
+        )
         if after != before:
             self.state = dataclasses.replace(after, serial=before.serial + 1)
         return self.state

@@ -14,8 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from filelock import FileLock, Timeout
 
+from vitcifar.data.image import read_image
 from vitcifar.errors import DataError, ImageError
 from vitcifar.inference.session import available_cores
 from vitcifar.progress import bar
@@ -73,13 +75,19 @@ def _append(journal: Path, model: LoadedModel, inputs: Sequence[Path], num_done:
             progress.update()
 
 
-def predict_row(model: LoadedModel, item: Item, folder: Path | str = "") -> Row:
-    """The row of one image: its prediction, or its error. A relative path is one in `folder`."""
+def predict_row(
+    model: LoadedModel,
+    item: Item,
+    folder: Path | str = "",
+    *,
+    read: Callable[[bytes | Path, str], np.ndarray] = read_image,
+) -> Row:
+    """The row of one image (decoded with `read`): its prediction, or its error. A relative path is one in `folder`."""
     path, content = item
     name = path if path.isprintable() else repr(path)
     row: Row = {"path": name, **dict.fromkeys(("label", "probability", "confident", "probabilities", "error"))}
     try:
-        prediction = model.classifier.predict(Path(folder, path) if content is None else content, name)
+        prediction = model.classifier.predict(Path(folder, path) if content is None else content, name, read=read)
     except ImageError as error:
         row["error"] = str(error)
     else:

@@ -33,7 +33,7 @@ from vitcifar.serving.scoring import scoring_routes
 
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
 MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
-PAGE_CSS = [Path(__file__).with_name("page") / name for name in ("page.css", "feedback.css")]
+PAGE_CSS = [Path(__file__).with_name("page") / name for name in ("page.css", "feedback.css", "tabs.css")]
 SWAGGER = Path(fastapi_offline.__file__).with_name("static")  # nothing is loaded from other machines
 LogIn = Callable[[str, str], Awaitable[bool]]
 

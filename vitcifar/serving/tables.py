@@ -164,8 +164,12 @@ def _write_csv(rows: Iterator[Row], path: Path) -> None:
         table = csv.DictWriter(file, SCHEMA.names)
         table.writeheader()
         for row in rows:
-            probabilities = row["probabilities"] and json.dumps(row["probabilities"], ensure_ascii=False)
-            table.writerow({**row, "probabilities": probabilities})
+            table.writerow(csv_row(row))
+
+
+def csv_row(row: Row) -> Row:
+    """A row as CSV holds it: the probabilities as JSON."""
+    return {**row, "probabilities": row["probabilities"] and json.dumps(row["probabilities"], ensure_ascii=False)}
 
 
 def _write_jsonl(rows: Iterator[Row], path: Path) -> None:

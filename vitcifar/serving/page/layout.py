@@ -7,8 +7,11 @@ from vitcifar.errors import VitCifarError
 from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.model_pool import MAX_SPEC, ModelPool
 from vitcifar.serving.page import html
+from vitcifar.serving.page.batch import build_batch
 from vitcifar.serving.page.classify import build_classify
+from vitcifar.serving.page.compare import build_compare
 from vitcifar.serving.page.gradio_setup import load_gradio
+from vitcifar.serving.page.versions import build_versions
 
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 
@@ -28,10 +31,18 @@ def build_page(pool: ModelPool, poll_seconds: float, store: FeedbackStore | None
         # Gradio would check the version against the list at its start.
         setattr(version, "preprocess", str)  # noqa: B010
         status = gradio.HTML(html.status(pool.state, 0), elem_id="status")
-        with gradio.Tabs(elem_id="tabs"), gradio.Tab("Classify"):
-            build_classify(pool, version, status, store)
+        # The serial that the page has shown. No gradio.State: its change tells nobody without the queue.
+        seen = gradio.Number(0, precision=0, visible="hidden")
+        with gradio.Tabs(elem_id="tabs"):
+            with gradio.Tab("Classify"):
+                build_classify(pool, version, status, store)
+            with gradio.Tab("Batch"):
+                build_batch(pool, version)
+            with gradio.Tab("Compare"):
+                build_compare(pool, seen)
+            with gradio.Tab("Versions"):
+                build_versions(pool, seen)
         gradio.HTML(html.FOOTER, elem_id="foot")
-        seen = gradio.State(0)
         at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         version.input(functools.partial(show_status, pool), [version, seen], status, **at_once)
         for trigger in (blocks.load, gradio.Timer(poll_seconds).tick):  # the pool, for changes

@@ -1,0 +1,137 @@
+"""The tab Compare: two versions on the same images, side by side; how often they agree, and where they do not."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from vitcifar.inference.session import Prediction
+from vitcifar.serving.loaded_model import LoadedModel
+from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.page.gradio_setup import load_gradio
+from vitcifar.serving.page.html import percent
+from vitcifar.serving.page.images import Decoded, Part, build_images, decode, describe, error_row, head, row
+
+if TYPE_CHECKING:
+    import gradio
+
+TOP_K = 3  # classes with a bar
+COLUMNS = (
+    ("first", "First label"),
+    ("firstp", "Probability"),
+    ("second", "Second label"),
+    ("secondp", "Probability"),
+    ("agree", "Agree"),
+)
+# The numbers are counted by the script.
+AGREEMENT = (
+    '<div class="shown"></div>'
+    '<p class="agreement">Agreement so far: <b data-count="tr[data-agree=yes]">0</b> of '
+    '<b data-count="tr[data-agree]">0</b> images</p>'
+    '<label class="filter"><input type="checkbox" class="agreeing"> Also list images on which they agree</label>'
+)
+
+
+def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
+    """The tab. `seen` changes when the registry does: the lists of versions follow it."""
+    gradio = load_gradio()
+    first, second = default_pair(pool)
+    with gradio.Row(elem_classes="pair"):
+        pair = [
+            gradio.Dropdown(version_choices(pool), value=value, label=label, filterable=False, min_width=220)
+            for label, value in (("First version", first), ("Second version", second))
+        ]
+    for version in pair:  # Gradio would check the version against the list at its start
+        setattr(version, "preprocess", str)  # noqa: B010
+
+    def answer(part: Part, specs: Sequence[str]) -> dict[str, Any]:
+        return answer_compare(pool, part, specs[0], specs[-1])
+
+    columns = "".join(head(key, title) for key, title in COLUMNS)
+    shown = build_images(
+        pool,
+        answer,
+        pair,
+        columns=columns,
+        name="Disagreements",
+        action="Compare",
+        above=AGREEMENT,
+        below="Images on which the two versions disagree are listed here.",
+    )
+    at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    restarts = iter(range(1, 2**62))
+    gradio.on([version.input for version in pair], lambda: {"restart": next(restarts)}, None, shown, **at_once)
+
+    def follow(*values: Any) -> list[Any]:
+        return [gradio.Dropdown(version_choices(pool), value=value) for value in values]
+
+    seen.change(follow, pair, pair, **at_once)
+
+
+def version_choices(pool: ModelPool) -> list[tuple[str, str]]:
+    """Every version, the newest first, with its aliases."""
+    return [(" · ".join([f"version {v.number}", *v.aliases]), str(v.number)) for v in pool.state.versions]
+
+
+def default_pair(pool: ModelPool) -> tuple[str, str]:
+    """The version that serves and the newest other one; the same twice where there is one only."""
+    current = pool.state.current.version
+    other = next((version.number for version in pool.state.versions if version.number != current), current)
+    return str(current), str(other)
+
+
+def answer_compare(pool: ModelPool, part: Part, first: str, second: str) -> dict[str, Any]:
+    """The rows of a part. An image is decoded once for both versions. Raises VitCifarError."""
+    models = pool.get(first), pool.get(second)
+    rows = []
+    for number, image in enumerate(decode(part), part.start + 1):
+        if not hasattr(image.pixels, "shape"):
+            rows.append({"row": error_row(number, image, len(COLUMNS)), "line": "", "shown": ""})
+            continue
+        one, other = (model.classifier.predict(b"", image.name, read=image.read) for model in models)
+        shown = side_by_side(image, models, (one, other))
+        rows.append({"row": table_row(number, image, one, other), "line": "", "shown": shown})
+    caption = f"{describe(models[0], pool.state)} and {describe(models[1], pool.state)}"
+    if set(models[0].class_names) != set(models[1].class_names):
+        caption += ", which know different classes"
+    return {"rows": rows, "versions": [str(model.version) for model in models], "caption": caption}
+
+
+def table_row(number: int, image: Decoded, one: Prediction, other: Prediction) -> str:
+    agree = "yes" if one.label == other.label else "no"
+    cells = "".join(
+        f'<td>{escape(prediction.label)}</td><td class="number">{percent(prediction.probability)}</td>'
+        for prediction in (one, other)
+    )
+    return row(
+        number,
+        image,
+        f"{cells}<td>{agree}</td>",
+        is_button=True,
+        agree=agree,
+        first=one.label,
+        firstp=f"{one.probability:.9f}",
+        second=other.label,
+        secondp=f"{other.probability:.9f}",
+    )
+
+
+def side_by_side(
+    image: Decoded, models: tuple[LoadedModel, LoadedModel], predictions: tuple[Prediction, Prediction]
+) -> str:
+    """The image and, for each version, its label and the bars of its most likely classes."""
+    sides = []
+    for model, prediction in zip(models, predictions, strict=True):
+        bars = "".join(
+            f'<li><span class="name">{escape(name)}</span><span class="track"><i style="width:{100 * value:.2f}%"></i>'
+            f'</span><span class="value">{percent(value)}</span></li>'
+            for name, value in list(prediction.probabilities.items())[:TOP_K]
+        )
+        sides.append(
+            f'<section><h3>{escape(model.name)}</h3><p class="verdict"><b>{escape(prediction.label)}</b> '
+            f'<span>{percent(prediction.probability)}</span></p><ol class="bars">{bars}</ol></section>'
+        )
+    agree = len({prediction.label for prediction in predictions}) == 1
+    verdict = '<span class="badge">agree</span>' if agree else '<span class="badge differ">disagree</span>'
+    return (
+        f"<figure>{image.thumbnail()}<figcaption>{escape(image.name)} {verdict}</figcaption></figure>{''.join(sides)}"
+    )
