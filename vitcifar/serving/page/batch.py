@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.page.html import percent
-from vitcifar.serving.page.images import Decoded, Part, build_images, decode, describe, error_row, head, row
+from vitcifar.serving.page.images import Decoded, Part, build_images, build_skeleton, decode, describe, error_row, row
 from vitcifar.serving.score import predict_row
 from vitcifar.serving.tables import SCHEMA, Row, csv_row
 
@@ -26,16 +26,14 @@ def build_batch(pool: ModelPool, version: "gradio.Dropdown") -> None:
     def answer(part: Part, specs: Sequence[str]) -> dict[str, Any]:
         return answer_batch(pool, part, specs[0])
 
-    build_images(
-        pool,
-        answer,
-        [version],
-        columns="".join(head(key, title) for key, title in COLUMNS),
-        name="Predictions",
+    skeleton = build_skeleton(
+        COLUMNS,
         action="Classify",
+        name="Predictions",
         below="A row for each image appears here while they are classified.",
         csv="predictions.csv",
     )
+    build_images(pool, answer, [version], skeleton=skeleton, elem_id="batch")
 
 
 def answer_batch(pool: ModelPool, part: Part, spec: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.page.gradio_setup import load_gradio
 from vitcifar.serving.page.html import percent
-from vitcifar.serving.page.images import Decoded, Part, build_images, decode, describe, error_row, head, row
+from vitcifar.serving.page.images import Decoded, Part, build_images, build_skeleton, decode, describe, error_row, row
 
 if TYPE_CHECKING:
     import gradio
@@ -46,17 +46,14 @@ def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
     def answer(part: Part, specs: Sequence[str]) -> dict[str, Any]:
         return answer_compare(pool, part, specs[0], specs[-1])
 
-    columns = "".join(head(key, title) for key, title in COLUMNS)
-    shown = build_images(
-        pool,
-        answer,
-        pair,
-        columns=columns,
-        name="Disagreements",
+    skeleton = build_skeleton(
+        COLUMNS,
         action="Compare",
+        name="Disagreements",
         above=AGREEMENT,
         below="Images on which the two versions disagree are listed here.",
     )
+    shown = build_images(pool, answer, pair, skeleton=skeleton, elem_id="compare")
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     restarts = iter(range(1, 2**62))
     gradio.on([version.input for version in pair], lambda: {"restart": next(restarts)}, None, shown, **at_once)

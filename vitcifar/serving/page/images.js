@@ -3,7 +3,7 @@
 const find = (selector) => element.querySelector(selector);
 const root = find(".many"), input = find("input"), body = find("tbody"), go = find(".go"), csv = find(".csv");
 const limits = root.dataset, action = limits.action, drop = find(".drop");
-let files = [], done = 0, round = 0, working = false, versions = [], started = 0, before = 0;
+let files = [], done = 0, turn = 0, working = false, versions = [], started = 0, before = 0;
 let lines = [], details = [], sorted = null, waiting = null, note = "";
 
 const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
@@ -24,8 +24,13 @@ function show() {
     number.textContent = body.querySelectorAll(number.dataset.count).length.toLocaleString("en");
 }
 
+function stop() { // an answer that is on its way is ignored
+  turn += 1; working = false;
+}
+
 function restart(keep) {
-  round += 1; done = 0; working = false; versions = []; lines = []; details = [];
+  stop();
+  done = 0; versions = []; lines = []; details = [];
   body.replaceChildren();
   find(".caption").replaceChildren();
   find(".shown")?.replaceChildren();
@@ -76,22 +81,26 @@ function ask(request) {
 
 async function work() {
   if (working || done >= files.length) return show();
-  const mine = round;
+  const mine = ++turn;
   working = true; started = performance.now(); before = done;
   say(`${action}: ${done.toLocaleString("en")} of ${count(files.length, "image")}`);
   show();
   let next = part(done);
   while (done < files.length) {
     const request = await next;
-    if (!working || mine !== round) return show();
+    if (mine !== turn) return;
+    if (!request.files.length) { // more files were chosen since
+      next = part(done);
+      continue;
+    }
     request.versions = versions;
-    request.serial = `${round}/${request.start}/${Math.random()}`;
+    request.serial = `${mine}/${request.start}`;
     const reply = ask(request);
     next = part(done + request.files.length); // read while the server works
     const answer = await reply;
-    if (mine !== round) return;
+    if (mine !== turn) return;
     if (answer.problem) {
-      working = false;
+      stop();
       say(answer.problem, true);
       return show();
     }
@@ -150,7 +159,7 @@ element.addEventListener("click", (event) => {
     sorted = { key: head.dataset.key, order: again ? -sorted.order : 1 };
     sort();
   } else if (event.target === go && working) {
-    working = false;
+    stop();
     say(`Stopped after ${done.toLocaleString("en")} of ${count(files.length, "image")}.`);
     show();
   } else if (event.target === go) {

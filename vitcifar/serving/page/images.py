@@ -132,36 +132,30 @@ def describe(model: LoadedModel, state: PoolState) -> str:
 
 
 def build_images(
-    pool: ModelPool, answer: Answer, versions: Sequence["gradio.Dropdown"], *, columns: str, name: str, **texts: str
+    pool: ModelPool, answer: Answer, versions: Sequence["gradio.Dropdown"], *, skeleton: str, elem_id: str
 ) -> Any:
-    """The part of a tab that takes images and shows a row for each, which `answer` makes.
-
-    `columns` are the heads of the table after the first three, `name` that of the table. `texts` are `action` (what
-    is done with the images), `above` (HTML above the table) and `below` (HTML of a table without rows).
-    """
+    """The part of a tab that takes images and shows a row for each, which `answer` makes with one or two versions."""
     gradio = load_gradio()
 
-    def respond(*asked: Any) -> dict[str, Any]:
-        *specs, event = asked
-        return answer_part(pool, event, [str(spec)[:MAX_SPEC] for spec in specs], answer)
-
     def with_one(version: Any, event: Any = None) -> dict[str, Any]:
-        return respond(version, event and event._data)
+        return answer_part(pool, event and event._data, [version], answer)
 
     def with_two(first: Any, second: Any, event: Any = None) -> dict[str, Any]:
-        return respond(first, second, event and event._data)
+        return answer_part(pool, event and event._data, [first, second], answer)
 
     handler = with_one if len(versions) == 1 else with_two
     handler.__annotations__["event"] = gradio.EventData  # by which Gradio finds where to pass what the script sends
-    shown = gradio.HTML(
-        html_template=skeleton(columns, name, **texts),
+    images = gradio.HTML(
+        html_template=skeleton,
         js_on_load=SCRIPT.read_text(encoding="utf-8"),
         apply_default_css=False,
-        elem_classes="images",
+        elem_id=elem_id,
     )
     # "multiple": the next part is sent before Gradio has seen the end of the last one.
-    shown.upload(handler, [*versions], shown, trigger_mode="multiple", show_progress="hidden", api_visibility="private")
-    return shown
+    images.upload(
+        handler, [*versions], images, trigger_mode="multiple", show_progress="hidden", api_visibility="private"
+    )
+    return images
 
 
 def answer_part(pool: ModelPool, sent: Any, specs: Sequence[str], answer: Answer) -> dict[str, Any]:
@@ -169,17 +163,24 @@ def answer_part(pool: ModelPool, sent: Any, specs: Sequence[str], answer: Answer
     serial = ""
     try:
         part = read_part(sent)
-        serial, specs = part.serial, part.versions or specs
+        serial, specs = part.serial, part.versions or [spec[:MAX_SPEC] for spec in specs]
         return {"serial": serial, **answer(part, specs)}
     except VitCifarError as error:
         return {"serial": serial, "problem": sentence_for_visitors(pool, error, specs[0])}
 
 
-def skeleton(columns: str, name: str, *, action: str, above: str = "", below: str = "", csv: str = "") -> str:
-    """The HTML before any image was chosen. `csv` names the file of the table for a download."""
+def build_skeleton(
+    columns: Sequence[tuple[str, str]], *, action: str, name: str, above: str = "", below: str = "", csv: str = ""
+) -> str:
+    """The HTML before any image was chosen, which takes as much room as afterwards.
+
+    `columns` are the keys and titles after the first three, `action` what is done with the images, `name` the name of
+    the table, `above` the HTML above it, `below` the text of an empty one, `csv` the name of its file.
+    """
     limits = f'data-files="{MAX_FILES}" data-bytes="{MAX_BYTES}" data-part-files="{PART_FILES}"'
     download = f'<button type="button" class="csv" data-name="{csv}" disabled>Download CSV</button>' if csv else ""
-    first = f'{head("number", "#")}<th><span class="unseen">Image</span></th>{head("file", "File")}'
+    heads = f'{head("number", "#")}<th><span class="unseen">Image</span></th>{head("file", "File")}'
+    heads += "".join(head(key, title) for key, title in columns)
     return f"""
 <div class="many" {limits} data-part-bytes="{PART_BYTES}" data-action="{action}">
   <label class="drop"><input type="file" multiple accept="image/*"><b>Drop images here, or click to choose</b>
@@ -191,7 +192,7 @@ def skeleton(columns: str, name: str, *, action: str, above: str = "", below: st
   {above}
   <p class="caption"></p>
   <div class="scroll" role="region" tabindex="0" aria-label="{name}"><table>
-    <thead><tr>{first}{columns}</tr></thead>
+    <thead><tr>{heads}</tr></thead>
     <tbody></tbody></table><p class="none">{below}</p></div>
 </div>"""
 
