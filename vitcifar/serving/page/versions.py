@@ -99,9 +99,9 @@ def build_versions(pool: ModelPool, seen: "gradio.Number") -> None:
     gradio = load_gradio()
     reader = DetailsReader(pool.registry)
     own: dict[str, Any] = {"apply_default_css": False}
-    table = gradio.HTML(versions_table(pool, {}), elem_id="versions", js_on_load=SELECT, **own)
-    history = gradio.HTML(history_table(read_events(pool.state.tags).values()), elem_id="history", **own)
-    card = gradio.HTML("", elem_id="model-card", js_on_load=GO_TO_CARD, **own)
+    table = gradio.HTML(elem_id="versions", js_on_load=SELECT, **own)
+    history = gradio.HTML(elem_id="history", **own)
+    card = gradio.HTML(elem_id="model-card", js_on_load=GO_TO_CARD, **own)
     waiting = gradio.Timer(WAIT_SECONDS, active=False)
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -173,7 +173,7 @@ def accuracy(details: Details | None) -> str:
 
 def gates(version: Version) -> str:
     """The last attempt to promote a version to each alias, with its gates."""
-    from vitcifar.registry.gates import read_verdicts  # loads scipy, and the page starts without it
+    from vitcifar.registry.gates import read_verdicts  # the page starts without it
 
     try:
         last = {verdict.alias: verdict for verdict in read_verdicts(version)}
