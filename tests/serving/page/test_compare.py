@@ -59,7 +59,7 @@ def test_a_person_compares_two_versions_on_several_images(tab, registry, files):
     differ = [(file.name, *pair) for file, pair in zip(files, pairs, strict=True) if pair[0].label != pair[1].label]
     assert differ, "this toy's versions disagree on some of these images"
     assert tab.locator(".agreement b").all_inner_texts() == [str(8 - len(differ)), "8"]
-    assert tab.locator(".shown h3").all_inner_texts() == ["toy version 1", "toy version 2"]
+    assert tab.locator(".shown h2").all_inner_texts() == ["toy version 1", "toy version 2"]
     assert tab.locator(".shown .verdict b").all_inner_texts() == [one.label for one in pairs[-1]]
 
     rows = tab.locator("#compare tr[data-agree]:visible")
@@ -78,4 +78,4 @@ def test_a_person_compares_two_versions_on_several_images(tab, registry, files):
     tab.click("[aria-label='Second version']")
     tab.click(".options:visible >> text=version 1")
     tab.wait_for_function("[...document.querySelectorAll('.agreement b')].every(one => one.textContent === '9')")
-    assert tab.locator(".shown h3").all_inner_texts() == ["toy version 1", "toy version 1"]
+    assert tab.locator(".shown h2").all_inner_texts() == ["toy version 1", "toy version 1"]

@@ -124,7 +124,7 @@ def side_by_side(
             for name, value in list(prediction.probabilities.items())[:TOP_K]
         )
         sides.append(
-            f'<section><h3>{escape(model.name)}</h3><p class="verdict"><b>{escape(prediction.label)}</b> '
+            f'<section><h2>{escape(model.name)}</h2><p class="verdict"><b>{escape(prediction.label)}</b> '
             f'<span>{percent(prediction.probability)}</span></p><ol class="bars">{bars}</ol></section>'
         )
     agree = len({prediction.label for prediction in predictions}) == 1
