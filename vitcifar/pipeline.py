@@ -18,7 +18,8 @@ from vitcifar.progress import notify
 from vitcifar.registry.aliases import parse_uri, resolve_names
 from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.policy import Gate
-from vitcifar.registry.registry import Registry, register
+from vitcifar.registry.registration import register
+from vitcifar.registry.registry import Registry
 from vitcifar.release.build import build_release, git_state
 from vitcifar.release.cache import cache_dir, release_weights
 from vitcifar.release.flavor import requirements

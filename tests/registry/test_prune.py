@@ -11,7 +11,8 @@ from vitcifar.errors import ConfigError, RegistryError
 from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.doctor import diagnose
 from vitcifar.registry.prune import delete, file_users, prune
-from vitcifar.registry.registry import Registry, register
+from vitcifar.registry.registration import register
+from vitcifar.registry.registry import Registry
 from vitcifar.release.manifest import read_manifest
 
 

@@ -59,7 +59,7 @@ def test_versions_are_listed_newest_first_with_their_aliases(toy: Registry) -> N
     versions = toy.list()
     assert [version.number for version in versions] == [3, 2, 1]
     assert [version.aliases for version in versions] == [(), ("champion",), ()]
-    assert versions[0].tags["release_id"] == "three"
+    assert [toy.manifest(version).release_id for version in versions] == ["three", "two", "one"]
     assert toy.accuracy(versions[0]) == 0.5
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -69,3 +70,54 @@ def test_a_package_without_metadata_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ReleaseError, match="The installation of onnxscript is incomplete: install it again with pip"):
         requirements()
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_mlflow_shows_what_the_python_function_returns_and_an_example(registry: Any) -> None:
+    info = mlflow.models.get_model_info("models:/toy/1")
+    model = mlflow.pyfunc.load_model("models:/toy/1")
+    (row,) = model.predict(model.input_example)
+    assert info.signature.inputs is None  # MLflow would reject lists or arrays
+    assert list(row) == info.signature.outputs.input_names()
+    assert len(info.saved_input_example_info) == 4 and list(model.input_example.columns) == ["image"]
+
+
+def test_a_table_may_be_longer_than_a_request(registry: Any) -> None:
+    model = mlflow.pyfunc.load_model("models:/toy/1")
+    images = random_images(103, 8, 8)
+    rows = model.predict(pd.DataFrame({"image": [png(image) for image in images]}))
+    assert [row["label"] for row in rows] == [row["label"] for row in model.predict(images)]
+
+
+def test_mlflow_predicts_from_the_example_of_a_version(registry: Any, published: Any, tmp_path: Path) -> None:
+    """As a user types it: in a process of its own, which MLflow starts."""
+    example = mlflow.pyfunc.load_model("models:/toy/1").input_example
+    path = tmp_path / "predictions.json"
+    mlflow.models.predict("models:/toy/1", input_data=example, output_path=str(path), env_manager="local")
+    (row,) = json.loads(path.read_text())["predictions"]
+    assert row["version"] == 1 and sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_mlflow_evaluates_a_version_from_a_table(registry: Any, published: Any) -> None:
+    test = published.splits.test
+    labels = [test.class_names[label] for label in test.labels]
+    table = pd.DataFrame({"image": [png(image) for image in test.images], "label": labels})
+    expected = np.mean([row["label"] == label for row, label in zip(predict(table), labels, strict=True)])
+    result = mlflow.models.evaluate(
+        "models:/toy/1",
+        table,
+        targets="label",
+        model_type="classifier",
+        model_config={"output": "label"},
+        evaluator_config={"log_explainer": False},
+    )
+    assert result.metrics["accuracy_score"] == pytest.approx(expected)
+
+
+def predict(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return mlflow.pyfunc.load_model("models:/toy/1").predict(table[["image"]])

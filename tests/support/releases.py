@@ -7,7 +7,7 @@ from typing import Any
 import mlflow
 from support.toys import make_onnx
 
-from vitcifar.registry.registry import register
+from vitcifar.registry.registration import register
 from vitcifar.release.build import MODEL_TAG, build_release
 from vitcifar.release.manifest import LOADER_MODULE, Manifest, read_manifest, write_manifest
 

@@ -10,7 +10,7 @@ from support.releases import make_release
 from support.toys import COLOURS
 
 from vitcifar.evaluation.metrics import evaluate
-from vitcifar.registry.registry import register
+from vitcifar.registry.registration import register
 from vitcifar.release.manifest import read_manifest
 
 NUM_IMAGES = 400

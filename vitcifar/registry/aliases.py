@@ -1,7 +1,6 @@
 """Aliases: valid names, the recorded history of moves, and the operations that move an alias.
 
-MLflow's aliases have no history. Each move is recorded in one tag of the registered model, under a key of its own, so
-concurrent promotions write different tags and lose nothing.
+MLflow's aliases have no history. Each move is a record of the registered model (`records.py`), under a key of its own.
 """
 
 import dataclasses
@@ -21,6 +20,7 @@ from mlflow.utils.credentials import read_mlflow_creds
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError
+from vitcifar.registry import records
 from vitcifar.registry.policy import Gate
 from vitcifar.stores import alone
 from vitcifar.tracking import reaching
@@ -197,9 +197,9 @@ def move_alias(
         return done
     key = new_key(f"{PREFIX}{alias}/", event.when)
     with reaching(mlflow.get_tracking_uri()):
-        registry.client.set_registered_model_tag(registry.model_name, key, event.to_json())
+        records.write(registry, key, event.to_json())
         _set_alias(registry, alias, number)
-        registry.client.set_registered_model_tag(registry.model_name, key, done.to_json())
+        records.write(registry, key, done.to_json())
     _require_holder(registry, alias, number, registry.aliases().get(alias))
     return done
 

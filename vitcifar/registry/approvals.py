@@ -1,4 +1,4 @@
-"""What users decide and the gates go by, recorded in tags: the policy of a model, and approvals of a version."""
+"""What users decide and the gates go by, as records: the policy of a model, and approvals of a version."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 from vitcifar.errors import ConfigError, RegistryError
-from vitcifar.registry import policy
+from vitcifar.registry import policy, records
 from vitcifar.registry.aliases import create_model, new_key, sign
 from vitcifar.registry.policy import PolicyChange
 from vitcifar.tracking import reaching
@@ -78,6 +78,8 @@ def set_policy(registry: "Registry", reason: str, **limits: Any) -> PolicyChange
     change = PolicyChange(**sign(reason), before=changed, after=new)
     with reaching(mlflow.get_tracking_uri()):
         create_model(registry.client, registry.model_name)
-        key = new_key(policy.PREFIX, change.when)
-        registry.client.set_registered_model_tag(registry.model_name, key, change.to_json())
+        records.set_policy_tag(
+            registry, after
+        )  # before the record: an older vitcifar does not see it, and must not go on
+        records.write(registry, new_key(policy.PREFIX, change.when), change.to_json())
     return change

@@ -60,12 +60,15 @@ def benchmark(
 
 def record(registry: Registry, version: Version, table: LatencyTable) -> None:
     """Store a table with the run of the version, then its sha256 on the version. Raises TrackingError."""
+    from vitcifar.registry import description  # which imports this module
+
     fingerprint, text = table.machine.fingerprint, table.to_json()
     with reaching(mlflow.get_tracking_uri()):
         registry.client.log_text(version.run_id, text, f"latency/{fingerprint}.json")
     registry.tag(version.number, f"{PREFIX}{fingerprint}", hashlib.sha256(text.encode()).hexdigest())
     if f"{OLD_PREFIX}{fingerprint}" in version.tags:
         registry.tag(version.number, f"{OLD_PREFIX}{fingerprint}", None)
+    description.update(registry, version.number)
 
 
 def read_tables(version: Version) -> dict[str, LatencyTable]:

@@ -20,9 +20,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from vitcifar.errors import ReleaseError, VitCifarError
+from vitcifar.registry import records
 from vitcifar.registry.aliases import PREFIX, read_events
 from vitcifar.registry.prune import file_users
-from vitcifar.registry.registry import BROKEN_TAG, LINK_TAG, NOT_FOUND, Registry, Version, link, register
+from vitcifar.registry.registration import LINK_TAG, link, register
+from vitcifar.registry.registry import BROKEN_TAG, NOT_FOUND, Registry, Version
 from vitcifar.registry.repair import Finding, can_restore, find, mark_broken, restore, restore_previous
 from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, has_root, list_files, root_of
 from vitcifar.release.build import LOGGED_NAME, MODEL_TAG, STAGING_PREFIX
@@ -44,6 +46,7 @@ def diagnose(registry: Registry, *, stale_seconds: float = STALE_SECONDS) -> lis
             *_unfinished_promotions(registry, stale_seconds),
             *_incomplete_versions(registry),
             *_invalid_aliases(registry),
+            *_shown_records(registry),
         ]
 
 
@@ -144,11 +147,11 @@ def _unfinished_promotions(registry: Registry, stale_seconds: float) -> Iterator
             continue
         later = [other.before for other in events.values() if other.alias == event.alias and other.when > event.when]
         applied = event.after in (holders.get(event.alias), *later[:1])  # the holder now, or at the next move
-        action = partial(registry.client.delete_registered_model_tag, registry.model_name, key)
+        action = partial(records.write, registry, key, None)
         fix, move = "delete the record", f"{event.alias} was not moved to version {event.after}"
         if applied:
             done = dataclasses.replace(event, done=True).to_json()
-            action = partial(registry.client.set_registered_model_tag, registry.model_name, key, done)
+            action = partial(records.write, registry, key, done)
             fix, move = "complete the record", f"{event.alias} was moved to version {event.after}"
         recent = _is_recent(datetime.datetime.fromisoformat(event.when).timestamp(), stale_seconds)
         subject = key.removeprefix(PREFIX)
@@ -181,7 +184,8 @@ def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
 def _changed_tags(registry: Registry, version: Version, name: str) -> Iterator[Finding]:
     """Tags of a complete version that are not what its release.json says; nothing reads a number from them."""
     for key, recorded in index_tags(registry.manifest(version)).items():
-        if (value := version.tags.get(key, recorded)) != recorded:
+        value = version.tags.get(key, recorded)
+        if value != recorded and not (key == "test_accuracy" and value == str(registry.accuracy(version))):  # in 0.1
             action = partial(registry.tag, version.number, key, recorded)
             yield find("changed tag", f"{name}, {key}", action, value=value, recorded=recorded)
 
@@ -209,6 +213,12 @@ def _unlinked(registry: Registry, version: Version, name: str) -> Iterator[Findi
         return
     if not linked:
         yield find("unlinked version", name, partial(link, registry.model_name, version.number, model_id))
+
+
+def _shown_records(registry: Registry) -> Iterator[Finding]:
+    """Records of an older vitcifar, which MLflow's pages show as long tags."""
+    if found := records.shown(registry):
+        yield find("shown records", registry.model_name, partial(records.hide, registry), number=len(found))
 
 
 def _invalid_aliases(registry: Registry) -> Iterator[Finding]:

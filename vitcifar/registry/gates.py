@@ -17,6 +17,7 @@ from vitcifar.inference.session import OnnxClassifier, this_machine
 from vitcifar.registry.aliases import STAMP, Event, check_alias, current_user, move_alias, new_event
 from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.policy import Gate, Policy, read_policy
+from vitcifar.registry.records import hide
 from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import Manifest, served_evaluation
@@ -59,9 +60,12 @@ def promote(
     registry: Registry, spec: str | int, alias: str, *, limits: Mapping[str, Any], force: bool, reason: str
 ) -> Promotion:
     """See `Registry.promote`; the verdict is recorded on the version whether the alias is moved or not."""
+    from vitcifar.registry import description  # which imports this module
+
     check_alias(alias)
     if force and not reason.strip():
         raise ConfigError("A forced promotion needs a reason: add --reason.")
+    hide(registry)
     versions, tags = registry.read()
     version = registry.find(spec, versions)
     required = read_policy(tags)
@@ -77,6 +81,7 @@ def promote(
     registry.tag(
         version.number, f"{PREFIX}{alias}/{event.when.translate(STAMP)}", json.dumps(verdict, ensure_ascii=False)
     )
+    description.update(registry, version.number)
     if failed and not forced:
         title = f"{registry.model_name} {version.number} was not promoted to {alias}"
         raise GateError(title, _advice(f"{version.number} --alias {alias}{registry.model_option}", gates), gates)

@@ -1,6 +1,6 @@
 """What the gates require of a model's versions, its recorded changes, and the result of one gate.
 
-The policy belongs to the registered model: each change is recorded in a tag of its own, and the newest one counts. The
+The policy belongs to the registered model: each change is a record of its own, and the newest one counts. The
 options of `vitcifar promote` and `vitcifar policy` are generated from `Policy`. Imports no mlflow, torch or numpy.
 """
 
@@ -54,6 +54,13 @@ class Policy:
         looser = [name for name in mine if mine[name] < others[name]]
         same = Path(self.golden_dir).absolute() == Path(other.golden_dir).absolute()
         return (*looser, *(["golden_dir"] if other.golden_dir != "none" and not same else []))
+
+    @property
+    def summary(self) -> str:
+        """The limits that differ from the defaults, for example "require not-worse, max_p95_ms 200.0"."""
+        default = Policy()
+        own = {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(default, name)}
+        return ", ".join(f"{name} {value}" for name, value in own.items()) or "the defaults"
 
     def _strictness(self) -> dict[str, float]:
         return {

@@ -1,4 +1,4 @@
-"""The model registry: its versions, how they are found, verified and pulled, and how a release becomes a version.
+"""The model registry: its versions, how they are found, verified and pulled.
 
 A version is named by a spec: its number (3 or "v3"), an alias ("champion" or "@champion") or "latest".
 """
@@ -7,7 +7,6 @@ import builtins
 import dataclasses
 import datetime
 import difflib
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,17 +18,17 @@ from mlflow.exceptions import MlflowException
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError, ReleaseError, TrackingError, listed
-from vitcifar.registry.aliases import Event, check_model_name, create_model, read_events, rollback
+from vitcifar.registry import records
+from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback
 from vitcifar.registry.policy import Policy, read_policy
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import cached_manifest, fetch, fetch_manifest
-from vitcifar.release.manifest import Manifest, index_tags, served_evaluation
+from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.tracking import reaching, store_option
 
 if TYPE_CHECKING:
     from vitcifar.registry.gates import Promotion
 
-LINK_TAG = "mlflow.modelVersions"  # MLflow's own: its page of a logged model shows the versions
 NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 DIGEST_TAG = "release_digest"
 BROKEN_TAG = "broken"  # on a version whose release the doctor found incomplete: what is wrong with it
@@ -46,7 +45,8 @@ class Version:
     created: str  # UTC, ISO 8601
     run_id: str
     source: str
-    tags: Mapping[str, str]
+    tags: Mapping[str, str]  # and its records
+    description: str = ""
 
     @property
     def digest(self) -> str | None:
@@ -102,7 +102,7 @@ class Registry:
 
     def history(self, alias: str | None = None) -> Sequence[Event]:
         """Return every recorded move of one alias, or of all, the oldest first. Raises RegistryError."""
-        return [*read_events(self._model().tags, alias).values()]
+        return [*read_events(records.of_model(self._model().tags), alias).values()]
 
     def pull(self, spec: str | int, *, pytorch: bool = False) -> Manifest:
         """Download a version's release into the cache, verify every file and return its manifest.
@@ -136,10 +136,10 @@ class Registry:
         return read_policy(self.tags())
 
     def tags(self) -> Mapping[str, str]:
-        """The tags of the registered model; none when it does not exist. Raises TrackingError."""
+        """The tags and records of the registered model; none when it does not exist. Raises TrackingError."""
         with reaching(mlflow.get_tracking_uri()):
             models = self.client.search_registered_models(f"name='{self.model_name}'")
-        return models[0].tags if models else {}
+        return records.of_model(models[0].tags) if models else {}
 
     def rollback(self, alias: str = "champion", *, to: str | int | None = None, reason: str) -> Event:
         """Point an alias back to its previous version, or to another one, `to`, that held it before.
@@ -150,7 +150,16 @@ class Registry:
         return rollback(self, alias, to, reason)
 
     def read(self) -> tuple[Sequence[Version], Mapping[str, str]]:
-        """The versions, the newest first, and the tags of the registered model, in two reads of the store."""
+        """The versions, the newest first, and the tags of the registered model, each with its records (`records.py`).
+
+        Reads the store twice.
+        """
+        found, stored = self.read_stored()
+        versions = [dataclasses.replace(one, tags=records.of_version(one.number, one.tags, stored)) for one in found]
+        return versions, records.of_model(stored)
+
+    def read_stored(self) -> tuple[Sequence[Version], Mapping[str, str]]:
+        """As `read`, with the tags as they are stored."""
         found = self.search(f"name='{self.model_name}'")
         if not found:
             return [], {}
@@ -181,6 +190,7 @@ class Registry:
                 run_id=entry.run_id or "",
                 source=entry.source or "",
                 tags=dict(entry.tags),
+                description=entry.description or "",
             )
             for entry in found
         ]
@@ -255,7 +265,9 @@ class Registry:
         return next(iter(re.findall(r"/models/(m-\w+)(?![^/])", self.location(version))[::-1]), "")
 
     def tag(self, number: int, key: str, value: str | None) -> None:
-        """Set a tag of a version, or remove it with None."""
+        """Set a tag or a record of a version, or remove it with None."""
+        if records.is_record(key, number):
+            return records.write(self, key, value, number)
         with reaching(mlflow.get_tracking_uri()):
             if value is None:
                 self.client.delete_model_version_tag(self.model_name, str(number), key)
@@ -278,21 +290,3 @@ class Registry:
             return f"{self.model_name} has no version yet: `vitcifar train{self.model_option}` makes one."
         known = f"there are: {listed(names)}" if names else "the registry is empty, `vitcifar train` fills it"
         return f"There is no model {self.model_name!r} with a version in {mlflow.get_tracking_uri()}; {known}."
-
-
-def register(release: Manifest, model_id: str, digest: str) -> int:
-    """Create the version with its tags in one request, so that it exists completely or not at all."""
-    client = mlflow.MlflowClient()
-    tags = {DIGEST_TAG: digest, **index_tags(release)}
-    source = {"source": f"models:/{model_id}", "run_id": release.run_id, "model_id": model_id}
-    with reaching(mlflow.get_tracking_uri()):
-        create_model(client, release.model_name)
-        version = client.create_model_version(release.model_name, **source, tags=tags, await_creation_for=0)
-        link(release.model_name, int(version.version), model_id)
-    return int(version.version)
-
-
-def link(model_name: str, number: int, model_id: str) -> None:
-    """Make MLflow's page of a logged model show its version."""
-    versions = json.dumps([{"name": model_name, "version": number}])
-    mlflow.MlflowClient().set_logged_model_tags(model_id, {LINK_TAG: versions})

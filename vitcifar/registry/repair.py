@@ -35,6 +35,7 @@ PROBLEMS = {  # what is wrong, and the repair or what a person has to do
         "train another version before mlflow gc deletes its files",
     ),
     "unlinked version": ("MLflow's page of the logged model does not show the version", "link it"),
+    "shown records": ("MLflow's pages show {number} records of an older vitcifar", "move them to hidden tags"),
     "foreign alias": ("it points to version {number}, which is not of vitcifar", "point it to its previous version"),
     "dangling alias": ("it points to version {number}, which was deleted", "point it to its previous version"),
 }

@@ -86,6 +86,7 @@ def build_release(
                 staged=staged,
                 release=release,
                 digests=digests,
+                validate_serving_input=False,  # it would load the model, and rewrite MLmodel after it was hashed
             )
     return Built(manifest=release, model_id=info.model_id, digest=digests[0])
 

@@ -3,23 +3,29 @@
 `mlflow.models.Model.log` takes it as `flavor` and calls `save_model`.
 """
 
+import base64
 import contextlib
 import importlib.metadata
+import io
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from vitcifar.errors import ReleaseError
 from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
 
 if TYPE_CHECKING:
-    from mlflow.models import Model
+    from mlflow.models import Model, ModelSignature
     from torch.export import ExportedProgram
 
 CONDA_FILE, PYTHON_FILE = "conda.yaml", "python_env.yaml"
+EXAMPLE_SIDE = 64  # pixels of the longer side, at most: the example is shown as text
+OUTPUT = {"output": "prediction"}  # or "label": MLflow can load the model with another `model_config`
 REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime", "Pillow", "torch")
 
 
@@ -61,18 +67,21 @@ def save_model(
 
 
 def _write_mlmodel(mlflow_model: "Model", folder: Path) -> None:
-    """Write MLmodel: three flavors and no signature, since the python_function accepts files as well as arrays."""
+    """Write MLmodel: three flavors, with the signature and the input example of the python_function."""
     import mlflow.onnx
     import mlflow.pyfunc
     import onnx
 
-    # With an example MLflow loads the model and rewrites MLmodel after release.json has recorded its hash.
-    for name in ("input_example.json", "serving_input_example.json"):
-        (folder / name).unlink(missing_ok=True)
-    mlflow_model.saved_input_example_info = None  # type: ignore[assignment]
-    mlflow_model.signature = None
+    mlflow_model.saved_input_example_info = _write_example(folder)
+    mlflow_model.signature = signature()
     del mlflow_model.flavors["python_function"]
-    mlflow.pyfunc.add_to_model(mlflow_model, loader_module=LOADER_MODULE, conda_env=CONDA_FILE, python_env=PYTHON_FILE)
+    mlflow.pyfunc.add_to_model(
+        mlflow_model,
+        loader_module=LOADER_MODULE,
+        conda_env=CONDA_FILE,
+        python_env=PYTHON_FILE,
+        model_config=dict(OUTPUT),
+    )
     mlflow_model.add_flavor(
         mlflow.onnx.FLAVOR_NAME,
         onnx_version=onnx.__version__,
@@ -85,6 +94,45 @@ def _write_mlmodel(mlflow_model: "Model", folder: Path) -> None:
         os.path.getsize(file) for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST_FILE
     )
     mlflow_model.save(str(folder / "MLmodel"))
+
+
+def signature() -> "ModelSignature":
+    """What the python_function returns for each image.
+
+    It names no inputs: MLflow rejects what does not fit them before the model sees it, and no schema fits all that the
+    model accepts and checks itself: a table with the column `image`, lists, and arrays, of files or of pixels.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Map
+
+    outputs = [
+        ColSpec(DataType.string, "label"),
+        ColSpec(Map(DataType.double), "probabilities"),
+        ColSpec(DataType.string, "model"),
+        ColSpec(DataType.long, "version"),
+        ColSpec(DataType.string, "release_id"),
+        ColSpec(DataType.boolean, "confident", required=False),
+    ]
+    return ModelSignature(outputs=Schema(outputs))
+
+
+def _write_example(folder: Path) -> dict[str, str]:
+    """Write an image as base64 in the column `image`, as MLflow's pages and `mlflow.models.predict` read it."""
+    path = next(iter(sorted((folder / "examples").glob("*.png"))))
+    with Image.open(path) as image:
+        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+    table = {"columns": ["image"], "data": [[base64.b64encode(buffer.getvalue()).decode()]]}
+    (folder / "input_example.json").write_text(json.dumps(table), encoding="utf-8")
+    (folder / "serving_input_example.json").write_text(json.dumps({"dataframe_split": table}), encoding="utf-8")
+    return {
+        "artifact_path": "input_example.json",
+        "serving_input_path": "serving_input_example.json",
+        "type": "dataframe",
+        "pandas_orient": "split",
+    }
 
 
 def requirements() -> list[str]:

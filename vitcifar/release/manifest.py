@@ -133,12 +133,12 @@ def served_evaluation(release: Manifest) -> dict[str, Any]:
 
 def index_tags(release: Manifest) -> dict[str, str]:
     """What MLflow's page shows and searches of a release. Tags can be edited: numbers are read from release.json."""
-    numbers = {
-        "parity_max_logit_difference": release.checks.get("parity", {}).get("max_logit_difference"),
-        "test_accuracy": served_evaluation(release).get("accuracy"),
-    }
-    texts = {name: str(value) for name, value in numbers.items() if value is not None}
-    return {"release_id": release.release_id, "fingerprint": release.fingerprint, **texts}
+    accuracy, data = served_evaluation(release).get("accuracy"), release.config.get("data")
+    if data == "folder":
+        data = Path(release.config["data_dir"]).absolute().name
+    texts = {"test_accuracy": accuracy if accuracy is None else f"{accuracy:.3f}", "dataset": data}
+    serves = "onnx-int8" if release.serves == INT8_FILE else "onnx-fp32"
+    return {**{name: text for name, text in texts.items() if text is not None}, "serves": serves}
 
 
 def _check_types(path: Path, release: Manifest) -> None:

@@ -8,6 +8,7 @@ import base64
 import binascii
 import contextlib
 import json
+import os
 import re
 import time
 import urllib.parse
@@ -27,6 +28,7 @@ MAX_IMAGES = 100  # in one request
 MAX_REQUEST_SECONDS = 30.0  # to decode the images of one request
 MAX_REQUEST_PIXELS = 200_000_000  # of all images of one request, which are decoded before the first is classified
 URL_SAFE = str.maketrans("-_", "+/")
+SERVER = "__pyfunc_model_path__"  # a variable of MLflow's server: its model answers requests, whose size is limited
 USAGE = 'send {"inputs": ["…"]} with one base64 image each'
 
 
@@ -38,12 +40,17 @@ class BadRequest(MlflowException):
 
 
 class ImageModel:
-    """The model that `mlflow.pyfunc.load_model` returns for a release."""
+    """The model that `mlflow.pyfunc.load_model` returns for a release; outside a server tables may have any length.
 
-    def __init__(self, model: LoadedModel) -> None:
+    `output` is "prediction", or "label" to return the labels alone, as `mlflow.models.evaluate` compares them.
+    """
+
+    def __init__(self, model: LoadedModel, *, served: bool = True, output: str = "prediction") -> None:
         self.model = model
+        self.served = served
+        self.output = output
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[Any]:
         """Classify images; each prediction has label, probabilities (largest first), model, version, release_id, and
         `confident` (at or above the threshold, None without one).
 
@@ -51,10 +58,15 @@ class ImageModel:
         the bytes of image files, or of pixels (H, W, 3); or an array (N, H, W, 3), or (H, W, 3) for one image, of
         whole numbers from 0 to 255. Raises BadRequest (status 400) with one sentence.
         """
+        if not self.served and hasattr(model_input, "iloc") and len(model_input) > MAX_IMAGES:  # of Spark, or evaluate
+            starts = range(0, len(model_input), MAX_IMAGES)
+            return [row for start in starts for row in self.predict(model_input.iloc[start : start + MAX_IMAGES])]
         try:
             predictions = self.model.classifier.predict_images(read_images(model_input))
         except ImageError as error:
             raise BadRequest.invalid_parameter_value(str(error)) from error
+        if self.output == "label":
+            return [prediction.label for prediction in predictions]
         return [
             {
                 **prediction.to_dict(self.model.model_name, self.model.version),
@@ -65,11 +77,12 @@ class ImageModel:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> ImageModel:
-    """Verify and open the release in a folder. Raises ReleaseError.
+    """Verify and open the release in a folder; `model_config` may be {"output": "label"}. Raises ReleaseError.
 
     Every published version names this function as `loader_module: vitcifar.serving.rest`: it must stay here.
     """
-    return ImageModel(open_folder(Path(path)))
+    model = open_folder(Path(path))
+    return ImageModel(model, served=SERVER in os.environ, output=(model_config or {}).get("output", "prediction"))
 
 
 def read_images(model_input: Any) -> list[np.ndarray]:
