@@ -274,12 +274,12 @@ def test_an_unexpected_file_is_deleted(patient: Registry, store: Path) -> None:
 def test_a_number_in_a_tag_that_was_edited_is_set_as_in_the_release(patient: Registry) -> None:
     """The number that is shown is that of release.json, before and after."""
     patient.tag(1, "test_accuracy", "0.99")
-    patient.tag(1, "parity_max_logit_difference", None)  # an old version may lack a tag
+    patient.tag(1, "serves", None)  # an old version lacks a tag
     (finding,) = diagnose(patient)
-    assert (finding.kind, finding.message) == ("changed tag", "it is 0.99, release.json says 0.5")
+    assert (finding.kind, finding.message) == ("changed tag", "it is 0.99, release.json says 0.500")
     assert patient.accuracy(patient.show(1)) == 0.5
     heal(patient, "changed tag")
-    assert patient.show(1).tags["test_accuracy"] == "0.5"
+    assert patient.show(1).tags["test_accuracy"] == "0.500"
 
 
 def test_an_alias_that_was_deleted_is_not_restored(patient: Registry, store: Path) -> None:

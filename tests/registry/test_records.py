@@ -80,7 +80,7 @@ def test_a_move_of_an_old_process_that_is_not_done_stays_where_it_will_write_aga
     old.client.set_registered_model_tag("toy", key, event.to_json())
     records.hide(old)
     assert key in stored(old)[0] and not old.history("challenger")[0].done
-    records.write(old, key, None)
+    records.replace(old, key, None)
     assert old.history("challenger") == [] and key not in stored(old)[0]
 
 

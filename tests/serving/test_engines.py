@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow
 import pyarrow.parquet
 import pytest
 from support.project import loaded_modules
 from support.releases import add_version
-from support.toys import make_image, settle
+from support.toys import Published, make_image, settle
 
 from vitcifar import tracking
 from vitcifar.errors import DataError, ReleaseError, ServingError
@@ -153,3 +154,19 @@ def test_spark_without_java_is_said(folder: Path, release: ShippedRelease, monke
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(ServingError, match="Spark needs Java, which is not installed: install Java 17"):
         engines.score(release, "spark", ["photos"], folder / "none.csv")
+
+
+def test_mlflows_own_spark_function_returns_the_columns_of_the_signature(spark: Any, published: Published) -> None:
+    """As a notebook calls it, without the types of the result: the signature has them."""
+    from pyspark.sql.functions import struct
+
+    mlflow.set_tracking_uri(published.uri)
+    images = [make_image(colour) for colour in ("red", "green", "blue")]
+    expected = mlflow.pyfunc.load_model("models:/toy/1").predict(images)
+    table = spark.createDataFrame([(bytearray(image),) for image in images], "image binary")
+    predict = mlflow.pyfunc.spark_udf(spark, "models:/toy/1", env_manager="local")
+    for column in (predict("image"), predict(struct("image"))):
+        rows = table.select(column.alias("found")).select("found.*").collect()
+        assert [row["label"] for row in rows] == [row["label"] for row in expected]
+        assert [row["probabilities"] for row in rows] == [pytest.approx(row["probabilities"]) for row in expected]
+        assert {(row["model"], row["version"]) for row in rows} == {("toy", 1)}

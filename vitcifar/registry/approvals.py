@@ -78,8 +78,6 @@ def set_policy(registry: "Registry", reason: str, **limits: Any) -> PolicyChange
     change = PolicyChange(**sign(reason), before=changed, after=new)
     with reaching(mlflow.get_tracking_uri()):
         create_model(registry.client, registry.model_name)
-        records.set_policy_tag(
-            registry, after
-        )  # before the record: an older vitcifar does not see it, and must not go on
+        records.set_policy_tag(registry, after)  # first: an older vitcifar does not see the record, and must stop
         records.write(registry, new_key(policy.PREFIX, change.when), change.to_json())
     return change

@@ -17,7 +17,7 @@ from jinja2 import Environment
 from mlflow.exceptions import MlflowException
 
 from vitcifar.config import TrainConfig, deciding_settings
-from vitcifar.errors import DataError, TrackingError, VitCifarError, listed
+from vitcifar.errors import DataError, ReleaseError, VitCifarError, listed
 from vitcifar.evaluation.compare import compare_evaluations
 from vitcifar.registry.benchmark import read_tables
 from vitcifar.registry.card import one_line
@@ -92,6 +92,8 @@ def update(registry: Registry, number: int) -> None:
             text = describe_version(version, release, before, [*read_tables(version).values()], verdicts)
             if text != version.description:
                 registry.client.update_model_version(registry.model_name, str(number), text)
+    except ReleaseError:
+        return  # incomplete, as the gate `files` and the doctor say
     except (VitCifarError, MlflowException) as error:
         warnings.warn(f"MLflow's page of {registry.model_name} {number} is not up to date: {error}", stacklevel=2)
 
@@ -109,7 +111,7 @@ def previous(registry: Registry, version: Version, versions: Sequence[Version]) 
     older = [other for other in versions if other.number < version.number and other.digest and not other.broken]
     try:
         return registry.manifest(older[0]) if older else None
-    except (VitCifarError, TrackingError):
+    except VitCifarError:
         return None
 
 

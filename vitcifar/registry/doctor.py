@@ -147,11 +147,11 @@ def _unfinished_promotions(registry: Registry, stale_seconds: float) -> Iterator
             continue
         later = [other.before for other in events.values() if other.alias == event.alias and other.when > event.when]
         applied = event.after in (holders.get(event.alias), *later[:1])  # the holder now, or at the next move
-        action = partial(records.write, registry, key, None)
+        action = partial(records.replace, registry, key, None)
         fix, move = "delete the record", f"{event.alias} was not moved to version {event.after}"
         if applied:
             done = dataclasses.replace(event, done=True).to_json()
-            action = partial(records.write, registry, key, done)
+            action = partial(records.replace, registry, key, done)
             fix, move = "complete the record", f"{event.alias} was moved to version {event.after}"
         recent = _is_recent(datetime.datetime.fromisoformat(event.when).timestamp(), stale_seconds)
         subject = key.removeprefix(PREFIX)

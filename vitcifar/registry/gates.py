@@ -81,13 +81,14 @@ def promote(
     registry.tag(
         version.number, f"{PREFIX}{alias}/{event.when.translate(STAMP)}", json.dumps(verdict, ensure_ascii=False)
     )
-    description.update(registry, version.number)
     if failed and not forced:
+        description.update(registry, version.number)
         title = f"{registry.model_name} {version.number} was not promoted to {alias}"
         raise GateError(title, _advice(f"{version.number} --alias {alias}{registry.model_option}", gates), gates)
     moved = move_alias(
         registry, alias, version.number, "promote", reason, expected=before, gates=recorded, forced=forced
     )
+    description.update(registry, version.number)
     return Promotion(event=moved, gates=gates)
 
 

@@ -50,14 +50,19 @@ def of_version(number: int, tags: Mapping[str, str], stored: Mapping[str, str]) 
     return {**tags, **{key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}}
 
 
-def write(registry: "Registry", key: str, value: str | None, number: int | None = None) -> None:
-    """Write a record of the model, or of the version `number`; remove it with None, also one of an older vitcifar."""
-    client, name = registry.client, registry.model_name
+def write(registry: "Registry", key: str, value: str, number: int | None = None) -> None:
+    """Write a new record of the model, or of the version `number`; see `replace` for one that may exist."""
     with reaching(mlflow.get_tracking_uri()):
-        if value is not None:
-            client.set_registered_model_tag(name, name_of(key, number), value)
-            return
-        client.delete_registered_model_tag(name, name_of(key, number))
+        registry.client.set_registered_model_tag(registry.model_name, name_of(key, number), value)
+
+
+def replace(registry: "Registry", key: str, value: str | None, number: int | None = None) -> None:
+    """Replace a record, or remove it with None, also one that an older vitcifar wrote."""
+    with reaching(mlflow.get_tracking_uri()):
+        if value is None:
+            registry.client.delete_registered_model_tag(registry.model_name, name_of(key, number))
+        else:
+            write(registry, key, value, number)
         _delete_shown(registry, key, number)
 
 

@@ -267,7 +267,7 @@ class Registry:
     def tag(self, number: int, key: str, value: str | None) -> None:
         """Set a tag or a record of a version, or remove it with None."""
         if records.is_record(key, number):
-            return records.write(self, key, value, number)
+            return records.replace(self, key, value, number)
         with reaching(mlflow.get_tracking_uri()):
             if value is None:
                 self.client.delete_model_version_tag(self.model_name, str(number), key)

@@ -106,15 +106,18 @@ def signature() -> "ModelSignature":
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
 
-    outputs = [
-        ColSpec(DataType.string, "label"),
-        ColSpec(Map(DataType.double), "probabilities"),
-        ColSpec(DataType.string, "model"),
-        ColSpec(DataType.long, "version"),
-        ColSpec(DataType.string, "release_id"),
-        ColSpec(DataType.boolean, "confident", required=False),
-    ]
-    return ModelSignature(outputs=Schema(outputs))
+    return ModelSignature(
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(Map(DataType.double), "probabilities"),
+                ColSpec(DataType.string, "model"),
+                ColSpec(DataType.long, "version"),
+                ColSpec(DataType.string, "release_id"),
+                ColSpec(DataType.boolean, "confident", required=False),
+            ]
+        )
+    )
 
 
 def _write_example(folder: Path) -> dict[str, str]:
