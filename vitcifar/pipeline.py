@@ -81,7 +81,7 @@ def fit_and_test(
     evaluation = calibrate(validation, logits, splits, config.target_precision)
     network.temperature.fill_(evaluation.temperature)
     log_evaluation(run, evaluation, splits.test, softmax(logits, evaluation.temperature))
-    analyze_trained(run, network, splits, config, evaluation, logits)
+    analyze_trained(run, network, splits, config, evaluation, logits, best_epoch=result.best_epoch, git=git_state())
     return result, evaluation
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from support.planted import CONFIG, planted_splits, random_network, scored
 
 from vitcifar.evaluation.analysis import analyze, attention_maps, balanced_indices, rollout
-from vitcifar.model.predict import predict_logits
+from vitcifar.model.predict import predict_embeddings, predict_logits
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,15 @@ def test_nearest_images_are_training_images_of_the_most_confident_errors(full, s
     assert evaluation.confidences[errors[0]] == evaluation.confidences[~evaluation.correct].max()
     assert set(full.to_dict(splits.test)["nearest_training"]) == {splits.test.ids[index] for index in errors}
     assert full.nearest.train is splits.train
+
+
+def test_the_cosine_of_neighbours_is_that_of_embeddings_less_their_mean(full, network, splits):
+    train, test = (
+        predict_embeddings(network, split.images).astype(np.float64) for split in (splits.train, splits.test)
+    )
+    query, first = full.nearest.queries[0], full.nearest.indices[0, 0]
+    a, b = test[query] - train.mean(axis=0), train[first] - train.mean(axis=0)
+    assert full.nearest.cosines[0, 0] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
 
 
 def test_balanced_indices_take_the_classes_in_turn():

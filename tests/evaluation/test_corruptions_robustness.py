@@ -73,4 +73,4 @@ def test_the_mean_accuracy_has_the_interval_of_its_number_of_images():
         accuracy=np.array([[0.9, 0.5], [0.8, 0.6]]),
     )
     assert result.mean_accuracy == pytest.approx(0.7)
-    assert result.interval == wilson_interval(7, 10)
+    assert result.interval(result.mean_accuracy) == wilson_interval(7, 10)

@@ -1,6 +1,7 @@
 """What a run gets: metrics, JSON, figures and the report."""
 
 import dataclasses
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -8,17 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.planted import CONFIG, planted_splits, random_network, scored
-from support.reports import Memory
+from support.reports import Memory, Page
 
+from vitcifar import __version__
 from vitcifar.config import resolve
 from vitcifar.evaluation.analysis import Analysis
+from vitcifar.report import style
 from vitcifar.report.log import analyze_trained, calibrate, data_name, log_evaluation, log_report
+
+GIT = {"commit": "c0ffee" * 6 + "beef", "dirty": True}
 
 
 @pytest.fixture(scope="module")
 def run():
-    memory = Memory()
-    analyze_trained(memory, random_network(), planted_splits(), CONFIG, *scored())
+    memory = Memory(histories={"validation/loss": [(3, 1.5), (6, 1.25)]})
+    analyze_trained(memory, random_network(), planted_splits(), CONFIG, *scored(), best_epoch=2, git=GIT)
     return memory
 
 
@@ -27,13 +32,27 @@ def test_a_run_gets_metrics_json_figures_and_the_report(run):
     assert run.metrics["analysis/duplicates_same_pixels"] == 2
     assert 0 <= run.metrics["analysis/corruption_accuracy"] <= 1
     assert set(run.texts) == {"evaluation/analysis.json", "report.html"}
-    names = ["threshold", "slices", "attention", "nearest", "robustness"]
+    names = ["slices", "attention", "nearest", "robustness"]
     assert {*run.figures, *run.images} == {f"analysis/{name}" for name in names}
     page = run.texts["report.html"]
     assert "vit_tiny on digits" in page and run.run_id in page and splits.fingerprint[:16] in page
-    for title in ("Attention rollout", "Nearest training images", "Corruption robustness", "Near-duplicates"):
+    for title in (
+        "Training",
+        "Attention rollout",
+        "Nearest training images",
+        "Corruption robustness",
+        "Near-duplicates",
+    ):
         assert f"<h2>{title}</h2>" in page
     assert splits.train.ids[5] in page
+
+
+def test_a_report_says_when_by_what_and_how_it_was_made(run):
+    page = run.texts["report.html"]
+    assert f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}" in page and f"vitcifar {__version__}" in page
+    assert "c0ffeec0ffee, with changes" in page
+    assert "vitcifar train --preset digits --train-per-class 6" in Page(page).text
+    assert "The weights are those of epoch 2 of 2" in page and "epoch 2: 1.250 on validation" in page
 
 
 def test_a_temperature_that_makes_the_loss_on_test_worse_is_not_kept():
@@ -55,7 +74,7 @@ def test_a_temperature_that_makes_the_loss_on_test_worse_is_not_kept():
 def test_without_an_analysis_nothing_is_logged():
     memory = Memory()
     config = dataclasses.replace(CONFIG, analysis="none")
-    analyze_trained(memory, random_network(), planted_splits(), config, *scored())
+    analyze_trained(memory, random_network(), planted_splits(), config, *scored(), best_epoch=1, git=GIT)
     assert memory == Memory()
 
 
@@ -100,11 +119,19 @@ def test_an_analysis_and_a_comparison_are_logged_with_the_report(result):
     )  # fmt: skip
     assert run.metrics["analysis/coverage"] == result.analysis.threshold.coverage
     assert run.metrics["compare/difference"] == result.comparison.difference
-    names = {f"analysis/{name}" for name in ("threshold", "slices", "robustness", "ood")}
+    names = {f"analysis/{name}" for name in ("slices", "robustness", "ood")}
     assert set(run.figures) == names | {"compare/difference"}
     assert set(run.images) == {"analysis/attention", "analysis/nearest"}
     assert set(run.texts) == {"evaluation/analysis.json", "evaluation/comparison.json", "report.html"}
     assert "<h1>a on b</h1>" in run.texts["report.html"] and "f00" in run.texts["report.html"]
+
+
+def test_no_two_figures_of_a_run_are_the_same(run, result):
+    log_evaluation(run, result.evaluation, result.dataset, result.probabilities)
+    log_report(run, result.analysis, result.evaluation, result.dataset, result.probabilities, title="x")
+    shown = [style.to_svg(figure) for figure in run.figures.values()]
+    shown += [image.tobytes() for image in run.images.values()]
+    assert len(shown) == len(set(shown)) == len(run.figures) + len(run.images) > 8
 
 
 @pytest.mark.parametrize("analysis", [None, Analysis()])

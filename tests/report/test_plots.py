@@ -1,14 +1,19 @@
 """Plots of an evaluation and its analysis say their numbers."""
 
 import dataclasses
+import re
 import sys
+import warnings
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.container import ErrorbarContainer
-from support.reports import HOSTILE, NUM, texts
+from support.project import ROOT
+from support.reports import HOSTILE, NUM, many_classes, texts
 
+from vitcifar.data.contact_sheet import COLOURS
 from vitcifar.evaluation.calibration import risk_coverage, wilson_interval
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.report import style
@@ -59,11 +64,51 @@ def test_confusion_matrix_shows_each_count_in_its_cell(result):
     assert [label.get_text() for label in axes.get_yticklabels()][2] == r"a & b \$x_1\$"  # no mathematics
 
 
-def test_confusion_matrix_of_many_classes_has_colours_without_numbers():
-    evaluation = evaluation_of(120)
+@pytest.mark.parametrize("num_classes", [30, 120])
+def test_confusion_matrix_of_many_classes_has_colours_without_numbers(num_classes):
+    evaluation = evaluation_of(num_classes)
     axes = confusion_matrix(evaluation).axes[0]
-    assert len(axes.patches) == np.count_nonzero(evaluation.confusion)
+    pixels = axes.images[0].get_array()
+    paper = to_rgba(style.PANEL if num_classes == 30 else style.PAPER)
+    assert np.array_equal((pixels != paper).any(axis=2), evaluation.confusion > 0)
     assert not [text for text in axes.texts if text.get_text().isdigit()]
+    assert ("class number 1 wi…" in tick_labels(axes.yaxis)) == (num_classes == 30)
+
+
+def test_right_is_green_and_wrong_is_red_as_in_the_report_and_in_contact_sheets():
+    css = (ROOT / "vitcifar/report/report.css").read_text()
+    light, dark = re.findall(r"--good: (#\w+); --bad: (#\w+)", css)
+    assert light == (style.GREEN, style.RED) == (COLOURS["good"], COLOURS["bad"])
+    assert dark == (style.DARK[style.GREEN], style.DARK[style.RED])
+    assert [to_hex(scale(1.0)) for scale in (style.RIGHT, style.WRONG)] == [*light]
+    labels = np.array([0, 0, 1, 1])
+    figure = confusion_matrix(evaluate(9 * np.eye(2)[[0, 0, 0, 0]], labels, ("a", "b")))
+    assert [to_hex(patch.get_facecolor()) for patch in figure.axes[0].patches[::2]] == [*light]
+
+
+def test_names_that_no_font_here_draws_are_numbers_and_nothing_complains():
+    evaluation, _, _ = many_classes(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in figures(evaluation).values():
+            figure.canvas.draw()
+            style.to_svg(figure)
+    assert style.plain(["cat", "\U000f0000", "собака", "עורב"]) == ["cat", "class 1", "собака", "עורב"]
+
+
+def test_a_class_that_is_never_predicted_has_no_mark_of_its_precision():
+    axes = per_class(evaluate(9 * np.eye(2)[[0, 0, 0]], np.array([0, 0, 1]), ("a", "b"))).axes[0]
+    precision = next(marks for marks in axes.collections if marks.get_label() == "precision").get_offsets()[:, 0]
+    assert np.ma.getmaskarray(precision).tolist() == [True, False]
+
+
+def test_a_figure_in_a_report_is_dark_where_the_reader_prefers_that(result):
+    svg = style.to_svg(reliability(result.evaluation))
+    assert not re.findall(f': ({"|".join(style.DARK)})[;"]', svg) and f": var(--c{style.INK[1:]})" in svg
+    light, dark = re.search(
+        r"svg\{(.*?)\}@media screen and \(prefers-color-scheme: dark\)\{svg\{(.*?)\}\}", svg
+    ).groups()
+    assert f"--c{style.INK[1:]}:{style.INK}" in light and f"--c{style.INK[1:]}:{style.DARK[style.INK]}" in dark
 
 
 def test_scores_by_class_are_bars_with_the_interval_of_the_recall(result):
@@ -102,16 +147,19 @@ def test_reliability_has_a_bar_for_each_bin_of_its_accuracy_and_interval(result)
 
 def test_risk_coverage_curve_has_the_risk_at_each_coverage_and_the_threshold(result):
     evaluation, threshold = result.evaluation, result.analysis.threshold
-    axes = risk_coverage_curve(evaluation, threshold).axes[0]
+    figure = risk_coverage_curve(dataclasses.replace(evaluation, threshold=threshold.confidence))
+    axes = figure.axes[0]
     np.testing.assert_allclose(
         axes.lines[0].get_xydata(), np.c_[risk_coverage(evaluation.confidences, evaluation.correct)]
     )
     (point,) = axes.collections[-1].get_offsets()
     assert tuple(point) == pytest.approx((threshold.coverage, 1 - threshold.precision))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Coverage", "Risk (error rate)")
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[-1].startswith(f"threshold {threshold.confidence:.3f}: coverage {threshold.coverage:.0%}")
-    assert len(risk_coverage_curve(evaluation).axes[0].get_legend().get_texts()) == len(labels) - 1
+    for threshold in (0.0, None):  # off, never confident
+        curve = risk_coverage_curve(dataclasses.replace(evaluation, threshold=threshold))
+        assert len(curve.legends[0].get_texts()) == len(labels) - 1
 
 
 def test_plots_of_perfect_predictions_have_no_errors_in_them():
@@ -151,9 +199,13 @@ def test_robustness_has_a_cell_for_each_corruption_and_severity_the_most_harmful
     assert [text for _, text in cells] == ["75%", "70%", "72%", "50%", "25%", "38%"]
     assert tick_labels(axes.yaxis) == ["contrast", "fog"] and tick_labels(axes.xaxis) == ["1", "5", "mean"]
     assert axes.get_xlabel() == "Severity" and len(axes.patches) == 6
-    assert "mean accuracy 55.0%, clean 80.0%; darker: larger loss" in texts(axes.figure)
+    low, high = wilson_interval(round(0.55 * robustness.num_images), robustness.num_images)
+    note = f"mean 55.0% ({low:.0%} to {high:.0%}), clean 80.0%; darker: more errors"
+    assert note in texts(axes.figure)
     lightness = {p.get_xy(): sum(p.get_facecolor()[:3]) for p in axes.patches}
     assert min(lightness, key=lightness.get)[0] == pytest.approx(1 - 0.47)  # 25% is the darkest
+    other = robustness_heatmap(dataclasses.replace(robustness, clean_accuracy=0.3)).axes[0]
+    assert [p.get_facecolor() for p in other.patches] == [p.get_facecolor() for p in axes.patches]  # one scale
 
 
 def test_slices_have_their_accuracies_and_intervals(result):

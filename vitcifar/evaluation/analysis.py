@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class NearestImages:
-    """The k training images most similar to each query, best first."""
+    """The k training images most similar to each query, best first; cosines of embeddings less their training mean."""
 
     queries: np.ndarray  # (Q,) indices in the dataset of the queries
     train: ImageDataset
@@ -148,7 +148,8 @@ def similar_images(
         embeddings = {split: concat_embeddings(embeddings[split], learned[split]) for split in datasets}
         errors = most_confident(evaluation, correct=False)[:NUM_NEAREST]
         if len(errors):
-            nearest = nearest_training(errors, learned["test"], datasets["train"], learned["train"])
+            mean = learned["train"].mean(axis=0)  # common to all, so that every cosine with it is close to 1
+            nearest = nearest_training(errors, learned["test"] - mean, datasets["train"], learned["train"] - mean)
     return find_duplicates(datasets, embeddings), nearest
 
 

@@ -239,10 +239,16 @@ class Robustness:
     def mean_accuracy(self) -> float:
         return float(self.accuracy.mean())
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval of the mean accuracy, for `num_images` independent images."""
-        return wilson_interval(round(self.mean_accuracy * self.num_images), self.num_images)
+    def interval(self, accuracy: float) -> tuple[float, float]:
+        """Wilson's 95% interval of an accuracy on these images; of a mean over corruptions it is rather too wide."""
+        return wilson_interval(round(accuracy * self.num_images), self.num_images)
+
+    def caution(self) -> str:
+        """A sentence where the clean accuracy lies in the interval of the corrupted one, else nothing."""
+        low, high = self.interval(self.mean_accuracy)
+        if not low <= self.clean_accuracy <= high:
+            return ""
+        return f"{self.num_images:,} images are too few to tell the two apart: type a higher --corruption-images."
 
     def scalars(self) -> dict[str, float]:
         """Mean accuracy over everything and of each corruption over its severities."""

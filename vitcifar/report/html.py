@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -32,13 +33,59 @@ class Number:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One sentence of a summary."""
+
+    text: str
+    tone: Tone = "plain"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text and of floats; a float is a share and gets a bar. Columns in `numeric` are right-aligned."""
+    """Rows of text and of floats; a float is a share and gets a bar. Columns in `numeric` are right-aligned.
+
+    The first cell of a row is its header.
+    """
 
     title: str = ""
+    note: str = ""
     header: Sequence[str]
     rows: Sequence[Sequence[str | float]]
     numeric: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heat:
+    """A cell of a heat map: its strength, 0 to 1, in the colour of its tone, and what it says."""
+
+    strength: float
+    tone: Tone
+    text: str = ""  # in the cell
+    hint: str = ""  # shown by a pointer that rests on it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """A table of coloured cells; `upright` writes the names of its columns from the bottom to the top."""
+
+    title: str
+    note: str = ""
+    rows: Sequence[str]
+    columns: Sequence[str]
+    row_title: str
+    column_title: str
+    cells: Sequence[Sequence[Heat | None]]  # None = empty
+    upright: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """Pixels uint8 (H, W, 4) with what they show, enlarged without smoothing."""
+
+    title: str
+    note: str = ""
+    alt: str
+    pixels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,14 +95,19 @@ class Section:
     title: str
     text: str = ""
     headline: Evaluation | None = None  # its accuracy, large
+    chance: float | None = None  # on the scale of the headline
     verdict: str = ""
     tone: Tone = "plain"  # of the verdict
+    findings: Sequence[Finding] = ()
     numbers: Sequence[Number] = ()
+    command: str = ""
     figures: Sequence[Figure] = ()
+    picture: Picture | None = None
+    heat_maps: Sequence[HeatMap] = ()
     tables: Sequence[Table] = ()
     tiles: Sequence[Tile] = ()
     columns: int = 0  # of the tiles; 0 = as many as fit
-    logged_as: str = ""  # the name under which a run logs the last figure, or the tiles as one image; "" = not at all
+    logged_as: str = ""  # the name under which a run logs the tiles as one image; "" = not at all
 
 
 def html_report(
@@ -74,12 +126,24 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": "{:.1%}".format, "titles": _titles, "svg_url": _svg_url, "png_url": _png_url}
+    environment.filters |= {"percent": "{:.1%}".format, "options": _options, "titles": _titles}
+    environment.filters |= {"svg_url": _svg_url, "png_url": _png_url}
     return environment.get_template("report.html.j2")
 
 
+def _options(text: str) -> Markup:
+    """The text, escaped, in which no line breaks within the name of an option."""
+    option = Markup('<span class="option">{}</span>')
+    return Markup(" ").join(option.format(word) if word.startswith("--") else escape(word) for word in text.split(" "))
+
+
 def _titles(figure: Figure) -> str:
-    return "; ".join(filter(None, (axes.get_title(loc="left") for axes in figure.axes))) or "figure"
+    """What a figure shows in words: the titles of its axes, with the notes that say their numbers."""
+    parts = []
+    for axes in figure.axes:
+        notes = [text.get_text() for text in axes.texts if text.get_label() == style.NOTE]
+        parts.append(": ".join(filter(None, [axes.get_title(loc="left"), *notes])))
+    return "; ".join(filter(None, parts)) or "figure"
 
 
 def _svg_url(figure: Figure) -> str:
@@ -89,7 +153,8 @@ def _svg_url(figure: Figure) -> str:
 
 def _png_url(pixels: np.ndarray) -> str:
     image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    if image.mode == "RGB":  # a tile; a picture has its size
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,6 +1,7 @@
 """Logs an evaluation to a run: the same numbers and figures for MLflow and TensorBoard, JSON and the HTML report."""
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,9 @@ from vitcifar.evaluation.analysis import Analysis, analyze
 from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.metrics import Evaluation, evaluate
-from vitcifar.report import plots, sections
+from vitcifar.report import classes, images, plots, sections
 from vitcifar.report.html import Section, html_report
+from vitcifar.report.training import CURVES, Training, training_findings, training_section
 from vitcifar.tracking import Run
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def log_evaluation(run: Run, evaluation: Evaluation, dataset: ImageDataset, prob
     run.log_json("evaluation/test.json", evaluation.to_dict())
     for name, figure in plots.figures(evaluation).items():
         run.log_figure(f"test/{name}", figure)
-    run.log_image("test/mistakes", sections.sheet(sections.errors_section(dataset, probabilities)))
+    run.log_image("test/mistakes", images.sheet(images.errors_section(dataset, probabilities)))
 
 
 def log_report(
@@ -106,6 +108,7 @@ def log_report(
     subtitle: str = "",
     facts: Mapping[str, str] | None = None,
     comparison: Comparison | None = None,
+    training: Training | None = None,
 ) -> None:
     """Log analysis and comparison as metrics, JSON and figures, and the report; probabilities (N, K)."""
     if analysis is not None:
@@ -114,12 +117,15 @@ def log_report(
     if comparison is not None:
         run.log(0, {f"compare/{name}": value for name, value in comparison.scalars().items()})
         run.log_json("evaluation/comparison.json", comparison.to_dict())
-    parts = report_sections(evaluation, dataset, probabilities, analysis, comparison)
+        run.log_figure("compare/difference", plots.comparison_chart(comparison))
+    for name, figure in plots.analysis_figures(evaluation, analysis or Analysis()).items():
+        run.log_figure(f"analysis/{name}", figure)
+    parts = report_sections(evaluation, dataset, probabilities, analysis, comparison, training)
     for part in parts:
-        if part.logged_as and part.figures:
-            run.log_figure(part.logged_as, part.figures[-1])
-        elif part.logged_as:
-            run.log_image(part.logged_as, sections.sheet(part))
+        if part.logged_as:
+            run.log_image(part.logged_as, images.sheet(part))
+    now = datetime.datetime.now(datetime.UTC)
+    facts = {"Date": f"{now:%Y-%m-%d %H:%M} UTC", **(facts or {}), "Made by": f"vitcifar {__version__}"}
     html = html_report(title, parts, subtitle=subtitle, facts=facts)
     (run.folder / "report.html").write_text(html, encoding="utf-8")
     run.log_text("report.html", html)
@@ -131,19 +137,21 @@ def report_sections(
     probabilities: np.ndarray,
     analysis: Analysis | None = None,
     comparison: Comparison | None = None,
+    training: Training | None = None,
 ) -> list[Section]:
     """The sections of a report in their order, one for each part that exists; probabilities (N, K)."""
-    found, images = analysis or Analysis(), (dataset, probabilities)
+    found, tested = analysis or Analysis(), (dataset, probabilities)
     parts = [
-        sections.summary(evaluation, found),
+        sections.summary(evaluation, found, training_findings(training) if training else ()),
         sections.comparison_section(comparison) if comparison else None,
-        sections.regressions_section(*images, comparison) if comparison and comparison.lost else None,
-        sections.class_section(evaluation),
-        sections.errors_section(*images),
-        sections.attention_section(*images, found.attention) if found.attention else None,
-        sections.nearest_section(*images, found.nearest) if found.nearest else None,
+        images.regressions_section(*tested, comparison) if comparison and comparison.lost else None,
+        classes.class_section(evaluation),
+        images.errors_section(*tested),
+        training_section(training) if training else None,
+        images.attention_section(*tested, found.attention) if found.attention else None,
+        images.nearest_section(*tested, found.nearest) if found.nearest else None,
         sections.confidence_section(evaluation, found.threshold),
-        sections.slice_section(found.slices, evaluation) if found.slices else None,
+        sections.slice_section(found.slices) if found.slices else None,
         sections.robustness_section(found.robustness) if found.robustness else None,
         sections.ood_section(found.ood, found.ood_source) if found.ood else None,
         sections.duplicate_section(found.duplicates) if found.duplicates is not None else None,
@@ -152,7 +160,15 @@ def report_sections(
 
 
 def analyze_trained(
-    run: Run, network: "Classifier", splits: Splits, config: TrainConfig, evaluation: Evaluation, logits: np.ndarray
+    run: Run,
+    network: "Classifier",
+    splits: Splits,
+    config: TrainConfig,
+    evaluation: Evaluation,
+    logits: np.ndarray,
+    *,
+    best_epoch: int,
+    git: Mapping[str, Any],
 ) -> None:
     """Run and log the analysis that config.analysis selects, with the report; logits (N, K) of the test split."""
     from vitcifar.model.predict import predict_logits
@@ -168,6 +184,7 @@ def analyze_trained(
         trained_on={"train": splits.train, "validation": splits.validation},
         network=network,
     )
+    commit = f"{git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git["commit"] else "none"
     log_report(
         run,
         analysis,
@@ -178,9 +195,18 @@ def analyze_trained(
         subtitle=f"Trained on {len(splits.train):,} images, calibrated on {len(splits.validation):,}, "
         f"tested once on {len(splits.test):,} held-out images.",
         facts={
-            "Run": run.run_id,
             "Network": f"{config.arch}, {network.image_size} pixels, trained: {config.train_layers}",
             "Initial weights": config.weights if config.weights != "none" else "random",
-            "Fingerprint": splits.fingerprint[:16],
+            "Fingerprint of the images": splits.fingerprint[:16],
+            "Run": run.run_id,
+            "Commit": commit,
         },
+        training=Training(config=config, curves=logged_curves(run), best_epoch=best_epoch),
     )
+
+
+def logged_curves(run: Run) -> dict[str, plots.Curve]:
+    """The curves of a training, also the epochs from before it was resumed."""
+    run.flush()
+    found = {name: run.client.get_metric_history(run.run_id, name) for name in CURVES}
+    return {name: sorted((point.step, point.value) for point in points) for name, points in found.items()}

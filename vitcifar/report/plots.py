@@ -1,13 +1,15 @@
 """Plots of an evaluation and of its analysis; each says its numbers, and what they are measured on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitcifar.evaluation.calibration import Threshold, best_aurc, risk_coverage, wilson_interval
+from vitcifar.evaluation.analysis import Analysis
+from vitcifar.evaluation.calibration import apply_threshold, best_aurc, risk_coverage, wilson_interval
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
 from vitcifar.evaluation.metrics import Evaluation
@@ -15,7 +17,10 @@ from vitcifar.evaluation.ood import OODScore
 from vitcifar.evaluation.slices import Slice
 from vitcifar.report import style
 
-MAX_CLASSES = 40  # whose counts or scores one plot shows
+MAX_CLASSES = 40  # whose names or scores one plot shows
+MAX_COUNTS = 15  # classes of a confusion matrix with its counts
+MAX_MARKERS = 40  # epochs of a curve with a mark for each
+Curve = Sequence[tuple[int, float]]  # (step, value), one at the end of each epoch
 
 
 def figures(evaluation: Evaluation) -> dict[str, Figure]:
@@ -28,36 +33,74 @@ def figures(evaluation: Evaluation) -> dict[str, Figure]:
     }
 
 
+def analysis_figures(evaluation: Evaluation, analysis: Analysis) -> dict[str, Figure]:
+    """Every plot of an analysis by its name; each shows what no plot of the evaluation does."""
+    found = {}
+    if analysis.slices:
+        found["slices"] = slice_chart(analysis.slices, evaluation.accuracy)
+    if analysis.robustness:
+        found["robustness"] = robustness_heatmap(analysis.robustness)
+    if analysis.ood:
+        found["ood"] = ood_chart(analysis.ood)
+    return found
+
+
+def training_curves(curves: Mapping[str, Curve], best_epoch: int) -> Figure:
+    """Loss and accuracy of training and validation images after each epoch; the best epoch counts from 1."""
+    figure = style.new_figure(8.6, 3.5)
+    panels = figure.subplots(1, 2)
+    for axes, quantity in zip(panels, ("loss", "accuracy"), strict=True):
+        for split, colour, dashes in (("train", style.ORANGE, style.DASHED), ("validation", style.BLUE, "-")):
+            values = [value for _, value in curves.get(f"{split}/{quantity}", ())]
+            epochs = range(1, len(values) + 1)
+            marker = "o" if len(values) <= MAX_MARKERS else ""
+            axes.plot(epochs, values, color=colour, linestyle=dashes, marker=marker, markersize=3.5, label=split)
+        axes.axvline(best_epoch, color=style.MUTED, linewidth=1, linestyle=style.DOTTED)
+        best = curves.get(f"validation/{quantity}", ())[best_epoch - 1 : best_epoch]
+        note = f"epoch {best_epoch}: {best[0][1]:.3f} on validation" if best else ""
+        style.dress(axes, quantity.capitalize(), note=note)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set(xlabel="Epoch")
+    panels[1].yaxis.set_major_formatter(PercentFormatter(1))
+    style.legend(figure, panels[0], columns=2)
+    return figure
+
+
 def confusion_matrix(evaluation: Evaluation) -> Figure:
-    """Counts, coloured by their share of the true class: correct predictions blue, wrong ones orange."""
-    confusion, names = evaluation.confusion, style.plain(evaluation.class_names)
-    size = len(names)
-    side = float(np.clip(2.8 + 0.48 * size, 4.6, 16))
+    """Counts, coloured by their share of the true class: right green, wrong orange; of many classes colours alone."""
+    confusion, size = evaluation.confusion, len(evaluation.class_names)
+    side = float(np.clip(2.8 + 0.48 * size, 4.6, 10))
     figure = style.new_figure(side + 0.6, side)
     axes = figure.add_subplot()
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    many, font = size > MAX_CLASSES, max(4.0, min(10.0, 140 / size))
-    for (row, column), count in np.ndenumerate(confusion):
-        # The scale of errors rises as the square root, so that even one of them is visible.
-        scale = style.BLUES(share[row, column]) if row == column else style.ORANGES(share[row, column] ** 0.5)
-        if count:
-            style.cell(axes, column, row, scale, "" if many else str(count), size=font, bold=row == column)
-        elif not many:
-            style.cell(axes, column, row, style.PANEL, bold=False)
+    # The scale of errors rises as the square root, so that even one of them is visible.
+    colours = np.where(np.eye(size, dtype=bool)[..., None], style.RIGHT(share), style.WRONG(share**0.5))  # (K, K, 4)
+    colours[confusion == 0] = to_rgba(style.PANEL if size <= MAX_CLASSES else style.PAPER)
+    if size <= MAX_COUNTS:
+        for (row, column), count in np.ndenumerate(confusion):
+            text = str(count) if count else ""
+            style.cell(axes, column, row, colours[row, column], text, size=9.5, bold=row == column)
+    else:
+        axes.imshow(colours, interpolation="nearest")
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
     axes.set(xlabel="Predicted class", ylabel="True class")
-    tilt = 0 if size <= 10 and max(map(len, names)) <= 3 else 45
-    ha = "right" if tilt else "center"
-    axes.set_xticks(range(size), names, rotation=tilt, ha=ha, rotation_mode="anchor" if tilt else None)
-    axes.set_yticks(range(size), names)
     note = f"{int(np.trace(confusion)):,} of {evaluation.num_images:,} images correct"
     style.dress(axes, "Confusion matrix", note=note, grid="none")
-    axes.tick_params(labelsize=max(4.0, min(9.0, 260 / size)))
+    if size <= MAX_CLASSES:
+        names = style.plain(evaluation.class_names)
+        tilt = 0 if size <= 10 and max(map(len, names)) <= 3 else 45
+        ha = "right" if tilt else "center"
+        mode = "anchor" if tilt else None
+        axes.set_xticks(range(size), names, rotation=tilt, ha=ha, rotation_mode=mode, fontfamily=style.fonts())
+        axes.set_yticks(range(size), names, fontfamily=style.fonts())
+        axes.tick_params(labelsize=max(5.5, min(9.0, 260 / size)))
     return figure
 
 
 def per_class(evaluation: Evaluation) -> Figure:
     """Recall with its interval, precision and F1 of each class, the lowest recall at the bottom; at most 40 classes."""
+    names = dict(zip(evaluation.class_names, style.plain(evaluation.class_names), strict=True))
+    predicted = dict(zip(evaluation.class_names, evaluation.confusion.sum(axis=0), strict=True))
     rows = sorted(evaluation.classes, key=lambda score: (score.recall, score.f1))[:MAX_CLASSES]
     note = f"number of images in brackets; dashed: macro recall {evaluation.recall_macro:.1%}"
     if len(rows) < len(evaluation.classes):
@@ -70,10 +113,12 @@ def per_class(evaluation: Evaluation) -> Figure:
     axes.barh(y, recall, height=0.62, color=style.BLUE, alpha=0.9, label="recall")
     bars = {"fmt": "none", "ecolor": style.INK, "elinewidth": 1.1, "capsize": 2.5}
     axes.errorbar(recall, y, xerr=errors, label="95% interval", **bars)  # type: ignore[arg-type]
-    axes.scatter([s.precision for s in rows], y, marker="D", s=30, color=style.ORANGE, zorder=3, label="precision")
-    axes.scatter([s.f1 for s in rows], y, marker="o", s=30, color=style.GREEN, zorder=3, label="F1")
+    precision = [s.precision if predicted[s.name] else np.nan for s in rows]  # 0 / 0 has no mark
+    axes.scatter(precision, y, marker="D", s=30, color=style.ORANGE, zorder=3, label="precision")
+    axes.scatter([s.f1 for s in rows], y, marker="o", s=30, color=style.INK, zorder=3, label="F1")
     axes.axvline(evaluation.recall_macro, color=style.MUTED, linewidth=1, linestyle=style.DASHED)
-    axes.set_yticks(y, [f"{style.plain([score.name])[0]}  ({score.support})" for score in rows])
+    labels = [f"{names[score.name]}  ({score.support})" for score in rows]
+    axes.set_yticks(y, labels, fontfamily=style.fonts())
     axes.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.4))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     style.dress(axes, "Recall, precision and F1 by class", note=note, grid="x")
@@ -84,7 +129,7 @@ def per_class(evaluation: Evaluation) -> Figure:
 def reliability(evaluation: Evaluation) -> Figure:
     """Accuracy in each bin of confidence above the number of images in it (Guo et al. 2017)."""
     bins = [b for b in evaluation.bins if b.count]
-    figure = style.new_figure(5.6, 6.2)
+    figure = style.new_figure(4.3, 4.9)
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1, linestyle=style.DASHED, label="perfect calibration")
     middle = np.array([(b.low + b.high) / 2 for b in bins])
@@ -109,25 +154,26 @@ def reliability(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def risk_coverage_curve(evaluation: Evaluation, threshold: Threshold | None = None) -> Figure:
+def risk_coverage_curve(evaluation: Evaluation) -> Figure:
     """Error rate among the most confident images against their share, with the threshold if one was chosen."""
+    threshold = apply_threshold(evaluation.confidences, evaluation.correct, evaluation.threshold, target=0)
     coverage, risk = risk_coverage(evaluation.confidences, evaluation.correct)
     _, best = risk_coverage(evaluation.correct.astype(float), evaluation.correct)
-    figure = style.new_figure(6.4, 4.2)
+    figure = style.new_figure(4.3, 4.9)
     axes = figure.add_subplot()
     axes.fill_between(coverage, risk, color=style.BLUE, alpha=0.12, linewidth=0)
     axes.plot(coverage, risk, color=style.BLUE, linewidth=2, label="ranked by confidence")
     axes.plot(coverage, best, color=style.MUTED, linewidth=1.2, linestyle=style.DASHED, label="optimal ranking")
-    if threshold is not None and threshold.num_answered:
+    if evaluation.threshold and threshold.num_answered:
         label = f"threshold {threshold.text}: coverage {threshold.coverage:.0%}, "
         label += f"precision {threshold.precision:.1%}"
-        axes.scatter([threshold.coverage], [1 - threshold.precision], s=46, color=style.RED, zorder=4, label=label)
+        axes.scatter([threshold.coverage], [1 - threshold.precision], s=46, color=style.INK, zorder=4, label=label)
     axes.set(xlim=(0, 1), ylim=(0, max(0.02, float(risk.max()) * 1.15)), xlabel="Coverage", ylabel="Risk (error rate)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
     note = f"AURC {evaluation.aurc:.4f}, optimal {best_aurc(evaluation.correct):.4f}"
     style.dress(axes, "Risk-coverage curve", note=note)
-    axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=style.MUTED)
+    style.legend(figure, axes, columns=1)
     return figure
 
 
@@ -137,15 +183,18 @@ def robustness_heatmap(robustness: Robustness) -> Figure:
     grid = np.c_[robustness.accuracy[order], robustness.accuracy[order].mean(axis=1)]
     columns = [*map(str, robustness.severities), "mean"]
     last = len(columns) - 1
-    figure = style.new_figure(3.2 + 0.62 * len(columns), 1.7 + 0.31 * len(order))
+    figure = style.new_figure(3.6 + 0.62 * len(columns), 1.7 + 0.31 * len(order))
     axes = figure.add_subplot()
     for (row, column), value in np.ndenumerate(grid):
-        colour = style.ORANGES(np.clip(1 - value / max(robustness.clean_accuracy, 1e-9), 0, 1))
+        colour = style.WRONG(1 - value)  # one scale for every run
         style.cell(axes, column + 0.12 * (column == last), row, colour, f"{value:.0%}", bold=column == last)
     axes.set(xlim=(-0.5, last + 0.64), ylim=(len(order) - 0.5, -0.5), xlabel="Severity")
     axes.set_xticks([*range(last), last + 0.12], columns)
     axes.set_yticks(range(len(order)), [robustness.names[index].replace("_", " ") for index in order])
-    note = f"mean accuracy {robustness.mean_accuracy:.1%}, clean {robustness.clean_accuracy:.1%}; darker: larger loss"
+    interval = "{:.0%} to {:.0%}".format(*robustness.interval(robustness.mean_accuracy))
+    note = (
+        f"mean {robustness.mean_accuracy:.1%} ({interval}), clean {robustness.clean_accuracy:.1%}; darker: more errors"
+    )
     style.dress(axes, "Corruption robustness", note=note, grid="none")
     axes.tick_params(axis="y", labelcolor=style.INK)
     return figure

@@ -1,13 +1,10 @@
-"""Sections of a report: one function per part of the evaluation and the analysis; and their images as one sheet."""
+"""Sections of a report: one function per part of the evaluation and the analysis."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
-from vitcifar.data.contact_sheet import Tile, Tone, tile_sheet
-from vitcifar.data.dataset import ImageDataset
-from vitcifar.evaluation.analysis import Analysis, NearestImages
+from vitcifar.evaluation.analysis import Analysis
 from vitcifar.evaluation.calibration import Threshold, best_aurc
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.corruptions import Robustness
@@ -16,51 +13,40 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import OODScore
 from vitcifar.evaluation.slices import Slice
 from vitcifar.report import plots
-from vitcifar.report.html import Number, Section, Table
+from vitcifar.report.classes import UNDEFINED
+from vitcifar.report.findings import chance, findings
+from vitcifar.report.html import Finding, Heat, HeatMap, Number, Section, Table
 
-MAX_PAIRS = 12  # of confused classes
 
-
-def summary(evaluation: Evaluation, analysis: Analysis) -> Section:
-    """Accuracy with its interval, every metric, and one number of each part of the analysis."""
-    fitted = "fitted on validation" if evaluation.temperature != 1 else "no scaling"
-    optimal = f"optimal {best_aurc(evaluation.correct):.4f}"
+def summary(evaluation: Evaluation, analysis: Analysis, trained: Sequence[Finding] = ()) -> Section:
+    """Accuracy with its interval, what it means in sentences, and the numbers that compare two reports."""
     return Section(
         title="Summary",
         headline=evaluation,
+        chance=chance(evaluation),
+        findings=[*findings(evaluation, analysis), *trained],
         numbers=[
             Number(name="Top-2 accuracy", value=f"{evaluation.top2_accuracy:.1%}"),
-            Number(name="Top-3 accuracy", value=f"{evaluation.top3_accuracy:.1%}"),
             Number(name="F1", value=f"{evaluation.f1_macro:.3f}", note="macro average"),
             Number(name="Loss", value=f"{evaluation.loss:.3f}", note="cross-entropy, nats per image"),
             Number(name="Calibration error", value=f"{evaluation.ece:.3f}", note="ECE, 15 bins"),
-            Number(name="Brier score", value=f"{evaluation.brier:.3f}", note="0 best, 2 worst"),
-            Number(name="Temperature", value=f"{evaluation.temperature:.2f}", note=fitted),
-            Number(name="AURC", value=f"{evaluation.aurc:.4f}", note=optimal),
             *analysis_numbers(analysis),
         ],
     )
 
 
 def analysis_numbers(analysis: Analysis) -> Iterator[Number]:
-    """One number of each part of the analysis that exists, for the summary."""
+    """One number of each part of the analysis that has one to compare."""
     if threshold := analysis.threshold:
-        note = f"threshold {threshold.text}, coverage {threshold.coverage:.0%}"
-        precision = f"{threshold.precision:.1%}" if threshold.num_answered else "-"
-        yield Number(name="Precision at threshold", value=precision, note=note)
-    if analysis.slices:
-        weakest = min(analysis.slices, key=lambda row: row.accuracy)
-        note = f"{weakest.property}: {weakest.name}, {weakest.count:,} images"
-        yield Number(name="Weakest slice", value=f"{weakest.accuracy:.1%}", note=note)
+        precision = f"{threshold.precision:.1%}" if threshold.num_answered else UNDEFINED
+        note = f"of confident predictions, {threshold.coverage:.0%} of all"
+        yield Number(name="Precision", value=precision, note=note)
     if robustness := analysis.robustness:
-        note = f"mean over {len(robustness.names)} corruptions; clean {robustness.clean_accuracy:.1%}"
+        note = f"mean of {len(robustness.names)} corruptions; clean {robustness.clean_accuracy:.1%}"
         yield Number(name="Corruption accuracy", value=f"{robustness.mean_accuracy:.1%}", note=note)
     if analysis.ood:
         best = analysis.ood[0]
         yield Number(name="OOD AUROC", value=f"{best.auroc:.3f}", note=f"by {best.name.replace('_', ' ')}")
-    if analysis.duplicates is not None:
-        note = f"between splits; {analysis.duplicates.num_same_pixels:,} with identical pixels"
-        yield Number(name="Near-duplicates", value=f"{analysis.duplicates.num_pairs:,}", note=note)
 
 
 def comparison_section(comparison: Comparison) -> Section:
@@ -83,86 +69,99 @@ def comparison_section(comparison: Comparison) -> Section:
         tone="good" if comparison.outcome == "better" else "bad" if comparison.outcome == "worse" else "plain",
         numbers=numbers,
         figures=[plots.comparison_chart(comparison)],
-        logged_as="compare/difference",
-    )
-
-
-def class_section(evaluation: Evaluation) -> Section:
-    """Confusion matrix, the scores of every class, and the most confused pairs of classes."""
-    scores = Table(
-        title="Scores by class",
-        header=["Class", "Images", "Precision", "Recall", "Recall, 95% interval", "F1"],
-        rows=[
-            [c.name, str(c.support), c.precision, c.recall, f"{c.recall_low:.1%} to {c.recall_high:.1%}", f"{c.f1:.3f}"]
-            for c in evaluation.classes
-        ],
-        numeric=[1, 2, 3, 4, 5],
-    )
-    pairs = Table(
-        title="Most confused classes",
-        header=["True class", "Prediction", "Images", "Share of the class"],
-        rows=[[p.label, p.prediction, str(p.count), p.share] for p in evaluation.confused[:MAX_PAIRS]],
-        numeric=[2, 3],
-    )
-    return Section(
-        title="Classes",
-        figures=[plots.confusion_matrix(evaluation), plots.per_class(evaluation)],
-        tables=[scores, pairs] if pairs.rows else [scores],
     )
 
 
 def confidence_section(evaluation: Evaluation, threshold: Threshold | None) -> Section:
     """Reliability diagram, and risk against coverage with the threshold."""
-    numbers = []
+    fitted = "fitted on validation" if evaluation.temperature != 1 else "no scaling"
+    numbers = [
+        Number(name="Temperature", value=f"{evaluation.temperature:.2f}", note=fitted),
+        Number(name="Brier score", value=f"{evaluation.brier:.3f}", note="0 best, 2 worst"),
+        Number(name="AURC", value=f"{evaluation.aurc:.4f}", note=f"optimal {best_aurc(evaluation.correct):.4f}"),
+    ]
     if threshold is not None:
         target = f"chosen on validation for {threshold.target:.0%} precision"
-        interval = f"95% interval {threshold.precision_low:.1%} to {threshold.precision_high:.1%}"
-        numbers = [
+        numbers += [
             Number(name="Confidence threshold", value=threshold.text, note=target),
             Number(name="Coverage", value=f"{threshold.coverage:.1%}", note=f"{threshold.num_answered:,} images"),
         ]
         if threshold.num_answered:
+            interval = f"95% interval {threshold.precision_low:.1%} to {threshold.precision_high:.1%}"
             numbers.append(Number(name="Precision", value=f"{threshold.precision:.1%}", note=interval))
     return Section(
         title="Calibration and selective prediction",
         text="Of calibrated predictions with confidence 80%, 80% are correct. Selective prediction accepts only "
         f"predictions whose confidence is at or above a threshold. Here: {evaluation.calibration_text()}.",
         numbers=numbers,
-        figures=[plots.reliability(evaluation), plots.risk_coverage_curve(evaluation, threshold)],
-        logged_as="analysis/threshold" if threshold is not None else "",
+        figures=[plots.reliability(evaluation), plots.risk_coverage_curve(evaluation)],
     )
 
 
-def slice_section(slices: Sequence[Slice], evaluation: Evaluation) -> Section:
-    """Accuracy of each slice."""
+def slice_section(slices: Sequence[Slice]) -> Section:
+    """Accuracy of each slice with its interval."""
     rows: list[list[str | float]] = [
-        [s.property, s.name, f"{s.low:.3g}", f"{s.high:.3g}", str(s.count), f"{s.p_value:.2g}", s.accuracy]
+        [
+            f"{s.property}: {s.name}",
+            f"{s.low:.3g} to {s.high:.3g}",
+            f"{s.count:,}",
+            s.accuracy,
+            interval,
+            f"{s.p_value:.2g}",
+        ]
         for s in slices
+        if (interval := f"{s.accuracy_low:.1%} to {s.accuracy_high:.1%}")
     ]
-    header = ["Property", "Slice", "From", "To", "Images", "p-value", "Accuracy"]
+    header = ["Slice", "From, to", "Images", "Accuracy", "95% interval", "p-value"]
     return Section(
         title="Slices",
         text="Thirds of the images by a property. P-values: Fisher's exact test against the other images, "
         "Holm-corrected.",
-        figures=[plots.slice_chart(slices, evaluation.accuracy)],
-        logged_as="analysis/slices",
-        tables=[Table(header=header, rows=rows, numeric=[2, 3, 4, 5, 6])],
+        tables=[Table(title="Accuracy by slice", header=header, rows=rows, numeric=[1, 2, 3, 4, 5])],
     )
 
 
 def robustness_section(robustness: Robustness) -> Section:
     """Accuracy on corrupted images."""
-    interval = "95% interval {:.1%} to {:.1%}".format(*robustness.interval)
+
+    def accuracy(value: float, note: str = "") -> str:
+        low, high = robustness.interval(value)
+        return f"{note}95% interval {low:.1%} to {high:.1%}"
+
     return Section(
         title="Corruption robustness",
         text=f"{robustness.num_images:,} test images with {len(robustness.names)} common corruptions after "
-        f"Hendrycks & Dietterich (2019), each at severities {', '.join(map(str, robustness.severities))}.",
+        f"Hendrycks & Dietterich (2019), each at severities {', '.join(map(str, robustness.severities))}. "
+        f"{robustness.caution()}".strip(),
         numbers=[
-            Number(name="Clean accuracy", value=f"{robustness.clean_accuracy:.1%}"),
-            Number(name="Corruption accuracy", value=f"{robustness.mean_accuracy:.1%}", note=f"mean; {interval}"),
+            Number(
+                name="Clean accuracy",
+                value=f"{robustness.clean_accuracy:.1%}",
+                note=accuracy(robustness.clean_accuracy),
+            ),
+            Number(
+                name="Corruption accuracy",
+                value=f"{robustness.mean_accuracy:.1%}",
+                note=accuracy(robustness.mean_accuracy, "mean; "),
+            ),
         ],
-        figures=[plots.robustness_heatmap(robustness)],
-        logged_as="analysis/robustness",
+        heat_maps=[robustness_map(robustness)],
+    )
+
+
+def robustness_map(robustness: Robustness) -> HeatMap:
+    """Accuracy of every corruption at every severity, the most harmful corruption last."""
+    means = robustness.accuracy.mean(axis=1)
+    order = np.argsort(-means, kind="stable")
+    grid = np.c_[robustness.accuracy[order], means[order]]
+    return HeatMap(
+        title="Accuracy by corruption and severity",
+        note="The stronger the colour, the more errors, from 0% to 100% in every report.",
+        rows=[robustness.names[index].replace("_", " ") for index in order],
+        columns=[*map(str, robustness.severities), "mean"],
+        row_title="Corruption",
+        column_title="Severity",
+        cells=[[Heat(strength=1 - value, tone="bad", text=f"{value:.0%}") for value in row] for row in grid.tolist()],
     )
 
 
@@ -183,8 +182,7 @@ def ood_section(ood: Sequence[OODScore], source: str) -> Section:
         title="Out-of-distribution detection",
         text=f"How well each score separates the test images from {source}. AUROC: 0.5 is chance, 1 is perfect.",
         figures=[plots.ood_chart(ood)],
-        logged_as="analysis/ood",
-        tables=[Table(header=header, rows=rows, numeric=[1, 2, 3, 4])],
+        tables=[Table(title="Scores", header=header, rows=rows, numeric=[1, 2, 3, 4])],
     )
 
 
@@ -205,95 +203,3 @@ def duplicate_section(duplicates: Duplicates) -> Section:
         rows.append([pair.split, pair.id, pair.other_split, pair.other_id, f"{pair.similarity:.4f}", *numbers])
     header = ["Split", "Image", "Other split", "Other image", "Cosine", "Identical pixels", "Same class", "Cluster"]
     return Section(title="Near-duplicates", text=text, tables=[Table(header=header, rows=rows, numeric=[4, 7])])
-
-
-def sheet(section: Section) -> Image.Image:
-    """The tiles of a section as one image, for MLflow and TensorBoard."""
-    return tile_sheet(section.tiles, columns=section.columns or 6, title=section.title, note=section.text)
-
-
-def errors_section(dataset: ImageDataset, probabilities: np.ndarray) -> Section:
-    """The most confident errors; probabilities (N, K)."""
-    errors = np.flatnonzero(probabilities.argmax(axis=1) != dataset.labels)
-    shown = most_confident(errors, probabilities)
-    text = f"{len(shown)} of {len(errors)} errors, the most confident first. Check them for wrong labels, too."
-    return Section(
-        title="Most confident errors",
-        text=text if len(errors) else "No image is misclassified.",
-        tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
-    )
-
-
-def regressions_section(dataset: ImageDataset, probabilities: np.ndarray, comparison: Comparison) -> Section:
-    """Images that only the second model classifies correctly; probabilities (N, K) are the first's."""
-    shown = most_confident(comparison.lost, probabilities)
-    return Section(
-        title="Regressions",
-        text=f"{len(shown)} of {len(comparison.lost)} images that only {comparison.names[1]} classifies correctly.",
-        tiles=[prediction_tile(dataset, probabilities, index) for index in shown],
-    )
-
-
-def attention_section(dataset: ImageDataset, probabilities: np.ndarray, maps: Mapping[int, np.ndarray]) -> Section:
-    """Images beside their attention rollout; maps of patches by the index of the image."""
-    tiles = []
-    for index, patches in maps.items():
-        tiles.append(prediction_tile(dataset, probabilities, index))
-        tiles.append(Tile(image=highlight(dataset.images[index], patches), title="attention"))
-    return Section(
-        title="Attention rollout",
-        text="Each image beside the attention of its prediction to the patches, through all layers: bright = high.",
-        tiles=tiles,
-        columns=6,
-        logged_as="analysis/attention",
-    )
-
-
-def nearest_section(dataset: ImageDataset, probabilities: np.ndarray, nearest: NearestImages) -> Section:
-    """Errors with the training images whose embeddings are nearest."""
-    train, tiles = nearest.train, []
-    for query, indices, cosines in zip(nearest.queries.tolist(), nearest.indices, nearest.cosines, strict=True):
-        tiles.append(prediction_tile(dataset, probabilities, query))
-        for index, cosine in zip(indices, cosines, strict=True):
-            name, note = train.class_names[train.labels[index]], f"cosine {cosine:.3f}"
-            tone: Tone = "good" if train.labels[index] == dataset.labels[query] else "bad"
-            tiles.append(Tile(image=train.images[index], title=name, note=note, id=train.ids[index], tone=tone))
-    return Section(
-        title="Nearest training images",
-        text="Each error, followed by the training images nearest to it; green: of its true class.",
-        tiles=tiles,
-        columns=1 + nearest.indices.shape[1],
-        logged_as="analysis/nearest",
-    )
-
-
-def most_confident(indices: np.ndarray | tuple[int, ...], probabilities: np.ndarray, limit: int = 24) -> list[int]:
-    """The indices sorted by the confidence of their predictions, the most confident first; probabilities (N, K)."""
-    return sorted(map(int, indices), key=lambda index: -float(probabilities[index].max()))[:limit]
-
-
-def prediction_tile(dataset: ImageDataset, probabilities: np.ndarray, index: int) -> Tile:
-    """One image with its prediction and, when that is wrong, the true class; probabilities (N, K)."""
-    names, label, prediction = dataset.class_names, int(dataset.labels[index]), int(probabilities[index].argmax())
-    return Tile(
-        image=dataset.images[index],
-        title=f"{names[prediction]} ({probabilities[index, prediction]:.0%})",
-        note="" if prediction == label else f"true: {names[label]} ({probabilities[index, label]:.0%})",
-        id=dataset.ids[index],
-        tone="good" if prediction == label else "bad",
-    )
-
-
-def highlight(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """The image, dark where the map of patches is low: uint8, its longer side at least 128 pixels."""
-    grow = max(1, -(-128 // max(image.shape[:2])))
-    large = image.repeat(grow, axis=0).repeat(grow, axis=1)
-    weights = overlay_weights(patches, *large.shape[:2])[..., None]
-    return np.round(large * (0.25 + 0.75 * weights)).astype(np.uint8)
-
-
-def overlay_weights(patches: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The map of patches scaled to the image, smooth, between 0 and 1: (height, width)."""
-    normalized = (patches - patches.min()) / max(float(patches.max() - patches.min()), 1e-12)
-    scaled = Image.fromarray(normalized.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(scaled, np.float64), 0, 1)

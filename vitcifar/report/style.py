@@ -4,26 +4,44 @@ Figures are made without pyplot, which keeps every figure alive and is not safe 
 """
 
 import io
+import re
 from collections.abc import Sequence
+from functools import cache
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.typing import ColorType
 
+from vitcifar.data.contact_sheet import COLOURS
+
 INK = "#1a2233"
 MUTED = "#5d6b82"
 GRID = "#d9dfe8"
-PANEL = "#f3f5f9"
+PANEL = "#f0f3f8"
 PAPER = "#ffffff"
-# Okabe & Ito's palette (2008), blue a little darker so that white text on it is readable.
-BLUE, ORANGE, GREEN, RED = "#1f6fb2", "#e69f00", "#009e73", "#d55e00"
-BLUES = LinearSegmentedColormap.from_list("correct", ["#e6f0f9", "#8fbde0", "#1f6fb2", "#0e3f6b"])
-ORANGES = LinearSegmentedColormap.from_list("wrong", ["#fdf0dc", "#f5bd6b", "#d55e00", "#8a3a00"])
-DASHED = (0, (4, 3))
+# After Okabe & Ito's palette (2008), darker so that white text on them is readable. Green is right and red is wrong, in
+# figures, reports and contact sheets alike; blue and orange are series.
+BLUE, ORANGE, GREEN, RED = "#1f6fb2", "#e69f00", COLOURS["good"], COLOURS["bad"]
+RIGHT = LinearSegmentedColormap.from_list("right", ["#e3f3ee", GREEN])
+WRONG = LinearSegmentedColormap.from_list("wrong", ["#fbeee4", RED])
+DASHED, DOTTED = (0, (4, 3)), (0, (1, 2))
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Helvetica Neue', Arial, sans-serif"
+# Families of other scripts on common systems, for class names that matplotlib's own font lacks.
+FALLBACKS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR", "Source Han Sans"),
+    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
+    *("WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Arabic"),
+    *("Noto Sans Hebrew", "Noto Sans Bengali", "Noto Sans Tamil", "Nirmala UI", "Leelawadee UI", "Arial Unicode MS"),
+)
+NOTE = "_note"  # the label of the text under a title, in no legend
+# A figure in a report takes its colours from these variables, light and dark as in report.css.
+DARK = {INK: "#e7ecf4", MUTED: "#9aa8bf", GRID: "#2d3748", PAPER: "#171d29", BLUE: "#6db3ea", GREEN: "#43c59e"}
+DARK |= {RED: "#f2955a"}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -57,9 +75,8 @@ def dress(axes: Axes, title: str = "", *, note: str = "", grid: str = "y") -> No
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=24 if note else 10)
     if note:
-        axes.annotate(
-            note, (0, 1), xytext=(0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=MUTED
-        )
+        where = {"xytext": (0, 8), "xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(note, (0, 1), fontsize=9, color=MUTED, label=NOTE, **where)  # type: ignore[arg-type]
 
 
 def legend(figure: Figure, axes: Axes, columns: int) -> None:
@@ -72,7 +89,7 @@ def legend(figure: Figure, axes: Axes, columns: int) -> None:
 def cell(axes: Axes, x: float, y: float, colour: ColorType, text: str = "", *, size: float = 8.5, bold: bool) -> None:
     """A coloured cell of a matrix around (x, y) with its text in a readable colour."""
     axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, facecolor=colour, linewidth=0))
-    red, green, blue = to_rgb(colour)
+    red, green, blue = to_rgba(colour)[:3]
     ink = "#10182a" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.58 else "#fdfdfd"
     if text:
         weight = "bold" if bold else "normal"
@@ -86,14 +103,48 @@ def interval_row(axes: Axes, y: int, value: float, low: float, high: float, colo
 
 
 def plain(names: Sequence[str], longest: int = 18) -> list[str]:
-    """Names cut to a length, without what matplotlib reads as mathematics."""
-    cut = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
-    return [name.replace("$", r"\$") for name in cut]
+    """Class names cut to a length, without what matplotlib reads as mathematics.
+
+    A name that no font here can draw becomes its number: a figure has no boxes; a report draws its names as HTML.
+    """
+    drawable = set().union(*_glyphs().values())
+    shown = []
+    for number, name in enumerate(names):
+        name = name if set(map(ord, name)) <= drawable else f"class {number}"
+        cut = name if len(name) <= longest else name[: longest - 1] + "…"
+        shown.append(cut.replace("$", r"\$"))
+    return shown
+
+
+def fonts() -> list[str]:
+    """Families for class names, in the order in which a glyph is looked up."""
+    return list(_glyphs())
+
+
+@cache
+def _glyphs() -> dict[str, set[int]]:
+    """The characters of matplotlib's own font, and of each font of FALLBACKS that is installed."""
+    installed = {
+        font.name: font.fname
+        for font in font_manager.fontManager.ttflist
+        if font.name in FALLBACKS and font.weight == 400
+    }
+    own = font_manager.findfont("DejaVu Sans")
+    files = {"DejaVu Sans": own, **{name: installed[name] for name in FALLBACKS if name in installed}}
+    return {name: set(font_manager.get_font(file).get_charmap()) for name, file in files.items()}
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG with real text, the same bytes each time."""
+    """The figure as SVG with real text, the same bytes each time, dark where the reader prefers that."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitcifar"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    svg = re.sub(r"font-family: [^;\"]*", f"font-family: {FONT}", buffer.getvalue())
+    for colour in DARK:
+        svg = svg.replace(f": {colour}", f": var(--c{colour[1:]})")
+    light, dark = (
+        ";".join(f"--c{name[1:]}:{value}" for name, value in pairs)
+        for pairs in (zip(DARK, DARK, strict=True), DARK.items())
+    )
+    rules = f"svg{{{light}}}@media screen and (prefers-color-scheme: dark){{svg{{{dark}}}}}"
+    return svg.replace('<style type="text/css">', f'<style type="text/css">{rules}', 1)

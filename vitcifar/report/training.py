@@ -1,0 +1,76 @@
+"""What a report says about a training: its curves, its settings, and the command that repeats it."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from vitcifar.config import PRESETS, TrainConfig
+from vitcifar.report import plots
+from vitcifar.report.html import Finding, Section, Table
+
+CURVES = ("train/loss", "validation/loss", "train/accuracy", "validation/accuracy")
+NOT_REPEATED = ("resume", "run_name")  # of a command that repeats a run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training that has ended: `curves` by the name of the metric; the best epoch counts from 1."""
+
+    config: TrainConfig
+    curves: Mapping[str, plots.Curve]
+    best_epoch: int
+
+    @property
+    def num_epochs(self) -> int:
+        return max((len(curve) for curve in self.curves.values()), default=0)
+
+
+def training_findings(training: Training) -> list[Finding]:
+    """The best epoch, and whether more epochs may help."""
+    best, last = training.best_epoch, training.num_epochs
+    if not last:
+        return []
+    text = f"The weights are those of epoch {best} of {last}, the best on validation"
+    return [Finding(text=f"{text}: more --epochs may help." if best == last else f"{text}.")]
+
+
+def training_section(training: Training) -> Section:
+    """Curves of loss and accuracy, the settings that differ from the defaults, and the command."""
+    changed = different_settings(training.config)
+    table = Table(
+        title="Settings that differ from the defaults",
+        header=["Setting", "Value", "Default", "Meaning"],
+        rows=[[name, str(value), str(default), help] for name, value, default, help in changed],
+    )
+    return Section(
+        title="Training",
+        text="The test images took no part: the best epoch is chosen on the validation images. This command repeats "
+        "the training on the same images, from the same folder:",
+        command=command(training.config),
+        figures=[plots.training_curves(training.curves, training.best_epoch)] if training.num_epochs else [],
+        tables=[table] if changed else [],
+    )
+
+
+def different_settings(config: TrainConfig) -> list[tuple[str, Any, Any, str]]:
+    """Name, value, default and help of each setting that a run has of its own."""
+    return [
+        (field.name, value, field.default, field.metadata["help"])
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default and field.name not in NOT_REPEATED
+    ]
+
+
+def command(config: TrainConfig) -> str:
+    """The shortest `vitcifar train` with these settings, by the preset that has most of them."""
+
+    def options(preset: str) -> list[str]:
+        usual = dataclasses.asdict(TrainConfig(**PRESETS[preset]))
+        words = [] if preset == next(iter(PRESETS)) else ["--preset", preset]
+        for name, value in dataclasses.asdict(config).items():
+            if value != usual[name] and name not in NOT_REPEATED:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
+    return shlex.join(["vitcifar", "train", *min(map(options, PRESETS), key=len)])
