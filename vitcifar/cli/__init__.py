@@ -16,6 +16,7 @@ import click
 
 from vitcifar import __version__, signals
 from vitcifar.cli import feedback, registry, runs, serving
+from vitcifar.cli.container import container
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
@@ -31,7 +32,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.rollback,
         registry.history,
     ),
-    "Serve": (serving.app, serving.predict, serving.score, feedback.feedback),
+    "Serve": (serving.app, serving.predict, serving.score, feedback.feedback, container),
     "Maintenance": (registry.doctor, registry.prune, registry.benchmark, runs.reproduce),
 }
 

@@ -4,8 +4,6 @@
 """
 
 import base64
-import contextlib
-import importlib.metadata
 import io
 import json
 import os
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vitcifar.errors import ReleaseError
 from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
+from vitcifar.release.serving_environment import SERVING, check_installed, lock, write_wheel
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 CONDA_FILE, PYTHON_FILE = "conda.yaml", "python_env.yaml"
 EXAMPLE_SIDE = 64  # pixels of the longer side, at most: the example is shown as text
 OUTPUT = {"output": "prediction"}  # or "label": MLflow can load the model with another `model_config`
-REQUIREMENTS = ("mlflow", "numpy", "onnx", "onnxruntime", "Pillow", "torch")
+EXPORTING = ("onnx", "onnxscript", "torch")  # packages that make a release
 
 
 def save_model(
@@ -42,7 +40,7 @@ def save_model(
     """Write the release into `path`: the pt2, the files of the folder `staged` (moved), MLmodel, release.json last.
 
     The digest of release.json is appended to `digests`. The pt2 accepts any number of images of any size, like the
-    ONNX file.
+    ONNX file. The wheel of vitcifar lies among the files, where MLflow finds it when it makes an environment.
     """
     import mlflow.pytorch
     from mlflow.models import ModelSignature
@@ -57,7 +55,7 @@ def save_model(
         serialization_format="pt2",
         signature=signature,
         input_example=np.zeros((2, 40, 48, 3), dtype=np.uint8),
-        pip_requirements=requirements(),
+        pip_requirements=[*requirements(), f"./{write_wheel(staged).name}"],
     )
     folder = Path(path)
     for file in sorted(staged.iterdir()):
@@ -139,17 +137,6 @@ def _write_example(folder: Path) -> dict[str, str]:
 
 
 def requirements() -> list[str]:
-    """Pinned requirements for loading the release, without torch's local version (+cpu), which is not on PyPI.
-
-    Raises ReleaseError for a package without metadata, also one that the export needs.
-    """
-    versions = {name: _installed_version(name) for name in (*REQUIREMENTS, "onnxscript")}
-    if missing := [name for name, version in versions.items() if not version]:
-        raise ReleaseError(f"The installation of {', '.join(missing)} is incomplete: install it again with pip.")
-    return [f"{name}=={versions[name].split('+')[0]}" for name in REQUIREMENTS]
-
-
-def _installed_version(name: str) -> str:
-    with contextlib.suppress(ImportError, OSError, KeyError):  # no metadata, or an empty folder of that name
-        return importlib.metadata.version(name) or ""
-    return ""
+    """The packages that serve the release, pinned. Raises ReleaseError for one without metadata, or of the export."""
+    check_installed(EXPORTING)
+    return lock(SERVING)

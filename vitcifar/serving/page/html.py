@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from html import escape
 
 from vitcifar.errors import listed
-from vitcifar.evaluation.calibration import NEVER
 from vitcifar.inference.session import Prediction
 from vitcifar.release.manifest import served_evaluation
 from vitcifar.serving.loaded_model import LoadedModel
@@ -60,7 +59,7 @@ def prediction_card(prediction: Prediction, model: LoadedModel, state: PoolState
     confidence = times = ""
     threshold = model.manifest.threshold  # one line for every prediction: the height of the card does not change
     if threshold is None:
-        confidence = f'<p class="note">Not confident: this version is {NEVER}</p>'
+        confidence = '<p class="note">Not confident: this version is never confident</p>'
     elif threshold:
         confident = model.manifest.is_confident(prediction.probability)
         style, verdict = ("note quiet", "Confident: at least") if confident else ("note", "Not confident: below")

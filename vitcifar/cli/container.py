@@ -1,0 +1,40 @@
+"""The command that writes a container of the server."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vitcifar.cli import options
+
+if TYPE_CHECKING:
+    from vitcifar.registry.registry import Registry
+
+
+@options.registry_command
+@click.option("--out", required=True, help="New folder for the files.")
+@options.version_option
+@options.option("--page", "off", "Serve the page as well, which adds Gradio.", choices=("on", "off"))
+def container(registry: "Registry", out: str, version: str, page: str) -> None:
+    """Write a container of the server: Dockerfile, pinned requirements, compose.yaml, KServe and Ray Serve.
+
+    It follows the alias in the registry that MLFLOW_TRACKING_URI names: this one, if it is a server that other machines
+    reach, else an MLflow server in compose.yaml.
+
+    \b
+    vitcifar container --version champion --out server
+    docker compose --project-directory server up --build
+    """
+    import mlflow
+
+    from vitcifar.serving.container import write_container
+
+    row = registry.show(version)
+    names = write_container(
+        Path(out),
+        version=version.strip().removeprefix("@"),
+        model_name=registry.model_name,
+        tracking_uri=mlflow.get_tracking_uri(),
+        page=page == "on",
+    )
+    click.echo(f"{registry.model_name} {version} (now version {row.number}) in {out}: {', '.join(names)}.")
