@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,17 @@ def test_the_digest_covers_every_file_of_a_version(registry: Any, tmp_path: Path
     assert set(mlflow.models.Model.load(folder).flavors) == {"pytorch", "onnx", "python_function"}
 
 
-def test_requirements_are_pinned_to_versions_on_pypi() -> None:
-    assert all("==" in line and "+" not in line for line in requirements())
+def test_a_version_brings_what_serves_it_without_torch(registry: Any, tmp_path: Path) -> None:
+    folder = Path(mlflow.artifacts.download_artifacts("models:/toy/1", dst_path=str(tmp_path)))
+    find_links, *pins, wheel = (folder / "requirements.txt").read_text().splitlines()
+    assert find_links == "--find-links ."
+    assert pins == requirements()
+    assert (folder / f"{wheel.replace('==', '-')}-py3-none-any.whl").is_file()
+    assert not {"torch", "mlflow"} & {line.split("==")[0] for line in pins}
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", tmp_path / "site"]
+    (folder / "vitcifar.txt").write_text(f"{find_links}\n{wheel}\n")
+    subprocess.run([*command, "-r", folder / "vitcifar.txt"], cwd=tmp_path.parent, check=True)  # not in its folder
+    assert (tmp_path / "site/vitcifar/serving/rest.py").is_file()
 
 
 def test_a_package_without_metadata_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

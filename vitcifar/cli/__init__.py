@@ -6,6 +6,7 @@ before a command needs it.
 
 import contextlib
 import errno
+import importlib.metadata
 import io
 import os
 import sys
@@ -55,6 +56,13 @@ class Program(click.Group):
             return super().invoke(ctx)
         except VitCifarError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            if "+serve" not in importlib.metadata.version("vitcifar"):
+                raise
+            raise click.ClickException(
+                f"This installation of vitcifar serves only, without {error.name}: install vitcifar from its sources, "
+                "with all requirements, for this command."
+            ) from error
         except OSError as error:
             if error.errno not in FULL:
                 raise

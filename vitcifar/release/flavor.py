@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
-from vitcifar.release.serving_environment import SERVING, check_installed, lock, write_wheel
+from vitcifar.release.serving_environment import SERVING, add_wheel, check_installed, lock
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -55,7 +55,7 @@ def save_model(
         serialization_format="pt2",
         signature=signature,
         input_example=np.zeros((2, 40, 48, 3), dtype=np.uint8),
-        pip_requirements=[*requirements(), f"./{write_wheel(staged).name}"],
+        pip_requirements=add_wheel(requirements(), staged),
     )
     folder = Path(path)
     for file in sorted(staged.iterdir()):

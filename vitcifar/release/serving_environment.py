@@ -101,6 +101,15 @@ def _version(name: str) -> str:
     return ""
 
 
+def add_wheel(requirements: Iterable[str], folder: Path) -> list[str]:
+    """Requirements and vitcifar, whose wheel is written into a folder, as the lines of a requirements.txt there.
+
+    pip resolves --find-links from that file, but the path of a wheel from the current folder.
+    """
+    version = write_wheel(folder).name.split("-")[1]
+    return ["--find-links .", *requirements, f"vitcifar=={version}"]
+
+
 def write_wheel(folder: Path) -> Path:
     """Pack this installation of vitcifar into a folder; equal code makes an equal file.
 
@@ -112,8 +121,8 @@ def write_wheel(folder: Path) -> Path:
     info = f"vitcifar-{version}.dist-info"
     requires = "\n".join(f"Requires-Dist: {name}" for name in SERVING)
     for part in DIST_INFO.format(version=version, requires=requires).split("\n\n"):
-        name, _, content = part.partition(":\n")
-        files[f"{info}/{name}"] = f"{content.strip()}\n".encode()
+        name, _, text = part.partition(":\n")
+        files[f"{info}/{name}"] = f"{text.strip()}\n".encode()
     rows = [f"{name},sha256={_record_hash(content)},{len(content)}" for name, content in sorted(files.items())]
     files[f"{info}/RECORD"] = "\n".join([*rows, f"{info}/RECORD,,", ""]).encode()
     wheel = folder / f"vitcifar-{version}-py3-none-any.whl"

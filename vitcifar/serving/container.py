@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 
 from vitcifar import __version__
 from vitcifar.errors import ConfigError
-from vitcifar.release.serving_environment import PAGE, SERVING, lock, write_wheel
-from vitcifar.serving.app import is_loopback
+from vitcifar.release.serving_environment import PAGE, SERVING, add_wheel, lock
+from vitcifar.serving.middleware import LOOPBACK
 from vitcifar.uris import sqlite_path, sqlite_uri
 
 TEMPLATES = Path(__file__).with_name("container_files")
@@ -54,11 +54,10 @@ def write_container(folder: Path, *, version: str, model_name: str, tracking_uri
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ConfigError(f"The folder {folder} is not empty: name a new one with --out.")
-        wheel = write_wheel(folder).name
-        (folder / "requirements.txt").write_text("\n".join([*requirements, f"./{wheel}", ""]), encoding="utf-8")
+        lines = add_wheel(requirements, folder)
+        (folder / "requirements.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
         for template in sorted(TEMPLATES.iterdir()):
-            text = render(template, {**values, "wheel": wheel})
-            (folder / template.stem).write_text(text, encoding="utf-8")
+            (folder / template.stem).write_text(render(template, values), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): name another folder with --out.") from error
     return sorted(path.name for path in folder.iterdir())
@@ -75,7 +74,7 @@ def render(template: Path, values: dict[str, Any]) -> str:
 def is_server(tracking_uri: str) -> bool:
     """Whether an address is that of a server which other machines can reach."""
     address = urlsplit(tracking_uri)
-    return address.scheme in ("http", "https") and not is_loopback(address.hostname or "localhost")
+    return address.scheme in ("http", "https") and (address.hostname or LOOPBACK[0]) not in LOOPBACK
 
 
 def server_command(version: str, model_name: str, page: bool) -> list[str]:

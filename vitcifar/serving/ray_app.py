@@ -33,7 +33,7 @@ def app(args: dict[str, str]) -> "Application":
     def build() -> "FastAPI":
         return build_replica(**given)
 
-    server: Any = serve.deployment(serve.ingress(build)(), name="Server", num_replicas=NUM_REPLICAS)  # type: ignore[call-overload]
+    server: Any = serve.deployment(serve.ingress(build)(), name="Server", num_replicas=NUM_REPLICAS)
     return server.bind()
 
 
