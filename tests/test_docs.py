@@ -18,7 +18,7 @@ SOURCES = sorted((ROOT / "vitcifar").rglob("*.py"))
 
 OPTIONS = {name: {option for param in command.params for option in param.opts} for name, command in COMMANDS.items()}
 HELP = {"-h", "--help", "--version"}
-# Options of other programs: mlflow, tensorboard, git, torchrun, curl.
+# Options of other programs: mlflow, tensorboard, git, torchrun, curl, pip, docker.
 OTHER_PROGRAMS = {
     *(
         "--env-manager",
@@ -36,6 +36,8 @@ OTHER_PROGRAMS = {
         "--nnodes",
         "--rdzv-backend",
         "--rdzv-endpoint",
+        "--find-links",
+        "--build",
     )
 }
 NO_COMMANDS = ("vitcifar pictures 1", "vitcifar version 3")  # the salt of the fingerprint, the name of a version

@@ -23,7 +23,7 @@ def container(registry: "Registry", out: str, version: str, page: str) -> None:
 
     \b
     vitcifar container --version champion --out server
-    docker compose --project-directory server up --build
+    cd server && docker compose up --build
     """
     import mlflow
 

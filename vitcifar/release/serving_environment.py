@@ -1,4 +1,4 @@
-"""What a server installs: vitcifar as a wheel without the requirements of training, and the versions of all others.
+"""What a server installs: a wheel of this package without the requirements of training, and the versions of all others.
 
 Every release carries both, so that MLflow makes an environment that serves it; a container is built from the same.
 """
@@ -45,7 +45,7 @@ METADATA:
 Metadata-Version: 2.1
 Name: vitcifar
 Version: {version}
-Summary: vitcifar with the requirements of serving alone
+Summary: The whole package, with the requirements of serving alone
 Requires-Python: >=3.11,<3.13
 {requires}
 
