@@ -58,7 +58,9 @@ def test_the_image_starts_the_server_as_an_ordinary_user_and_checks_the_port_tha
     assert (options["version"], options["model_name"], options["host"]) == ("champion", "My model", "0.0.0.0")
     assert options["page"] == "off"
     assert instruction(dockerfile, "EXPOSE") == str(options["port"])
-    assert f"http://127.0.0.1:{options['port']}{READY}'" in instruction(dockerfile, "HEALTHCHECK")
+    check = json.loads(instruction(dockerfile, "HEALTHCHECK").partition(" CMD ")[2])
+    assert f"'127.0.0.1', {options['port']}," in check[-1]
+    assert f"'{READY}'" in check[-1]
     assert instruction(dockerfile, "USER") == "10001"
     assert instruction(dockerfile, "STOPSIGNAL") == "SIGTERM"
     assert instruction(dockerfile, "COPY") == "requirements.txt *.whl ./"

@@ -29,12 +29,13 @@ def container(registry: "Registry", out: str, version: str, page: str) -> None:
 
     from vitcifar.serving.container import write_container
 
-    row = registry.show(version)
+    row, spec = registry.show(version), version.strip().removeprefix("@")
     names = write_container(
         Path(out),
-        version=version.strip().removeprefix("@"),
+        version=spec,
         model_name=registry.model_name,
         tracking_uri=mlflow.get_tracking_uri(),
         page=page == "on",
     )
-    click.echo(f"{registry.model_name} {version} (now version {row.number}) in {out}: {', '.join(names)}.")
+    now = "" if spec == str(row.number) else f" (now version {row.number})"
+    click.echo(f"{registry.model_name} {spec}{now} in {out}: {', '.join(names)}.")

@@ -35,6 +35,7 @@ def write_container(folder: Path, *, version: str, model_name: str, tracking_uri
     own_server = not is_server(tracking_uri)
     database = sqlite_path(tracking_uri) if tracking_uri.startswith("sqlite:///") else Path("/mlflow/mlflow.db")
     values = {
+        "check": health_check,
         "command": server_command(version, model_name, page),
         "image": f"vitcifar:{__version__}",
         "mlflow": importlib.metadata.version("mlflow-skinny"),
@@ -89,6 +90,13 @@ def mlflow_command(database: Path) -> list[str]:
     words = ["mlflow", "server", "--host", "0.0.0.0", "--port", str(MLFLOW_PORT), "--allowed-hosts", hosts]
     artifacts = str(database.with_name("mlartifacts"))  # of new experiments
     return [*words, "--backend-store-uri", sqlite_uri(database), "--artifacts-destination", artifacts]
+
+
+def health_check(port: int, path: str) -> list[str]:
+    """A command that fails unless the container responds; it asks no proxy that the environment names."""
+    connection = f"c = http.client.HTTPConnection('127.0.0.1', {port}, timeout=4)"
+    code = f"import http.client; {connection}; c.request('GET', '{path}'); exit(c.getresponse().status != 200)"
+    return ["python", "-c", code]
 
 
 def service_name(model_name: str) -> str:
