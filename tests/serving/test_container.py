@@ -195,5 +195,7 @@ def test_the_steps_of_the_dockerfile_in_an_empty_environment_serve_and_follow_th
             assert version() == 1
             mlflow.MlflowClient().set_registered_model_alias("toy", "champion", "2")
             wait_until(lambda: version() == 2, "the container does not follow the alias")
+        words = ["vitcifar", "versions", "--model-name", "toy"]
+        assert "champion" in subprocess.run(words, env=bare, capture_output=True, text=True, check=True).stdout
     train = subprocess.run(["vitcifar", "train"], cwd=project / "home", env=bare, capture_output=True, text=True)
     assert re.fullmatch(r"Error: This installation of vitcifar serves only, without \w+: .*\n", train.stderr)

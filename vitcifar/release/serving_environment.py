@@ -34,6 +34,7 @@ SERVING = (  # what serving a version on the CPU imports, neither torch nor anyt
     "prometheus-client",
     "psutil",
     "python-multipart",
+    "rich",
     "sqlalchemy",
     "tqdm",
     "uvicorn",
