@@ -6,7 +6,6 @@ before a command needs it.
 
 import contextlib
 import errno
-import importlib.metadata
 import io
 import os
 import sys
@@ -57,7 +56,7 @@ class Program(click.Group):
         except VitCifarError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
-            if "+serve" not in importlib.metadata.version("vitcifar"):
+            if not serves_only():
                 raise
             raise click.ClickException(
                 f"This installation of vitcifar serves only, without {error.name}: install vitcifar from its sources, "
@@ -76,6 +75,15 @@ class Program(click.Group):
                 click.echo(f"Stopped by {stopped}.", err=True)
                 sys.stdout.flush()
             os._exit(stopped.exit_code)  # at once: every run is closed, and a second signal would end what is left
+
+
+def serves_only() -> bool:
+    """Whether this is an installation of `vitcifar container`, or of MLflow for a version."""
+    import importlib.metadata
+
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout, by `mlflow run`
+        return "+serve" in importlib.metadata.version("vitcifar")
+    return False
 
 
 @click.group(
