@@ -85,7 +85,7 @@ def test_a_resumed_run_has_no_gap_and_no_double_point():
 def test_an_image_is_in_both_trackers():
     with start() as run:
         run.log_image("augmentation", Image.new("RGB", (8, 6), "red"))
-    events = EventAccumulator(str(run.tensorboard)).Reload()
+    events = EventAccumulator(str(run.event_files)).Reload()
     assert [(image.width, image.height) for image in events.Images("augmentation")] == [(8, 6)]
     assert [item.path for item in run.client.list_artifacts(run.run_id, "figures")] == ["figures/augmentation.png"]
 

@@ -5,10 +5,13 @@ The command line, MLproject, MLflow's parameters and the README are generated fr
 """
 
 import dataclasses
+import itertools
 import math
+import shlex
 import types
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vitcifar.errors import ConfigError
@@ -16,6 +19,7 @@ from vitcifar.errors import ConfigError
 # Settings of vitcifar 0.1 under another name -> theirs now. Read in old releases and runs; hidden options until 0.3.
 RENAMED_SETTINGS = {"examine": "analysis", "robustness_pictures": "corruption_images", "outliers": "ood"}
 
+MAX_RUN_NAME = 120  # characters of a generated one
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_tiny")
 # torchvision's other one, and why it is refused before anything is read.
 REFUSED_VITS = {"vit_h_14": "its weights take 2.5 GB, and one ONNX file holds at most 2 GB"}
@@ -31,13 +35,11 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     decides_weights: bool = False,
-    declared: bool = False,
 ) -> Any:
     """A field of a config: its default, one line of help with its unit, and its valid values.
 
     `refused` has further values that people type, and why they are no choices; `group` is its heading in the help;
-    `decides_weights` says that another value gives other trained weights on the same images; `declared` makes it a
-    parameter in MLproject (MLflow logs those of every run, used or not).
+    `decides_weights` says that another value gives other trained weights on the same images.
     """
     metadata = {
         "help": help,
@@ -47,12 +49,11 @@ def setting(
         "minimum": minimum,
         "maximum": maximum,
         "decides_weights": decides_weights,
-        "declared": declared,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_data = partial(setting, group="Data", declared=True)
+_data = partial(setting, group="Data")
 _model = partial(setting, group="Model", decides_weights=True)
 _training = partial(setting, group="Training", decides_weights=True)
 _speed = partial(setting, group="Speed", decides_weights=True)
@@ -75,20 +76,17 @@ class TrainConfig:
     data_seed: int = _data(0, "Random seed of the subset: which images, in which order.", minimum=0)
     seed: int = _data(0, "Random seed of initialisation, shuffling and augmentation.", minimum=0, decides_weights=True)
 
-    arch: str = _model(
-        "vit_b_16", "Vision transformer architecture.", choices=VITS, refused=REFUSED_VITS, declared=True
-    )
+    arch: str = _model("vit_b_16", "Vision transformer architecture.", choices=VITS, refused=REFUSED_VITS)
     weights: str = _model(
         "IMAGENET1K_V1",
         "Initial weights: a torchvision name, none (random), a state dict file, or models:/NAME/VERSION.",
-        declared=True,
     )
     image_size: int = _model(0, "Input resolution in pixels (0 = the architecture's default).", minimum=0)
-    train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.", declared=True)
+    train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.")
 
-    epochs: int = _training(10, "Number of training epochs.", minimum=1, declared=True)
-    batch_size: int = _training(32, "Images per optimizer step.", minimum=1, declared=True)
-    learning_rate: float = _training(1e-3, "Peak learning rate.", minimum=0.0, declared=True)
+    epochs: int = _training(10, "Number of training epochs.", minimum=1)
+    batch_size: int = _training(32, "Images per optimizer step.", minimum=1)
+    learning_rate: float = _training(1e-3, "Peak learning rate.", minimum=0.0)
     schedule: str = _training("cosine", "Learning rate after warmup.", choices=("constant", "cosine", "linear"))
     warmup_epochs: float = _training(1.0, "Linear warmup in epochs (0 = off).", minimum=0.0)
     optimizer: str = _training("adam", "Optimizer.", choices=("adam", "adamw", "sgd"))
@@ -108,7 +106,7 @@ class TrainConfig:
     head_epochs: int = _training(0, "Epochs that train the head alone before --train-layers (0 = off).", minimum=0)
     lora_rank: int = _training(0, "LoRA rank on attention of the trainable blocks (0 = full fine-tuning).", minimum=0)
     resume: str = _training(
-        "none", "Resume from a run's last checkpoint: none, last, or a run id.", decides_weights=False, declared=True
+        "none", "Resume from a run's last checkpoint: none, last, or a run id.", decides_weights=False
     )
 
     precision: str = _speed(
@@ -133,7 +131,6 @@ class TrainConfig:
         "Analysis beyond the metrics: none, quick (slices, near-duplicates, attention; seconds) or full (adds "
         "embeddings, corruptions and OOD; about 3,000 forward passes).",
         choices=("none", "quick", "full"),
-        declared=True,
     )
     target_precision: float = _evaluation(
         0.95,
@@ -148,14 +145,13 @@ class TrainConfig:
         "auto",
         "Out-of-distribution images to test detection on: none, digits, cifar10 or a folder (auto = digits in a full "
         "analysis of other data).",
-        declared=True,
     )
 
     experiment: str = _tracking("Default", "MLflow experiment.")
     run_name: str = _tracking("none", "Name of the run in MLflow (none = generated from the settings).")
     output_dir: str = _tracking("runs", "Folder of checkpoints and TensorBoard logs, with a subfolder per run.")
 
-    model_name: str = _release("vitcifar", "Name of the model in the registry.", declared=True)
+    model_name: str = _release("vitcifar", "Name of the model in the registry.")
     int8: str = _release(
         "off",
         "Quantize to int8 (takes minutes); serve int8 if it agrees, is not less accurate and is faster here.",
@@ -163,7 +159,7 @@ class TrainConfig:
     )
     benchmark_runs: int = _release(20, "Timed predictions per row of the latency table (0 = no table).", minimum=0)
     promote_to: str = _release(
-        "none", "Alias to point at the new version if it passes the gates (none = no promotion).", declared=True
+        "none", "Alias to point at the new version if it passes the gates (none = no promotion)."
     )
 
     def __post_init__(self) -> None:
@@ -244,3 +240,47 @@ def resolve(preset: str, **given: Any) -> TrainConfig:
     if preset not in PRESETS:
         raise ConfigError(f"There is no preset {preset!r}: choose one of {', '.join(PRESETS)}.")
     return TrainConfig(**{**PRESETS[preset], **given})
+
+
+def changes(preset: str, config: TrainConfig) -> dict[str, Any]:
+    """The settings of a config that differ from its preset, without those that only one run can have."""
+    base, own = dataclasses.asdict(resolve(preset)), dataclasses.asdict(config)
+    return {name: value for name, value in own.items() if value != base[name] and name not in ("resume", "run_name")}
+
+
+def nearest_preset(config: TrainConfig) -> str:
+    """The preset from which a config differs in the fewest settings."""
+    return min(PRESETS, key=lambda preset: len(changes(preset, config)))
+
+
+def train_command(preset: str, config: TrainConfig) -> str:
+    """The command that trains with a config: the preset, and every setting that differs from it."""
+    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in changes(preset, config).items()]
+    return shlex.join(["vitcifar", "train", "--preset", preset, *itertools.chain.from_iterable(words)])
+
+
+def run_name(config: TrainConfig) -> str:
+    """What tells a run from others, for example "vit_b_16 head lr1e-3 s0": architecture, trainable layers, learning
+    rate, seed, and the settings of the images and the weights that differ from the preset.
+    """
+    preset = nearest_preset(config)
+    first = ("arch", "train_layers", "learning_rate", "seed")
+    telling = {*deciding_settings(), *(name for name, group in groups().items() if group == "Data")} - {*first}
+    if config.data == "folder":
+        telling -= {"data"}  # the folder says it
+    others = {name: value for name, value in changes(preset, config).items() if name in telling}
+    words = [short(name, value) for name, value in ({name: getattr(config, name) for name in first} | others).items()]
+    return " ".join(words)[:MAX_RUN_NAME]
+
+
+def short(name: str, value: Any) -> str:
+    """A setting as a word in the name of a run: lr1e-3, s0, adam, epochs=5."""
+    if isinstance(value, float):
+        digits, exponent = f"{value:.3e}".split("e")
+        value = f"{float(digits):g}e{int(exponent)}" if 0 < abs(value) < 0.01 else f"{value:.4g}"
+    if name == "train_layers" and value.isdecimal():
+        return f"last {value}"
+    if name == "data_dir":
+        value = Path(value).absolute().name
+    prefix = {"arch": "", "train_layers": "", "optimizer": "", "learning_rate": "lr", "seed": "s"}
+    return f"{prefix.get(name, f'{name}=')}{value}"

@@ -6,25 +6,34 @@ from pathlib import Path
 from typing import Any
 
 from vitcifar import tracking
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import TrainConfig, resolve, run_name
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import GateError
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, build_network
-from vitcifar.model.predict import predict_logits
+from vitcifar.model.predict import predict_both, predict_logits
 from vitcifar.progress import notify
 from vitcifar.registry.aliases import parse_uri, resolve_names
 from vitcifar.registry.benchmark import benchmark
+from vitcifar.registry.card import model_card
 from vitcifar.registry.policy import Gate
 from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
 from vitcifar.release.build import build_release, git_state
 from vitcifar.release.cache import cache_dir, release_weights
 from vitcifar.release.flavor import requirements
-from vitcifar.report.log import analyze_trained, calibrate, log_evaluation, log_inputs
-from vitcifar.training.checkpoint import LAST, resumed_config
+from vitcifar.report.log import (
+    analyze_trained,
+    calibrate,
+    log_evaluation,
+    log_inputs,
+    log_projector,
+    note,
+    result_lines,
+)
+from vitcifar.training.checkpoint import BEST, LAST, resumed_config
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
 from vitcifar.training.loop import TrainResult, fit
 from vitcifar.training.stages import Log
@@ -54,9 +63,9 @@ def train(config: TrainConfig) -> Trained:
     if config.resume != "none":
         tracking.check_resumable(config.resume, splits.fingerprint)
     network = make_network(config, splits.class_names)
-    with start_run(config, run_id=config.resume if config.resume != "none" else None) as run:
-        _, evaluation = fit_and_test(run, network, splits, config)
-        return release(run, network, splits, config, evaluation)
+    with start_run(config, "train", run_id=config.resume if config.resume != "none" else None) as run:
+        result, evaluation = fit_and_test(run, network, splits, config)
+        return release(run, network, splits, config, evaluation, result)
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -76,11 +85,16 @@ def fit_and_test(
     """Everything in a run before its release: training, calibration on validation, the test split once."""
     result = fit_and_log(run, network, splits, config)
     notify(f"Evaluating {len(splits.validation):,} validation and {len(splits.test):,} test images.")
-    images = (splits.validation.images, splits.test.images)
-    validation, logits = (predict_logits(network, split, config.batch_size) for split in images)
+    validation = predict_logits(network, splits.validation.images, config.batch_size)
+    logits, embeddings = predict_both(network, splits.test.images, config.batch_size)
     evaluation = calibrate(validation, logits, splits, config.target_precision)
     network.temperature.fill_(evaluation.temperature)
     log_evaluation(run, evaluation, splits.test, softmax(logits, evaluation.temperature))
+    log_projector(run, evaluation, splits.test, embeddings)
+    run.note(note(config, splits, *result_lines(result, evaluation)))
+    name, step, epoch = f"{run_name(config)} epoch {result.best_epoch}", result.best_step, {"epoch": result.best_epoch}
+    checkpoint = run.log_checkpoint(name, run.folder / BEST, step, epoch)
+    run.link_model(checkpoint, {"validation": step, "test": 0})
     analyze_trained(run, network, splits, config, evaluation, logits, best_epoch=result.best_epoch, git=git_state())
     return result, evaluation
 
@@ -95,8 +109,10 @@ def fit_and_log(
     with spawn_workers(config.num_processes), process_group():
         folder = Path(broadcast(str(run.folder) if run else ""))
         log = log or (run.log if run else lambda step, metrics: None)
+        histograms = run.log_histograms if run else lambda step, tensors: None
         resume = folder / LAST if resumed else None
-        return fit(network, splits.train, splits.validation, config, log=log, folder=folder, resume=resume)
+        data = (splits.train, splits.validation)
+        return fit(network, *data, config, log=log, log_histograms=histograms, folder=folder, resume=resume)
 
 
 def train_worker(config: TrainConfig) -> None:
@@ -106,13 +122,19 @@ def train_worker(config: TrainConfig) -> None:
 
 
 def release(
-    run: tracking.Run, network: Classifier, splits: Splits, config: TrainConfig, evaluation: Evaluation
+    run: tracking.Run,
+    network: Classifier,
+    splits: Splits,
+    config: TrainConfig,
+    evaluation: Evaluation,
+    result: TrainResult,
 ) -> Trained:
     """Build, register and benchmark a version, and promote it to the requested alias if it passes the gates."""
     notify(f"Exporting to ONNX, and checking parity on {len(splits.test):,} test images.")
     network.to("cpu")  # where releases are checked and serve
     int8, scores = config.int8 == "try", evaluation.to_dict()
     built = build_release(network, splits=splits, evaluation=scores, config=config, run_id=run.run_id, int8=int8)
+    run.link_model(built.model_id, {"validation": result.best_step, "test": 0})
     sha256 = built.manifest.checks["weights_sha256"]
     version = register(built.manifest, built.model_id, built.digest)
     run.set_tags({"weights_sha256": sha256, "version": f"{config.model_name}/{version}"})
@@ -127,6 +149,9 @@ def release(
             alias = config.promote_to
         except GateError as error:
             gates, rejected_because = error.gates, str(error)
+    outcome = f"Version {version} of {config.model_name}" + (f" ({alias})." if alias else f". {rejected_because}")
+    run.note(note(config, splits, *result_lines(result, evaluation), outcome))
+    run.writer.add_text("card", model_card(registry.show(version), built.manifest))
     return Trained(
         run_id=run.run_id,
         evaluation=evaluation,
@@ -152,14 +177,12 @@ def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifie
 
 
 def start_run(
-    config: TrainConfig, *, run_name: str | None = None, **options: Any
+    config: TrainConfig, kind: str, *, name: str | None = None, tags: dict[str, str] | None = None, **options: Any
 ) -> contextlib.AbstractContextManager[tracking.Run]:
-    """The run of a config, in both trackers."""
-    name = run_name or config.run_name
-    if name == "none":
-        name = f"{config.arch}-{config.data}-{config.train_layers}"
-    folder = Path(config.output_dir)
-    return tracking.start_run(experiment=config.experiment, output_dir=folder, run_name=name, **options)
+    """The run of a config, in both trackers; its tag `kind` tells runs that train from their children and others."""
+    name = name or (config.run_name if config.run_name != "none" else run_name(config))
+    tags, folder = {"kind": kind, **(tags or {})}, Path(config.output_dir)
+    return tracking.start_run(experiment=config.experiment, output_dir=folder, run_name=name, tags=tags, **options)
 
 
 def plan(preset: str, options: dict[str, Any]) -> TrainConfig:

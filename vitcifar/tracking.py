@@ -1,40 +1,28 @@
-"""One writer for a run: MLflow and TensorBoard get the same names, values and steps.
-
-MLflow stores doubles, TensorBoard float32: `experiments.logs` compares them at float32.
-"""
+"""Connects to a tracking store, and starts, continues and ends runs in it."""
 
 import contextlib
-import json
 import logging
 import os
 import shlex
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
-import numpy as np
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.uri import is_local_uri
 
 from vitcifar import signals
 from vitcifar.errors import TrackingError
+from vitcifar.run import SYSTEM_PREFIX
+from vitcifar.run import Run as Run
 from vitcifar.stores import ERRORS, check_server, explain, find_run, follow_moves, local_folder, open_file
 from vitcifar.stores import reaching as reaching
+from vitcifar.tensorboard import FOLDER, new_folder
 from vitcifar.uris import check_writable, sqlite_path, sqlite_uri, without_credentials
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
-
-STEP_PREFIX = "step/"  # per-step metrics are buffered, all others are written at once
-FLUSH_SECONDS = 2.0
-MAX_BUFFER = 1000  # MLflow's limit per call
 MAX_NAME = 250  # characters in the name of a run or experiment: what every database of MLflow holds
 _store_option = ""
-
-Point = tuple[str, int, float]  # name, step, value
 
 
 def connect(uri: str | None = None, *, new: bool = True) -> str:
@@ -83,91 +71,6 @@ def store_option() -> str:
     return _store_option
 
 
-class Run:
-    """A run being written to MLflow and TensorBoard."""
-
-    def __init__(self, run_id: str, folder: Path, *, resumed: bool = False) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.run_id = run_id
-        self.folder = folder
-        self.tensorboard = folder / "tensorboard"
-        self.client = mlflow.MlflowClient()
-        self.buffer: list[Any] = []
-        self.flushed = time.monotonic()
-        self.in_mlflow = {point[:2] for point in mlflow_points(self.client, run_id)} if resumed else set()
-        self.in_tensorboard = {point[:2] for point in tensorboard_points(self.tensorboard)} if resumed else set()
-        self.writer = SummaryWriter(str(self.tensorboard))
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics to both. Points that exist already (a resumed run repeats some steps) are not written twice."""
-        now = time.time()
-        for name, value in metrics.items():
-            if (name, step) not in self.in_tensorboard:
-                self.writer.add_scalar(name, value, step, walltime=now)
-            if (name, step) not in self.in_mlflow:
-                self.buffer.append(Metric(name, float(value), int(now * 1000), step))
-        waited = time.monotonic() - self.flushed > FLUSH_SECONDS or len(self.buffer) >= MAX_BUFFER // 2
-        if waited or not all(name.startswith(STEP_PREFIX) for name in metrics):
-            self.flush()
-
-    @signals.held()
-    def flush(self) -> None:
-        """Write all buffered metrics."""
-        while self.buffer:
-            with reaching(os.environ["MLFLOW_TRACKING_URI"]):
-                self.client.log_batch(self.run_id, metrics=self.buffer[:MAX_BUFFER])
-            del self.buffer[:MAX_BUFFER]
-        self.writer.flush()
-        self.flushed = time.monotonic()
-
-    @signals.held()
-    def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
-        """Log parameters under a prefix: `mlflow run` has logged its raw text under the bare names."""
-        self.client.log_batch(self.run_id, params=[Param(prefix + name, str(value)) for name, value in params.items()])
-
-    @signals.held()
-    def set_tags(self, tags: dict[str, str]) -> None:
-        self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
-
-    @signals.held()
-    def log_figure(self, name: str, figure: "Figure", step: int = 0) -> None:
-        """Log a matplotlib figure: figures/NAME.png in MLflow, image NAME in TensorBoard."""
-        self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
-        self.writer.add_figure(name, figure, step, close=False)
-
-    @signals.held()
-    def log_image(self, name: str, image: "Image") -> None:
-        """Log an image: figures/NAME.png in MLflow, image NAME in TensorBoard."""
-        self.client.log_image(self.run_id, image, f"figures/{name}.png")
-        self.writer.add_image(name, np.asarray(image), dataformats="HWC")
-
-    @signals.held()
-    def log_text(self, name: str, text: str) -> None:
-        self.client.log_text(self.run_id, text, name)
-
-    def log_json(self, name: str, content: dict[str, Any]) -> None:
-        self.log_text(name, json.dumps(content, indent=2))
-
-    @signals.held()
-    def log_dataset(self, split: str, num_images: int, fingerprint: str, *, source: str, location: str) -> None:
-        """Log a split as an MLflow dataset input: the digest is cut to MLflow's 36 characters, a tag has all of it."""
-        from mlflow.data.meta_dataset import MetaDataset
-        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-
-        local = LocalArtifactDatasetSource(location)
-        dataset = MetaDataset(local, f"{source}-{split}", fingerprint[:36])  # type: ignore[abstract]
-        tags = {"fingerprint": fingerprint, "num_images": str(num_images)}
-        mlflow.log_input(dataset, context=split, tags=tags)
-
-    @signals.held()
-    def close(self) -> None:
-        """Flush, and log TensorBoard's event files as artifacts."""
-        self.flush()
-        self.writer.close()
-        self.client.log_artifacts(self.run_id, str(self.tensorboard), "tensorboard")
-
-
 @contextlib.contextmanager
 def start_run(
     *,
@@ -208,7 +111,7 @@ def start_run(
         if is_local_uri(active.info.artifact_uri):  # type: ignore[no-untyped-call]
             cure = "make it writable, or name another experiment with --experiment"
             check_writable(local_folder(active.info.artifact_uri), cure)
-        run = Run(active.info.run_id, output_dir / active.info.run_id, resumed=run_id is not None)
+        run = open_run(active, output_dir, name=run_name if given == by_project else None, resumed=run_id is not None)
         yield run
         run.close()
     except BaseException as error:
@@ -225,6 +128,30 @@ def start_run(
         raise
     with reaching(uri):
         mlflow.end_run()
+
+
+def open_run(active: Any, output_dir: Path, *, name: str | None, resumed: bool) -> Run:
+    """The writer of an active run; one that `mlflow run` named at random gets the `name`."""
+    run_id, client = active.info.run_id, mlflow.MlflowClient()
+    shown = client.get_run(run_id).info.run_name or run_id
+    if name and is_random(shown):
+        client.update_run(run_id, name=name)
+        shown = name
+    folder = output_dir / run_id / FOLDER  # of a run of vitcifar 0.2, which is resumed
+    if recorded := active.data.tags.get(FOLDER):
+        folder = output_dir / FOLDER / recorded
+    elif not (resumed and folder.is_dir()):
+        folder = new_folder(output_dir, shown, run_id)
+        client.set_tag(run_id, FOLDER, folder.name)
+    (output_dir / run_id).mkdir(parents=True, exist_ok=True)
+    return Run(run_id, output_dir / run_id, folder, resumed=resumed)
+
+
+def is_random(name: str) -> bool:
+    """Whether MLflow made a run's name: an adjective, a noun and a number."""
+    first, second, number = [*name.split("-"), "", "", ""][:3]
+    known = first in map(str.lower, _GENERATOR_PREDICATES) and second in map(str.lower, _GENERATOR_NOUNS)
+    return known and number.isdecimal() and name == f"{first}-{second}-{number}"
 
 
 def project_experiment() -> str | None:
@@ -244,7 +171,7 @@ def check_unused(run_id: str) -> Any:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise TrackingError(f"MLFLOW_RUN_ID names run {run_id}, which does not exist: unset it.") from None
-    if run.info.status != "RUNNING" or not all(name.startswith("system/") for name in run.data.metrics):
+    if run.info.status != "RUNNING" or not all(name.startswith(SYSTEM_PREFIX) for name in run.data.metrics):
         raise TrackingError(f"MLFLOW_RUN_ID names run {run_id}, which is {run.info.status} or in use: unset it.")
     return run
 
@@ -281,20 +208,3 @@ def experiment_id(name: str) -> str:
             f"MLFLOW_TRACKING_URI={shlex.quote(mlflow.get_tracking_uri())} {restore}."
         )
     return str(experiment.experiment_id)
-
-
-def mlflow_points(client: Any, run_id: str) -> list[Point]:
-    """Every metric point of a run except MLflow's system metrics, sorted."""
-    names = sorted(name for name in client.get_run(run_id).data.metrics if not name.startswith("system/"))
-    return sorted((name, m.step, m.value) for name in names for m in client.get_metric_history(run_id, name))
-
-
-def tensorboard_points(folder: Path) -> list[Point]:
-    """Every scalar in the event files of a folder, sorted."""
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    if not folder.is_dir():
-        return []
-    accumulator = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
-    names = accumulator.Tags()[SCALARS]
-    return sorted((name, event.step, event.value) for name in names for event in accumulator.Scalars(name))

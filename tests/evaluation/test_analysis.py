@@ -117,14 +117,15 @@ def test_the_threshold_of_the_evaluation_is_applied_to_the_test_images(full, sco
     answered = evaluation.confidences >= 0.2
     assert full.threshold.confidence == 0.2 and full.threshold.target == 0.5
     assert full.threshold.num_answered == answered.sum()
-    assert full.scalars()["precision"] == pytest.approx(evaluation.correct[answered].mean())
+    assert full.scalars()["precision_at_threshold"] == pytest.approx(evaluation.correct[answered].mean())
 
 
 def test_an_analysis_converts_to_json_and_its_metrics_are_finite(full, splits):
     text = json.dumps(full.to_dict(splits.test), allow_nan=False)
     assert splits.train.ids[5] in text and json.loads(text)["robustness"]["num_images"] == 3
     assert all(np.isfinite(value) for value in full.scalars().values())
-    assert len([name for name in full.scalars() if name.startswith("corruption/")]) == 15
+    assert full.scalars()["corruption_accuracy"] == full.robustness.mean_accuracy
+    assert len(full.robustness.names) == 15
 
 
 def test_ood_images_from_a_folder_are_scored(network, splits, scored, tmp_path):
@@ -132,7 +133,7 @@ def test_ood_images_from_a_folder_are_scored(network, splits, scored, tmp_path):
         Image.fromarray(np.full((9, 5, 3), 60 * index, np.uint8)).save(tmp_path / f"{index}.png")
     analysis = run_analysis(network, splits, scored, analysis="quick", ood=str(tmp_path))
     assert len(analysis.ood[0].outside) == 4 and len(analysis.ood[0].inside) == len(splits.test)
-    assert "ood/energy_auroc" in analysis.scalars()
+    assert analysis.scalars()["ood_auroc"] == max(score.auroc for score in analysis.ood)
     assert "inside" not in analysis.to_dict(splits.test)["ood"][0]
 
 

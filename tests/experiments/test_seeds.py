@@ -3,6 +3,7 @@
 import statistics
 from types import SimpleNamespace
 
+import mlflow
 import pytest
 from click.testing import CliRunner
 from support.sweeps import TINY, family
@@ -13,6 +14,8 @@ from vitcifar.errors import ConfigError, TrainingError, VitCifarError
 from vitcifar.experiments import seeds
 from vitcifar.experiments.logs import compare_logs
 from vitcifar.training.distributed import LAUNCHED
+
+CHANGED = ("train_per_class=10", "validation_per_class=5", "test_per_class=5", "epochs=2")  # of TINY, in names
 
 
 @pytest.fixture
@@ -26,16 +29,24 @@ def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store
     monkeypatch.setattr(pipeline, "release", lambda run, network, *_: released)
     done = seeds.train_seeds(resolve("digits", **{**TINY, "analysis": "none", "learning_rate": 3e-3, "seed": 4}), 3)
     parent, children = family(store)
+    assert (parent.info.run_name.split()[:4], parent.data.tags["kind"]) == (
+        ["vit_tiny", "all", "lr3e-3", "s4-6"],
+        "seeds",
+    )
     assert sorted(children) == ["seed-4", "seed-5", "seed-6"]
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert len({run.data.params["config.fingerprint"] for run in children.values()}) == 1  # the same images
     assert len({run.data.metrics["validation/loss"] for run in children.values()}) == 3  # other weights
-    for name in ("accuracy", "loss"):
-        values = [run.data.metrics[f"test/{name}"] for run in children.values()]
+    assert len(parent.data.metrics) < 20, "few enough to compare runs by"
+    for name in ("test/accuracy", "validation/best_accuracy"):
+        values = [run.data.metrics[name] for run in children.values()]
         half = 4.302652729696 * statistics.stdev(values) / 3**0.5  # Student's t with 2 degrees of freedom
         expected = {"mean": sum(values) / 3, "low": sum(values) / 3 - half, "high": sum(values) / 3 + half}
         for part, value in expected.items():
-            assert parent.data.metrics[f"seeds/test/{name}_{part}"] == pytest.approx(value, abs=1e-12)
+            logged = parent.data.metrics[f"seeds/{name.replace('best_', '')}_{part}"]
+            assert logged == pytest.approx(value, abs=1e-12)
+    table = mlflow.load_table("seeds_table.json", run_ids=[parent.info.run_id])
+    assert table["run_id"].tolist() == [children[f"seed-{seed}"].info.run_id for seed in (4, 5, 6)]
     assert "95% interval is Student's t over the seeds" in parent.data.tags["mlflow.note.content"]
     best = max(children.values(), key=lambda run: (max_of(store, run, "accuracy"), -max_of(store, run, "loss")))
     assert parent.data.tags["best_run"] == done.best.run_id
@@ -66,7 +77,9 @@ def test_several_seeds_as_a_project_release_the_best_one(store, few_figures, mon
     done = CliRunner().invoke(cli.main, ["train", "--preset=digits", "--analysis=none", "--seeds=2", *words])
     assert done.exit_code == 0, done.output
     runs = {run.info.run_name: run for run in store.search_runs([experiment])}
-    assert sorted(runs) == ["project", "seed-0", "seed-1"]
+    names = ["project", *(f"vit_tiny all lr1e-3 s{seed} {' '.join(CHANGED)}" for seed in (0, 1))]
+    assert sorted(runs) == names
+    assert [runs[name].data.tags["kind"] for name in names] == ["seeds", "seed", "seed"]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     version = store.get_model_version("vitcifar", "1")
     assert version.run_id == runs["project"].data.tags["best_run"]

@@ -280,8 +280,9 @@ def test_the_run_of_a_project_is_the_parent_and_stays_it_when_the_sweep_is_resum
     assert sweep(plan(num_trials=3)).run_id == first
     assert store.get_run(second).data.tags["continues_in"] == first
     runs = {run.info.run_name: run for run in store.search_runs([experiment])}
-    assert sorted(runs) == ["first", "second", "trial-0", "trial-1", "trial-2"]
-    assert {runs[f"trial-{n}"].data.tags["mlflow.parentRunId"] for n in range(3)} == {first}
+    trials = [run for run in runs.values() if run.data.tags.get("kind") == "trial"]
+    assert sorted(run.info.run_name.split(" lr")[0] for run in trials) == [f"sweep trial {n}" for n in range(3)]
+    assert len(runs) == 5 and {run.data.tags["mlflow.parentRunId"] for run in trials} == {first}
     assert [m.step for m in store.get_metric_history(first, "sweep/best_validation_accuracy")] == [1, 2, 3]
 
 

@@ -68,7 +68,7 @@ def test_other_images_are_evaluated_only_on_purpose_and_said(here, monkeypatch):
         )
     run = mlflow.MlflowClient().get_run(run_id)
     assert (evaluation.num_images, run.data.tags["other_images"]) == (30, "true")
-    assert run.info.run_name == "evaluate-toy-2-on-other-images"
+    assert run.info.run_name == "evaluate toy 2 on other images"
     assert "other than those of its release" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
     read = versions.read_splits
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from mlflow.entities import Metric
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.analysis import Analysis, nearest_training
@@ -45,6 +47,11 @@ class Memory:
     images: dict[str, Image.Image] = dataclasses.field(default_factory=dict)
     histories: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
 
+    tables: dict[str, Mapping[str, Sequence[Any]]] = dataclasses.field(default_factory=dict)
+    writer: SummaryWriter = dataclasses.field(
+        default_factory=lambda: SummaryWriter(tempfile.mkdtemp(prefix="events-")), compare=False
+    )
+
     @property
     def folder(self) -> Path:
         return Path(scratch().name)
@@ -72,6 +79,9 @@ class Memory:
 
     def log_image(self, name: str, image: Image.Image) -> None:
         self.images[name] = image
+
+    def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        self.tables[name] = columns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,13 +25,13 @@ def plan(num_trials=4, search=SEARCH, storage="sweeps.db", name="sweep", pruner=
 
 
 def family(client):
-    """The only parent of a store, and its children by name."""
+    """The only parent of a store, and its children by kind and number: trial-0, seed-4."""
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(children) == len(runs) - 1
-    return parents[0], {run.info.run_name: run for run in children}
+    return parents[0], {f"{run.data.tags['kind']}-{run.data.tags[run.data.tags['kind']]}": run for run in children}
 
 
 def fake_learning(monkeypatch, accuracies):

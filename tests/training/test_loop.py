@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from support.training import CLASSES, Logged, kill_at, settings, shades, train
 
 from vitcifar.errors import TrainingError
 from vitcifar.model.network import build_network, weights_sha256
+from vitcifar.run import MEMORY, SPEED
 from vitcifar.training import checkpoint
 from vitcifar.training.loop import fit
 
@@ -18,9 +20,56 @@ def test_the_loss_falls_and_every_metric_is_logged_at_its_step(tmp_path):
     _, outcome = train(tmp_path, log=log)
     assert outcome.num_steps == 9
     assert log["train/loss", 9] < log["train/loss", 3]
-    per_epoch = {"train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "learning_rate"}
-    assert {name for name, step in log if step == 3} == per_epoch | {"step/loss", "step/learning_rate"}
-    assert {name for name, step in log if step == 2} == {"step/loss", "step/learning_rate"}
+    per_step = {"step/loss", "step/learning_rate", "step/gradient_norm"}
+    per_epoch = {f"{split}/{name}" for split in ("train", "validation") for name in ("loss", "accuracy")}
+    per_epoch |= {"train/learning_rate", "validation/best_accuracy", SPEED, MEMORY}
+    assert {name for name, step in log if step == 3} == per_epoch | per_step
+    assert {name for name, step in log if step == 2} == per_step
+
+
+def test_the_best_accuracy_is_that_of_the_epoch_whose_weights_are_kept(tmp_path):
+    log = Logged()
+    _, outcome = train(tmp_path, settings(epochs=4, learning_rate=0.02, schedule="constant"), log=log)
+    best = [log["validation/best_accuracy", step] for step in (3, 6, 9, 12)]
+    assert best == sorted(best)
+    assert best[-1] == log["validation/accuracy", outcome.best_step] == outcome.best_metrics["validation/accuracy"]
+
+
+def test_the_gradient_norm_is_that_before_clipping(tmp_path):
+    plain, clipped = Logged(), Logged()
+    train(tmp_path / "a", settings(epochs=1, optimizer="sgd"), log=plain)
+    network, _ = train(tmp_path / "b", settings(epochs=1, optimizer="sgd", clip_norm=1e-4), log=clipped)
+    assert plain["step/gradient_norm", 1] == clipped["step/gradient_norm", 1] > 1e-2
+    assert 0 < network.head.weight.abs().max() < 1e-5  # three steps of at most learning rate x 1.9 x 1e-4 each
+
+
+def test_speed_and_memory_are_those_of_this_process(tmp_path):
+    log = Logged()
+    started = time.perf_counter()
+    train(tmp_path, settings(epochs=1), log=log)
+    assert log[SPEED, 3] > 24 / (time.perf_counter() - started)
+    assert 50 < log[MEMORY, 3] < 1e5  # torch alone takes more than 50 MB
+
+
+def test_the_weights_and_gradients_of_the_head_are_logged_once_per_epoch(tmp_path):
+    seen = {}
+    fit(
+        build_network(settings(), CLASSES), shades(8), shades(4, seed=1), settings(), folder=tmp_path,
+        log=lambda step, metrics: None,
+        log_histograms=lambda step, tensors: seen.update({step: {name: t.clone() for name, t in tensors.items()}}),
+    )  # fmt: skip
+    assert sorted(seen) == [3, 6, 9]
+    assert set(seen[9]) == {"head/weight", "head/bias", "head/weight.gradient", "head/bias.gradient"}
+    assert not torch.equal(seen[3]["head/weight"], seen[9]["head/weight"])
+    assert all(bool(tensor.abs().sum() > 0) for tensor in seen[9].values())
+
+
+def test_layer_wise_decay_logs_the_learning_rate_of_each_layer(tmp_path):
+    log = Logged()
+    train(tmp_path, settings(epochs=1, layer_decay=0.5, schedule="constant"), log=log)
+    rates = [log[f"train/learning_rate_{layer}", 3] for layer in ("embedding", "block_1", "block_2", "head")]
+    assert rates[-1] == log["train/learning_rate", 3]
+    assert rates[0] < rates[1] == 0.5 * rates[2] < rates[-1]
 
 
 def test_the_loss_of_an_epoch_is_a_mean_over_images_not_over_batches(tmp_path):

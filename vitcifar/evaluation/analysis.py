@@ -49,19 +49,16 @@ class Analysis:
     ood_source: str = "none"
 
     def scalars(self) -> dict[str, float]:
-        """Every metric by its flat name."""
+        """The metrics by which runs are compared; `to_dict` has all."""
         flat: dict[str, float] = {}
         if self.threshold:
             flat["coverage"] = self.threshold.coverage
-            flat |= {"precision": self.threshold.precision} if self.threshold.num_answered else {}
-        flat |= {f"slice/{slice.property}/{slice.name}": slice.accuracy for slice in self.slices}
-        if self.duplicates is not None:
-            flat["duplicates"] = float(self.duplicates.num_pairs)
-            flat["duplicates_same_pixels"] = float(self.duplicates.num_same_pixels)
-            flat["duplicates_clusters"] = float(self.duplicates.num_clusters)
+            flat |= {"precision_at_threshold": self.threshold.precision} if self.threshold.num_answered else {}
         if self.robustness:
-            flat |= self.robustness.scalars()
-        return flat | {f"ood/{score.name}_auroc": score.auroc for score in self.ood}
+            flat["corruption_accuracy"] = self.robustness.mean_accuracy
+        if self.ood:
+            flat["ood_auroc"] = self.ood[0].auroc  # of the best score
+        return flat
 
     def to_dict(self, dataset: ImageDataset) -> dict[str, Any]:
         """The results as JSON types, images by their ids."""

@@ -250,11 +250,6 @@ class Robustness:
             return ""
         return f"{self.num_images:,} images are too few to tell the two apart: type a higher --corruption-images."
 
-    def scalars(self) -> dict[str, float]:
-        """Mean accuracy over everything and of each corruption over its severities."""
-        means = {f"corruption/{name}": float(row.mean()) for name, row in zip(self.names, self.accuracy, strict=True)}
-        return {"corruption_accuracy": self.mean_accuracy, "clean_accuracy": self.clean_accuracy} | means
-
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "accuracy": self.accuracy.tolist()}
 

@@ -18,6 +18,8 @@ from vitcifar.evaluation.calibration import Bin, aurc, wilson_interval
 
 MAX_METRIC_NAME = 200  # characters of a class; MLflow's limit is 250 with what stands in front
 
+SCALARS = ("accuracy", "accuracy_low", "accuracy_high", "f1_macro", "loss", "ece", "brier", "aurc")
+
 Predictor = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
 
 
@@ -99,12 +101,8 @@ class Evaluation:
         return text
 
     def scalars(self) -> dict[str, float]:
-        """Every metric by its flat name, those of a class as `recall/cat`."""
-        numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type in (float, float | None)}
-        flat = {name: value for name, value in numbers.items() if value is not None}
-        for score, name in zip(self.classes, metric_names(self.class_names), strict=True):
-            flat |= {f"precision/{name}": score.precision, f"recall/{name}": score.recall, f"f1/{name}": score.f1}
-        return flat
+        """The metrics by which runs are compared; `to_dict` has all."""
+        return {name: getattr(self, name) for name in SCALARS}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; `from_dict` reads them back."""

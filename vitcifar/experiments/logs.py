@@ -10,10 +10,12 @@ import numpy as np
 
 from vitcifar.errors import TrackingError
 from vitcifar.registry.diff import Difference
+from vitcifar.run import STEP_PREFIX, mlflow_points
 from vitcifar.stores import find_run, reaching
-from vitcifar.tracking import STEP_PREFIX, mlflow_points, tensorboard_points
+from vitcifar.tensorboard import read_points
 
-TRAINING = (STEP_PREFIX, "train/", "validation/", "learning_rate")  # metrics of the training loop, by their prefixes
+LOSS = f"{STEP_PREFIX}loss"
+TRAINING = (STEP_PREFIX, "train/", "validation/")  # what the training loop logs that the settings decide
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ def compare_logs(run_id: str) -> LogComparison:
     if not has_files:
         raise TrackingError(f"Run {run_id} has no TensorBoard files: it has not ended, or another tool created it.")
     with reaching(mlflow.get_tracking_uri()), tempfile.TemporaryDirectory() as folder:
-        theirs = tensorboard_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
+        theirs = read_points(Path(client.download_artifacts(run_id, "tensorboard", folder)))
     mlflow_counts, tensorboard_counts = (
         Counter((name, step, str(np.float32(value))) for name, step, value in points) for points in (ours, theirs)
     )
@@ -57,7 +59,8 @@ def compare_logs(run_id: str) -> LogComparison:
 def first_difference(run_id: str, other_id: str) -> Difference | None:
     """The first step at which a training metric of two runs differs in MLflow, with both values; None without one.
 
-    Raises TrackingError when a run does not exist.
+    Metrics that one of the two has not, as a run of an earlier vitcifar, are left out. Raises TrackingError when a run
+    does not exist.
     """
     client, runs = mlflow.MlflowClient(), []
     for one in (run_id, other_id):
@@ -67,7 +70,13 @@ def first_difference(run_id: str, other_id: str) -> Difference | None:
             raise TrackingError(f"There is no run {one!r} any more, so its metrics cannot be compared.") from error
         runs.append({(step, name): value for name, step, value in points if name.startswith(TRAINING)})
     ours, theirs = runs
-    for step, name in sorted(ours.keys() | theirs.keys(), key=lambda at: (at[0], not at[1].startswith(STEP_PREFIX))):
+    common = {name for _, name in ours} & {name for _, name in theirs}
+
+    def order(at: tuple[int, str]) -> tuple[int, bool, bool, str]:
+        step, name = at
+        return step, not name.startswith(STEP_PREFIX), name != LOSS, name
+
+    for step, name in sorted((at for at in ours.keys() | theirs.keys() if at[1] in common), key=order):
         before, after = ours.get((step, name)), theirs.get((step, name))
         if before != after:
             return Difference(section="training", name=f"{name} at step {step}", before=before, after=after)

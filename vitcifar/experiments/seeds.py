@@ -9,13 +9,14 @@ import jinja2
 from matplotlib.figure import Figure
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import TrainConfig
+from vitcifar.config import TrainConfig, run_name
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.model.network import Classifier, check_network
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes
+from vitcifar.training.loop import TrainResult
 
 PAGE = Path(__file__).with_name("seeds.md.j2")  # of the parent in MLflow
 TEST_METRICS = ("accuracy", "f1_macro", "loss", "ece", "brier")
@@ -44,6 +45,7 @@ class SeedRun:
     run_id: str
     metrics: Mapping[str, float]
     evaluation: Evaluation
+    result: TrainResult
     network: Classifier | None  # of the best run only
 
 
@@ -67,7 +69,9 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
     if config.resume != "none":
         raise ConfigError("resume continues one run: leave --seeds out.")
     config, splits = prepare(config, "each seed is a run of its own")
-    with pipeline.start_run(config) as parent:
+    last = config.seed + num_seeds - 1
+    name = run_name(config).replace(f" s{config.seed}", f" s{config.seed}-{last}", 1)
+    with pipeline.start_run(config, "seeds", name=name if config.run_name == "none" else None) as parent:
         parent.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint, "num_seeds": num_seeds})
         runs: list[SeedRun] = []
         for seed in range(config.seed, config.seed + num_seeds):
@@ -76,8 +80,8 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
         parent.set_tags({"best_seed": str(best.seed), "best_run": best.run_id})
         assert best.network is not None
         config = dataclasses.replace(config, seed=best.seed)
-        with pipeline.start_run(config, run_id=best.run_id, nested=True) as run:
-            released = pipeline.release(run, best.network, splits, config, best.evaluation)
+        with pipeline.start_run(config, "seed", run_id=best.run_id, nested=True) as run:
+            released = pipeline.release(run, best.network, splits, config, best.evaluation, best.result)
         parent.set_tags({"version": f"{released.model_name}/{released.version}"})
     return SeedRuns(run_id=parent.run_id, runs=tuple(runs), intervals=intervals, best=best, released=released)
 
@@ -100,12 +104,13 @@ def train_seed(config: TrainConfig, splits: Splits, seed: int) -> SeedRun:
     config = dataclasses.replace(config, seed=seed)
     try:
         network = pipeline.make_network(config, splits.class_names)
-        with pipeline.start_run(config, run_name=f"seed-{seed}", nested=True, tags={"seed": str(seed)}) as run:
+        name = run_name(config) if config.run_name == "none" else f"{config.run_name} s{seed}"
+        with pipeline.start_run(config, "seed", name=name, nested=True, tags={"seed": str(seed)}) as run:
             result, evaluation = pipeline.fit_and_test(run, network, splits, config)
     except VitCifarError as error:
         raise type(error)(f"Seed {seed}: {error}") from error
     metrics = {**result.best_metrics, **{f"test/{name}": getattr(evaluation, name) for name in TEST_METRICS}}
-    return SeedRun(seed=seed, run_id=run.run_id, metrics=metrics, evaluation=evaluation, network=network)
+    return SeedRun(seed=seed, run_id=run.run_id, metrics=metrics, evaluation=evaluation, result=result, network=network)
 
 
 def best_run(runs: Sequence[SeedRun]) -> SeedRun:
@@ -133,12 +138,14 @@ def log_seeds(parent: tracking.Run, runs: Sequence[SeedRun]) -> dict[str, MeanIn
     names = [*(f"test/{name}" for name in TEST_METRICS), "validation/accuracy", "validation/loss"]
     intervals = {name: mean_interval([run.metrics[name] for run in runs]) for name in names}
     rows = {name: dataclasses.asdict(interval) for name, interval in intervals.items()}
-    parent.log(0, {f"seeds/{name}_{part}": value for name, row in rows.items() for part, value in row.items()})
+    compared = {name: rows[name] for name in ("test/accuracy", "validation/accuracy")}
+    parent.log(0, {f"seeds/{name}_{part}": value for name, row in compared.items() for part, value in row.items()})
     explanation = EXPLANATION.format(len(runs))
     page = jinja2.Template(PAGE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
     text = page.render(explanation=explanation, runs=runs, intervals=intervals, best=best_run(runs))
-    parent.set_tags({"mlflow.note.content": text})
+    parent.note(text)
     seeds = [{"seed": run.seed, "run_id": run.run_id, **run.metrics} for run in runs]
+    parent.log_table("seeds_table", {name: [row[name] for row in seeds] for name in seeds[0]})
     parent.log_json("seeds.json", {"explanation": explanation, "seeds": seeds, "intervals": rows})
     parent.log_figure("seeds/accuracy", plot_seeds(runs, intervals["test/accuracy"]))
     return intervals

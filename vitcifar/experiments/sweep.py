@@ -20,7 +20,7 @@ import filelock
 import mlflow
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import TrainConfig, deciding_settings, groups
+from vitcifar.config import MAX_RUN_NAME, TrainConfig, deciding_settings, groups, short
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError, reason_of
 from vitcifar.experiments.search_space import Dimension
@@ -206,8 +206,9 @@ def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[
 
     network = pipeline.make_network(config, splits.class_names)
     epochs = itertools.count(1)
-    tags = {"trial": str(trial.number)}
-    with pipeline.start_run(config, run_name=f"trial-{trial.number}", nested=True, tags=tags) as run:
+    settings = [short(name, value) for name, value in trial.user_attrs["settings"].items()]
+    name = " ".join([trial.study.study_name, "trial", str(trial.number), *settings])[:MAX_RUN_NAME]
+    with pipeline.start_run(config, "trial", name=name, nested=True, tags={"trial": str(trial.number)}) as run:
         trial.set_user_attr("run_id", run.run_id)
 
         def log(step: int, metrics: Mapping[str, float]) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import mlflow
 from matplotlib.figure import Figure
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import train_command
 from vitcifar.errors import TrackingError
 from vitcifar.report.style import BLUE, MUTED, RED, dress, heading, new_figure
 
@@ -57,7 +56,7 @@ def open_parent(study: "Study", plan: "SweepPlan") -> None:
     """
     parent_id = study.user_attrs.get("parent")
     if parent_id is None:
-        with pipeline.start_run(plan.config, run_name=plan.name) as parent:
+        with pipeline.start_run(plan.config, "sweep", name=plan.name) as parent:
             parent.log_params(study.user_attrs["recipe"])
             study.set_user_attr("parent", parent.run_id)
         return
@@ -82,7 +81,7 @@ def parent_run(study: "Study", plan: "SweepPlan", lock: filelock.BaseFileLock) -
 
     run_id = study.user_attrs["parent"]
     try:
-        with pipeline.start_run(plan.config, run_id=run_id) as parent:
+        with pipeline.start_run(plan.config, "sweep", run_id=run_id) as parent:
             try:
                 yield parent
             finally:
@@ -102,16 +101,6 @@ def trials_in(study: "Study", *states: str) -> list["FrozenTrial"]:
 def settings_of(trial: "FrozenTrial") -> dict[str, Any]:
     """The settings that a trial trained with; of a waiting one, those that were proposed."""
     return {**trial.params, **trial.user_attrs.get("settings", {})}
-
-
-def train_command(preset: str, config: TrainConfig) -> str:
-    """The command that trains with a config: the preset, and every setting that differs from it."""
-    words = ["vitcifar", "train", "--preset", preset]
-    for name, value in dataclasses.asdict(resolve(preset)).items():
-        chosen = getattr(config, name)
-        if chosen != value:
-            words += [f"--{name.replace('_', '-')}", str(chosen)]
-    return shlex.join(words)
 
 
 def summarize(study: "Study", plan: "SweepPlan") -> SweepResult:
@@ -146,10 +135,11 @@ def log_result(parent: tracking.Run, study: "Study", plan: "SweepPlan", *, files
     result, trials = summarize(study, plan), study.get_trials(deepcopy=False)
     page = jinja2.Template(PAGE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
     text = page.render(result=result, trials=trials, state=trial_state, settings_of=settings_of)
-    tags = {"sweep": study.study_name, "mlflow.note.content": text}
+    tags = {"sweep": study.study_name}
     if best := result.best:
         tags |= {"best_trial": str(best.number), "best_run": best.run_id, "best_command": best.command}
     parent.set_tags(tags)
+    parent.note(text)
     if best and files:
         rows = [
             {

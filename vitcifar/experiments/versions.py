@@ -57,11 +57,15 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     check_ood(config)
     network = open_network(registry.pull(str(release.version), pytorch=True)) if config.analysis == "full" else None
     classifier = OnnxClassifier(release.onnx_path)
-    name = f"evaluate-{registry.model_name}-{release.version}"
-    tags = {"evaluates": f"models:/{registry.model_name}/{release.version}", "trained_by": release.run_id}
+    name = f"evaluate {registry.model_name} {release.version}"
+    tags = {
+        "kind": "evaluate",
+        "evaluates": f"models:/{registry.model_name}/{release.version}",
+        "trained_by": release.run_id,
+    }
     where = ""
     if not tested_on(release, splits):
-        name += "-on-other-images"
+        name += " on other images"
         where = ", other than those of its release,"
         tags["other_images"] = "true"
     with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=name, tags=tags) as run:
@@ -69,6 +73,9 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
         evaluated = (evaluation, splits.test, softmax(logits, release.temperature))
         log_datasets(run, config, {"test": splits.test}, splits)
         log_evaluation(run, *evaluated)
+        if model_id := registry.model_id(registry.show(str(release.version))):
+            run.link_model(model_id, {"test": 0})
+        run.note(f"{version_name(release)} on {data_name(config)}: **test accuracy {evaluation.accuracy_text()}**.")
         if config.analysis == "none":
             return run.run_id, evaluation
         own = trained_on(release, splits)
@@ -103,7 +110,11 @@ def compare_versions(
     config, splits = read_images(ours, theirs, **options)
     name, other_name = map(with_aliases, found)
     title, where = f"{registry.model_name}: {name} against {other_name}", ""
-    tags = {"compares": f"models:/{registry.model_name}/{ours.version}", "against": str(theirs.version)}
+    tags = {
+        "kind": "compare",
+        "compares": f"models:/{registry.model_name}/{ours.version}",
+        "against": str(theirs.version),
+    }
     if not all(tested_on(release, splits) for release in (ours, theirs)):
         title, where = f"{title}, on other images", ", other than those of their releases,"
         tags["other_images"] = "true"
@@ -116,6 +127,7 @@ def compare_versions(
         )
         evaluated = (evaluation, splits.test, softmax(logits, ours.temperature))
         log_evaluation(run, *evaluated)
+        run.note(f"{' against '.join(comparison.names)}: {comparison.summary()}.")
         subtitle = f"Both evaluated on the same {len(splits.test):,} images{where} with their ONNX models."
         facts = report_facts(ours, run) | {"Against": f"{other_name}, release {theirs.release_id}"}
         log_report(run, None, *evaluated, title=title, subtitle=subtitle, facts=facts, comparison=comparison)
@@ -157,7 +169,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
         if changed:
             notify(f"As recorded: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
         network = pipeline.make_network(config, splits.class_names)
-        with pipeline.start_run(config, run_name=f"reproduce-{config.model_name}") as run:
+        with pipeline.start_run(config, "reproduce", name=f"reproduce {version_name(release)}") as run:
             _, evaluation = pipeline.fit_and_test(run, network, splits, config)
         now = environment()
     recorded, weights = release.checks.get("weights_sha256"), weights_sha256(network)

@@ -22,6 +22,21 @@ def predict_logits(network: Classifier, images: Arrays, batch_size: int = 32) ->
     return _predict(network, network, images, batch_size, len(network.class_names))
 
 
+def predict_both(network: Classifier, images: Arrays, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, K) as of `predict_logits` and embeddings (N, D) as of `predict_embeddings`, in one pass."""
+    embeddings = [np.zeros((0, network.head.in_features), np.float32)]
+
+    def keep(head: nn.Module, inputs: tuple[Tensor]) -> None:
+        embeddings.append(inputs[0].float().cpu().numpy())
+
+    hook = network.head.register_forward_pre_hook(keep)
+    try:
+        logits = predict_logits(network, images, batch_size)
+    finally:
+        hook.remove()
+    return logits, np.concatenate(embeddings)
+
+
 def predict_embeddings(
     network: Classifier, images: Arrays, batch_size: int = 32, *, progress: Progress = iter
 ) -> np.ndarray:

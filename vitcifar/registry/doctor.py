@@ -27,7 +27,7 @@ from vitcifar.registry.registration import LINK_TAG, link, register
 from vitcifar.registry.registry import BROKEN_TAG, NOT_FOUND, Registry, Version
 from vitcifar.registry.repair import Finding, can_restore, find, mark_broken, restore, restore_previous
 from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, has_root, list_files, root_of
-from vitcifar.release.build import LOGGED_NAME, MODEL_TAG, STAGING_PREFIX
+from vitcifar.release.build import MODEL_TAG, STAGING_PREFIX
 from vitcifar.release.cache import cached_manifest
 from vitcifar.release.manifest import MANIFEST_FILE, Manifest, index_tags, read_manifest, sha256_of
 from vitcifar.tracking import reaching
@@ -86,7 +86,7 @@ def _orphaned_models(registry: Registry, stale_seconds: float) -> Iterator[Findi
     """Stored models without a version: registered if the release is complete and checked, deleted if not."""
     registered = file_users(registry)
     experiments = [entry.experiment_id for entry in mlflow.search_experiments()]
-    ours = f"name = '{LOGGED_NAME}' AND tags.{MODEL_TAG} = '{registry.model_name}'"
+    ours = f"tags.{MODEL_TAG} = '{registry.model_name}'"
     for model in mlflow.search_logged_models(experiments, filter_string=ours, output_format="list"):
         name, status, location = model.model_id, model.status, model.artifact_location
         if name in registered or LINK_TAG in model.tags:

@@ -20,19 +20,19 @@ from mlflow.models import Model
 from PIL import Image
 
 from vitcifar import __version__
-from vitcifar.config import TrainConfig
+from vitcifar.config import TrainConfig, run_name
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
 from vitcifar.release import flavor
 from vitcifar.release.export import export_onnx, trace
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, Manifest
 from vitcifar.release.parity import check_parity
+from vitcifar.run import model_name
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
-LOGGED_NAME = "release"
 CHECKOUT = Path(__file__).resolve().parents[2]  # if the package is not installed elsewhere
 MODEL_TAG = "vitcifar_model"  # on MLflow's logged model: the registered model that it is built for
 STAGING_PREFIX = "vitcifar-"
@@ -78,7 +78,8 @@ def build_release(
         with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
             info = Model.log(
                 artifact_path=None,
-                name=LOGGED_NAME,
+                name=model_name(f"{run_name(config)} release"),
+                step=-1,  # MLflow would attach all metrics of a step, also those of the system; link_model does
                 flavor=flavor,
                 run_id=run_id,
                 tags={MODEL_TAG: release.model_name},

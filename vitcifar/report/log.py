@@ -3,20 +3,21 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from vitcifar import __version__
-from vitcifar.config import TrainConfig
+from vitcifar import __version__, tensorboard
+from vitcifar.config import TrainConfig, changes, deciding_settings, nearest_preset, train_command
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
-from vitcifar.evaluation.analysis import Analysis, analyze
+from vitcifar.evaluation.analysis import Analysis, analyze, balanced_indices, most_confident
 from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
 from vitcifar.evaluation.compare import Comparison
-from vitcifar.evaluation.metrics import Evaluation, evaluate
+from vitcifar.evaluation.metrics import Evaluation, evaluate, metric_names
 from vitcifar.report import classes, images, plots, sections
 from vitcifar.report.html import Section, html_report
 from vitcifar.report.training import CURVES, Training, training_findings, training_section
@@ -24,6 +25,12 @@ from vitcifar.tracking import Run
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
+    from vitcifar.training.loop import TrainResult
+
+MAX_CLASSES = 30  # with a precision-recall curve: those with the lowest F1
+MAX_MISTAKES = 50  # in the table: each is two files
+MAX_PROJECTED = 500  # test images in TensorBoard's projector
+THUMBNAIL, SPRITE = 96, 32  # pixels
 
 
 def score(logits: np.ndarray, splits: Splits, temperature: float, threshold: float | None) -> Evaluation:
@@ -71,30 +78,117 @@ def log_inputs(run: Run, config: TrainConfig, splits: Splits, network: "Classifi
     trained = count_trained(network, config.train_layers, config.lora_rank)
     counts = {"trainable_parameters": trained, "parameters": count_parameters(network)}
     run.log_params(counts, prefix="model.")
-    run.set_tags({"vitcifar_version": __version__})
+    run.set_tags({"vitcifar_version": __version__, "preset": with_changes(config)})
     if git["commit"]:
         run.set_tags({"git_commit": git["commit"], "git_dirty": str(git["dirty"]).lower()})
+    run.note(note(config, splits))
     log_datasets(run, config, {split: dataset for split, dataset in splits.datasets.items() if len(dataset)}, splits)
     if config.augmentation != "none":
         run.log_image("augmentation", augmentation_sheet(splits.train, config.augmentation, seed=config.seed))
     (run.folder / "config.json").write_text(json.dumps(settings, indent=2))
     run.log_json("config.json", settings)
+    rows = "".join(f"| {name} | {value} |\n" for name, value in settings.items())
+    run.writer.add_text("config", f"| setting | value |\n|---|---|\n{rows}")
+    compared = {name: settings[name] for name in (*deciding_settings(), "train_per_class", "data_seed")}
+    tensorboard.add_settings(run.writer, compared)
+
+
+def with_changes(config: TrainConfig) -> str:
+    """The preset of a config, and its settings that differ: "digits, epochs 5"."""
+    preset = nearest_preset(config)
+    return ", ".join([preset, *(f"{name} {value}" for name, value in changes(preset, config).items())])
+
+
+def note(config: TrainConfig, splits: Splits, *results: str) -> str:
+    """The description of a run in Markdown: its results, the recipe, the images, and the command that repeats it."""
+    counts = ", ".join(f"{len(dataset):,} {split}" for split, dataset in splits.datasets.items() if len(dataset))
+    lines = [
+        *results,
+        f"Preset {with_changes(config)}.",
+        f"{counts} images of {data_name(config)}, {len(splits.class_names)} classes.",
+        f"    {train_command(nearest_preset(config), config)}",
+    ]
+    return "\n\n".join(lines)
+
+
+def result_lines(result: "TrainResult", evaluation: Evaluation) -> list[str]:
+    """What came out of a run, for its note."""
+    best = result.best_metrics["validation/accuracy"]
+    return [
+        f"**Test accuracy {evaluation.accuracy_text()}.**",
+        f"Best of {result.num_epochs} epochs: {result.best_epoch}, with validation accuracy {best:.4f}. "
+        f"On test, {evaluation.calibration_text()}.",
+    ]
 
 
 def log_datasets(run: Run, config: TrainConfig, datasets: Mapping[str, ImageDataset], splits: Splits) -> None:
     """Log the images of each split as an MLflow dataset input."""
     location = str(Path(config.data_dir).absolute())
     for split, dataset in datasets.items():
-        run.log_dataset(split, len(dataset), splits.fingerprints[split], source=config.data, location=location)
+        profile = {"num_images": len(dataset), "num_classes": len(dataset.class_names)}
+        if len(dataset.class_names) <= MAX_CLASSES:
+            profile |= {f"num_images of {name}": count for name, count in dataset.counts().items()}
+        name, fingerprint = data_name(config), splits.fingerprints[split]
+        run.log_dataset(split, fingerprint, name=name, location=location, profile=profile)
 
 
 def log_evaluation(run: Run, evaluation: Evaluation, dataset: ImageDataset, probabilities: np.ndarray) -> None:
-    """Log metrics, JSON and figures of the test split; probabilities (N, K)."""
+    """Log metrics, tables, JSON, figures and precision-recall curves of the test split; probabilities (N, K)."""
     run.log(0, {f"test/{name}": value for name, value in evaluation.scalars().items()})
     run.log_json("evaluation/test.json", evaluation.to_dict())
+    run.log_table("evaluation/classes", columns_of(evaluation.classes))
+    log_mistakes(run, evaluation, dataset, probabilities)
     for name, figure in plots.figures(evaluation).items():
         run.log_figure(f"test/{name}", figure)
     run.log_image("test/mistakes", images.sheet(images.errors_section(dataset, probabilities)))
+    weakest = np.argsort([row.f1 for row in evaluation.classes], kind="stable")[:MAX_CLASSES]
+    names = metric_names(evaluation.class_names)
+    for index in sorted(weakest):
+        tensorboard.add_pr_curve(run.writer, names[index], evaluation.labels == index, probabilities[:, index])
+
+
+def columns_of(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """The fields of dataclasses of one kind as columns."""
+    return {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(rows[0])}
+
+
+def log_mistakes(run: Run, evaluation: Evaluation, dataset: ImageDataset, probabilities: np.ndarray) -> None:
+    """Log the most confident mistakes as a table with thumbnails, at most MAX_MISTAKES; probabilities (N, K)."""
+    found = most_confident(evaluation, correct=False)[:MAX_MISTAKES]
+    if len(found) == 0:
+        return
+    names, labels = evaluation.class_names, evaluation.labels
+    columns: dict[str, list[Any]] = {
+        "image": [thumbnail(dataset.images[index]) for index in found],
+        "id": [dataset.ids[index] for index in found],
+        "label": [names[labels[index]] for index in found],
+        "prediction": [names[evaluation.predictions[index]] for index in found],
+        "confidence": [round(float(evaluation.confidences[index]), 4) for index in found],
+        "probability of label": [round(float(probabilities[index, labels[index]]), 4) for index in found],
+    }
+    run.log_table("evaluation/mistakes", columns)
+
+
+def log_projector(run: Run, evaluation: Evaluation, dataset: ImageDataset, embeddings: np.ndarray) -> None:
+    """Log the embeddings (N, D) of the test images for TensorBoard's projector, at most MAX_PROJECTED of them."""
+    shown = balanced_indices(dataset.labels, MAX_PROJECTED)
+    names = evaluation.class_names
+    columns = {
+        "label": [names[evaluation.labels[index]] for index in shown],
+        "prediction": [names[evaluation.predictions[index]] for index in shown],
+        "correct": ["yes" if evaluation.correct[index] else "no" for index in shown],
+        "id": [dataset.ids[index] for index in shown],
+    }
+    thumbs = [ImageOps.fit(Image.fromarray(dataset.images[index]), (SPRITE, SPRITE)) for index in shown]
+    tensorboard.add_projector(run.writer, embeddings[shown], np.stack([np.asarray(image) for image in thumbs]), columns)
+
+
+def thumbnail(image: np.ndarray) -> Image.Image:
+    """An image uint8 (H, W, 3) for a table: its longer side is THUMBNAIL pixels."""
+    shown = Image.fromarray(image)
+    factor = THUMBNAIL / max(shown.size)
+    width, height = (max(1, round(side * factor)) for side in shown.size)
+    return shown.resize((width, height), Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
 
 
 def log_report(
@@ -112,8 +206,10 @@ def log_report(
 ) -> None:
     """Log analysis and comparison as metrics, JSON and figures, and the report; probabilities (N, K)."""
     if analysis is not None:
-        run.log(0, {f"analysis/{name}": value for name, value in analysis.scalars().items()})
+        run.log(0, {f"test/{name}": value for name, value in analysis.scalars().items()})
         run.log_json("evaluation/analysis.json", analysis.to_dict(dataset))
+        if analysis.slices:
+            run.log_table("evaluation/slices", columns_of(analysis.slices))
     if comparison is not None:
         run.log(0, {f"compare/{name}": value for name, value in comparison.scalars().items()})
         run.log_json("evaluation/comparison.json", comparison.to_dict())

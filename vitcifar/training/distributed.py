@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import joblib
+import psutil
 import torch
 from torch import Tensor, distributed
 
@@ -41,6 +42,17 @@ def choose_precision(config: TrainConfig, device: torch.device, hidden_size: int
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if hidden_size >= MIN_BF16_HIDDEN_SIZE and has_bf16 else "fp32"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory, in bytes, that tensors took on the GPU, or on a CPU the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def check_hardware(config: TrainConfig) -> None:

@@ -6,6 +6,7 @@ Letters in the shapes: B images of a micro-batch, S the network's input size, K 
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,26 @@ from vitcifar.errors import TrainingError
 from vitcifar.model.network import Classifier, Images, merge_lora
 from vitcifar.training.batches import Batch, plan_epoch, sample_mix
 from vitcifar.training.checkpoint import BEST, LAST
-from vitcifar.training.distributed import autocast, barrier, num_processes, rank, sum_gradients, sum_over_processes
-from vitcifar.training.stages import ActiveStage, Log, Setup, TrainState, begin_stage, learning_rate, prepare
+from vitcifar.training.distributed import (
+    autocast,
+    barrier,
+    num_processes,
+    peak_memory,
+    rank,
+    sum_gradients,
+    sum_over_processes,
+)
+from vitcifar.training.stages import (
+    ActiveStage,
+    Log,
+    LogHistograms,
+    Setup,
+    TrainState,
+    begin_stage,
+    learning_rate,
+    prepare,
+    rates_by_layer,
+)
 
 BAR = "{desc} {bar} {percentage:.0f}%, {rate_noinv_fmt}, {remaining} left{postfix}"
 SPLITS = ("train", "validation")
@@ -39,6 +58,11 @@ class TrainResult:
     num_steps: int
     num_trained_parameters: int
 
+    @property
+    def best_step(self) -> int:
+        """The step at which the metrics of the best epoch were logged."""
+        return self.num_steps // self.num_epochs * self.best_epoch
+
 
 def fit(
     network: Classifier,
@@ -47,18 +71,19 @@ def fit(
     config: TrainConfig,
     *,
     log: Log,
+    log_histograms: LogHistograms = lambda step, tensors: None,
     folder: Path,
     resume: Path | None = None,
     notify: Callable[[str], object] = progress.notify,
 ) -> TrainResult:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
-    Every epoch writes a checkpoint to `folder` after its metrics were logged; `resume` is a checkpoint to continue
-    from. `notify` receives messages about behaviour that may surprise. Inside `distributed.process_group()` the
-    processes share every batch, and rank 0 logs and writes. Raises TrainingError at the first loss that is not finite,
-    and for a checkpoint of other settings, weights or images.
+    Every epoch writes a checkpoint to `folder` after its metrics were logged, and the head's weights and gradients as
+    histograms; `resume` is a checkpoint to continue from. `notify` receives messages about behaviour that may surprise.
+    Inside `distributed.process_group()` the processes share every batch, and rank 0 logs and writes. Raises
+    TrainingError at the first loss that is not finite, and for a checkpoint of other settings, weights or images.
     """
-    setup, stages, saved = prepare(network, train, validation, config, log, notify, folder, resume)
+    setup, stages, saved = prepare(network, train, validation, config, log, log_histograms, notify, folder, resume)
     state = TrainState(**saved.get("state", {}))
     num_epochs, disable = sum(stage.num_epochs for stage in stages), None if rank() == 0 else True
     images = {"total": len(train) * num_epochs, "initial": len(train) * state.epoch}
@@ -97,6 +122,7 @@ def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: Any) -
     ]
     loaded = stage.inputs.train(requests)
     loss_sum, num_correct, rate = 0.0, 0.0, 0.0
+    started = time.perf_counter()
     setup.network.train()
     for batch in batches:
         rate = learning_rate(
@@ -108,21 +134,33 @@ def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: Any) -
         )
         for group in stage.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        batch_loss, batch_correct = train_step(setup, stage, state, batch, loaded)
+        batch_loss, batch_correct, gradient_norm = train_step(setup, stage, state, batch, loaded)
         loss_sum += batch_loss
         num_correct += batch_correct
-        setup.log(state.step, {"step/loss": batch_loss / batch.size, "step/learning_rate": rate})
+        metrics = {"step/loss": batch_loss / batch.size, "step/learning_rate": rate}
+        if math.isfinite(gradient_norm):  # with fp16 the scaler skips a step whose gradients overflow
+            metrics["step/gradient_norm"] = gradient_norm
+        setup.log(state.step, metrics)
         bar.set_postfix_str(f"loss {batch_loss / batch.size:.3f}", refresh=False)
         bar.update(batch.size)
     # Sums over images, not means over batches: the last batch may be smaller.
     num_images = len(setup.train)
-    return {"train/loss": loss_sum / num_images, "train/accuracy": num_correct / num_images, "learning_rate": rate}
+    return {
+        "train/loss": loss_sum / num_images,
+        "train/accuracy": num_correct / num_images,
+        "train/learning_rate": rate,
+        **rates_by_layer(stage.optimizer, config, len(setup.network.blocks)),
+        "system/images_per_second": num_images / (time.perf_counter() - started),
+        "system/peak_memory_megabytes": peak_memory(setup.device) / 1e6,
+    }
 
 
 def train_step(
     setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch, loaded: Iterator[Images]
-) -> tuple[float, float]:
-    """One optimizer step; returns the sum of losses and the number of correct predictions over the batch."""
+) -> tuple[float, float, float]:
+    """One optimizer step; returns the sum of losses and the number of correct predictions over the batch, and the
+    gradient norm before clipping.
+    """
     config = setup.config
     sums = torch.zeros(2, device=setup.device)  # losses, correct predictions
     stage.optimizer.zero_grad(set_to_none=True)
@@ -144,21 +182,24 @@ def train_step(
     sum_gradients(stage.weights.values())
     loss_sum, num_correct = sum_over_processes(sums).tolist()
     require_finite("step/loss", loss_sum / batch.size, state.step + 1)  # before the weights take in a NaN
-    update_weights(stage, config.clip_norm)
+    gradient_norm = update_weights(stage, config.clip_norm)
     state.step += 1
     state.stage_step += 1
-    return loss_sum, num_correct
+    return loss_sum, num_correct, gradient_norm
 
 
-def update_weights(stage: ActiveStage, clip_norm: float) -> None:
-    """Clip the gradients, step the optimizer, and update the EMA."""
+def update_weights(stage: ActiveStage, clip_norm: float) -> float:
+    """Clip the gradients, step the optimizer, and update the EMA; returns the gradient norm before clipping."""
+    stage.scaler.unscale_(stage.optimizer)  # as its step would do
+    gradients = [weight.grad for weight in stage.weights.values() if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
     if clip_norm:
-        stage.scaler.unscale_(stage.optimizer)
-        torch.nn.utils.clip_grad_norm_(stage.weights.values(), clip_norm)
+        torch.nn.utils.clip_grads_with_norm_(stage.weights.values(), clip_norm, norm)
     stage.scaler.step(stage.optimizer)
     stage.scaler.update()
     if stage.ema:
         stage.ema.update(stage.weights)
+    return float(norm)
 
 
 def end_epoch(setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict[str, float]) -> None:
@@ -176,7 +217,8 @@ def end_epoch(setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict
         metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
     if rank() == 0:
         progress.notify(describe_epoch(state, metrics))
-    setup.log(state.step, metrics)
+    setup.log(state.step, {**metrics, "validation/best_accuracy": state.best_metrics["validation/accuracy"]})
+    setup.log_histograms(state.step, head_histograms(stage))
     setup.checkpoints.save(
         LAST,
         state=dataclasses.asdict(state),
@@ -190,6 +232,13 @@ def describe_epoch(state: TrainState, metrics: Mapping[str, float]) -> str:
     """The line of an epoch that stays above the bar, and in a log file."""
     train, val = (f"{metrics[f'{split}/loss']:.3f} acc {metrics[f'{split}/accuracy']:.3f}" for split in SPLITS)
     return f"Epoch {state.epoch}: train loss {train}, val loss {val}{', the best' * (state.best_epoch == state.epoch)}"
+
+
+def head_histograms(stage: ActiveStage) -> dict[str, Tensor]:
+    """The weights of the head, and their gradients in the epoch's last step."""
+    head = {name: weight for name, weight in stage.weights.items() if name.startswith("head.")}
+    gradients = {f"{name}.gradient": weight.grad for name, weight in head.items() if weight.grad is not None}
+    return {name.replace(".", "/", 1): values for name, values in {**head, **gradients}.items()}
 
 
 @torch.no_grad()
@@ -213,7 +262,8 @@ def keep_best(setup: Setup, state: TrainState, metrics: Mapping[str, float]) -> 
     """Save the weights if validation accuracy is higher than ever or, at equal accuracy, the loss is lower."""
     accuracy, loss, best = "validation/accuracy", "validation/loss", state.best_metrics
     if not best or (metrics[accuracy], -metrics[loss]) > (best[accuracy], -best[loss]):
-        state.best_epoch, state.best_metrics = state.epoch, dict(metrics)
+        state.best_epoch = state.epoch
+        state.best_metrics = {name: value for name, value in metrics.items() if not name.startswith("system/")}
         setup.checkpoints.save(BEST, epoch=state.epoch)
 
 

@@ -22,6 +22,7 @@ from vitcifar.training.checkpoint import LAST, Checkpoints, identity_of
 from vitcifar.training.distributed import choose_device, choose_precision, rank
 
 Log = Callable[[int, Mapping[str, float]], object]
+LogHistograms = Callable[[int, Mapping[str, Tensor]], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Setup:
     labels: Tensor  # of the training images, on the device
     checkpoints: Checkpoints
     log: Log
+    log_histograms: LogHistograms
     notify: Callable[[str], object]
 
     @property
@@ -77,6 +79,7 @@ def prepare(
     validation: ImageDataset,
     config: TrainConfig,
     log: Log,
+    log_histograms: LogHistograms,
     notify: Callable[[str], object],
     folder: Path,
     resume: Path | None,
@@ -99,8 +102,10 @@ def prepare(
     precision = choose_precision(config, device, network.backbone.hidden_dim)
     labels = torch.from_numpy(train.labels).to(device)
     if rank() > 0:
-        log, notify = lambda step, metrics: None, lambda message: None
-    setup = Setup(network, train, validation, config, device, precision, labels, checkpoints, log, notify)
+        log, log_histograms, notify = lambda step, metrics: None, lambda step, tensors: None, lambda message: None
+    setup = Setup(
+        network, train, validation, config, device, precision, labels, checkpoints, log, log_histograms, notify
+    )
     return setup, stages, saved
 
 
@@ -227,6 +232,18 @@ def build_optimizer(weights: Mapping[str, Tensor], config: TrainConfig, num_bloc
         return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(settings, lr=config.learning_rate, fused=True)
+
+
+def rates_by_layer(optimizer: torch.optim.Optimizer, config: TrainConfig, num_blocks: int) -> dict[str, float]:
+    """With layer-wise decay, the learning rate of each layer that trains, as a metric by its name."""
+    if config.layer_decay in (0.0, 1.0):
+        return {}
+    names = ["embedding", *(f"block_{number}" for number in range(1, num_blocks + 1)), "head"]
+    rates = {}
+    for group in optimizer.param_groups:  # the index of a layer is the exponent of its scale: see build_optimizer
+        layer = num_blocks + 1 - round(math.log(group["scale"], config.layer_decay))
+        rates[f"train/learning_rate_{names[layer]}"] = float(group["lr"])
+    return rates
 
 
 def layer_of(name: str, num_blocks: int) -> int:

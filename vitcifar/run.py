@@ -1,0 +1,203 @@
+"""One writer for a run: MLflow and TensorBoard get the same names, values and steps.
+
+MLflow stores doubles, TensorBoard float32: `experiments.logs` compares them at float32.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.schema import TensorDatasetSchema
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.types import Schema, TensorSpec
+
+from vitcifar import signals, tensorboard
+from vitcifar.stores import reaching
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+    from torch import Tensor
+
+STEP_PREFIX = "step/"  # per-step metrics are buffered, all others are written at once
+SYSTEM_PREFIX = "system/"  # metrics that MLflow samples, and these two of ours, which TensorBoard has too:
+SPEED, MEMORY = "system/images_per_second", "system/peak_memory_megabytes"
+FLUSH_SECONDS = 2.0
+MAX_BUFFER = 1000  # MLflow's limit per call
+NOTE = "mlflow.note.content"  # the description on MLflow's page of a run
+MAX_NOTE = 8000  # characters of a tag
+
+
+class Images(MetaDataset):
+    """A split as MLflow's dataset: its schema, and a profile with its numbers of images and its fingerprint."""
+
+    def __init__(self, name: str, fingerprint: str, location: str, profile: Mapping[str, Any]) -> None:
+        source = LocalArtifactDatasetSource(location)
+        super().__init__(source, name, fingerprint[:36])  # MLflow's limit for a digest; the profile has all of it
+        self._profile = {**profile, "fingerprint": fingerprint}
+
+    @property
+    def profile(self) -> Any:
+        return self._profile
+
+    def to_dict(self) -> dict[str, str]:
+        images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "image")])
+        labels = Schema([TensorSpec(np.dtype(np.int64), (-1,), "label")])
+        schema = TensorDatasetSchema(images, labels).to_dict()
+        return {**super().to_dict(), "schema": json.dumps(schema), "profile": json.dumps(self._profile)}
+
+
+class Run:
+    """A run being written to MLflow and TensorBoard."""
+
+    def __init__(self, run_id: str, folder: Path, event_files: Path, *, resumed: bool = False) -> None:
+        self.run_id = run_id
+        self.folder = folder  # of the checkpoints
+        self.event_files = event_files
+        self.client = mlflow.MlflowClient()
+        self.buffer: list[Metric] = []
+        self.flushed = time.monotonic()
+        self.in_mlflow = {point[:2] for point in mlflow_points(self.client, run_id)} if resumed else set()
+        self.in_tensorboard = {point[:2] for point in tensorboard.read_points(event_files)} if resumed else set()
+        self.writer = tensorboard.open_writer(event_files)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log metrics to both. Points that exist already (a resumed run repeats some steps) are not written twice."""
+        now = time.time()
+        for name, value in metrics.items():
+            if (name, step) not in self.in_tensorboard:
+                self.writer.add_scalar(name, value, step, walltime=now)
+            if (name, step) not in self.in_mlflow:
+                self.buffer.append(Metric(name, float(value), int(now * 1000), step))
+        waited = time.monotonic() - self.flushed > FLUSH_SECONDS or len(self.buffer) >= MAX_BUFFER // 2
+        if waited or not all(name.startswith(STEP_PREFIX) for name in metrics):
+            self.flush()
+
+    def log_histograms(self, step: int, tensors: Mapping[str, "Tensor"]) -> None:
+        """Log the distribution of each tensor's values; MLflow has none of these."""
+        for name, tensor in tensors.items():
+            self.writer.add_histogram(name, tensor.detach().float().cpu().numpy(), step)
+
+    @signals.held()
+    def flush(self) -> None:
+        """Write all buffered metrics."""
+        while self.buffer:
+            with reaching(os.environ["MLFLOW_TRACKING_URI"]):
+                self.client.log_batch(self.run_id, metrics=self.buffer[:MAX_BUFFER])
+            del self.buffer[:MAX_BUFFER]
+        self.writer.flush()
+        self.flushed = time.monotonic()
+
+    @signals.held()
+    def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
+        """Log parameters under a prefix: `mlflow run` has logged its raw text under the bare names."""
+        self.client.log_batch(self.run_id, params=[Param(prefix + name, str(value)) for name, value in params.items()])
+
+    @signals.held()
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+    def note(self, markdown: str) -> None:
+        """Replace the description: MLflow shows it on the page of the run, TensorBoard as a text."""
+        text = markdown if len(markdown) <= MAX_NOTE else f"{markdown[: MAX_NOTE - 1]}…"
+        self.set_tags({NOTE: text})
+        self.writer.add_text("summary", text)
+
+    @signals.held()
+    def log_figure(self, name: str, figure: "Figure", step: int = 0) -> None:
+        """Log a matplotlib figure: figures/NAME.png in MLflow, image NAME in TensorBoard."""
+        self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
+        self.writer.add_figure(name, figure, step, close=False)
+
+    @signals.held()
+    def log_image(self, name: str, image: "Image") -> None:
+        """Log an image: figures/NAME.png in MLflow, image NAME in TensorBoard."""
+        self.client.log_image(self.run_id, image, f"figures/{name}.png")
+        self.writer.add_image(name, np.asarray(image), dataformats="HWC")
+
+    @signals.held()
+    def log_text(self, name: str, text: str) -> None:
+        self.client.log_text(self.run_id, text, name)
+
+    def log_json(self, name: str, content: dict[str, Any]) -> None:
+        self.log_text(name, json.dumps(content, indent=2))
+
+    @signals.held()
+    def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Log a table that MLflow's pages sort and filter, as NAME.json; a column may hold PIL images."""
+        self.client.log_table(self.run_id, dict(columns), f"{name}.json")
+
+    @signals.held()
+    def log_dataset(
+        self, split: str, fingerprint: str, *, name: str, location: str, profile: Mapping[str, Any]
+    ) -> None:
+        """Log a split as an MLflow dataset input: the digest is cut to MLflow's 36 characters, a tag has all of it."""
+        tags = {"fingerprint": fingerprint, "num_images": str(profile["num_images"])}
+        mlflow.log_input(Images(f"{name}-{split}", fingerprint, location, profile), context=split, tags=tags)
+
+    @signals.held()
+    def log_checkpoint(self, name: str, path: Path, step: int, params: Mapping[str, Any]) -> str:
+        """Create a logged model for the checkpoint of a step, whose file stays where it is; returns the model's id.
+
+        It is an external model of MLflow's: its weights are not copied, so it cannot be served, and no version has it.
+        """
+        texts = {key: str(value) for key, value in {**params, "step": step, "checkpoint": path.absolute()}.items()}
+        model = mlflow.create_external_model(
+            model_name(name),
+            self.run_id,
+            params=texts,
+            model_type="checkpoint",
+            experiment_id=self.client.get_run(self.run_id).info.experiment_id,
+        )
+        self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model.model_id, step)])
+        return str(model.model_id)
+
+    @signals.held()
+    def link_model(self, model_id: str, steps: Mapping[str, int]) -> None:
+        """Attach this run's metrics of each split, at the split's step, to a logged model, with the split's dataset.
+
+        The points are those of the run, not new ones. A model that the run has not made becomes an input of it.
+        """
+        self.flush()
+        run = self.client.get_run(self.run_id)
+        assert run.inputs is not None  # the datasets
+        datasets = {tag.value: entry.dataset for entry in run.inputs.dataset_inputs for tag in entry.tags}
+        points = []
+        for split, step in steps.items():
+            name, digest = datasets[split].name, datasets[split].digest
+            for metric in sorted(run.data.metrics):
+                history = self.client.get_metric_history(self.run_id, metric) if metric.startswith(f"{split}/") else []
+                points += [
+                    Metric(metric, m.value, m.timestamp, step, model_id, name, digest, self.run_id)
+                    for m in history
+                    if m.step == step
+                ]
+        self.client.log_batch(self.run_id, metrics=points)
+        if model_id not in {made.model_id for made in (run.outputs.model_outputs if run.outputs else ())}:
+            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+
+    @signals.held()
+    def close(self) -> None:
+        """Flush, and log TensorBoard's event files as artifacts."""
+        self.flush()
+        self.writer.close()
+        self.client.log_artifacts(self.run_id, str(self.event_files), "tensorboard")
+
+
+def model_name(name: str) -> str:
+    """A name that MLflow accepts for a logged model."""
+    return name.translate(str.maketrans("/:.%\"'", "______"))
+
+
+def mlflow_points(client: Any, run_id: str) -> list[tensorboard.Point]:
+    """Every metric point of a run except those that MLflow samples of the system, sorted."""
+    metrics = client.get_run(run_id).data.metrics
+    names = sorted(name for name in metrics if name in (SPEED, MEMORY) or not name.startswith(SYSTEM_PREFIX))
+    return sorted((name, m.step, m.value) for name in names for m in client.get_metric_history(run_id, name))
