@@ -5,7 +5,18 @@ import itertools
 
 import pytest
 
-from vitcifar.config import PRESETS, RENAMED_SETTINGS, TrainConfig, deciding_settings, groups, resolve, upgrade_settings
+from vitcifar.config import (
+    PRESETS,
+    RENAMED_SETTINGS,
+    TrainConfig,
+    deciding_settings,
+    groups,
+    nearest_preset,
+    resolve,
+    run_name,
+    train_command,
+    upgrade_settings,
+)
 from vitcifar.errors import ConfigError
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
@@ -88,3 +99,23 @@ def test_settings_recorded_under_old_names_are_upgraded():
         old[before] = old.pop(now)
     assert TrainConfig(**upgrade_settings(old)) == TrainConfig()
     assert upgrade_settings(dataclasses.asdict(TrainConfig())) == dataclasses.asdict(TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (resolve("cifar10"), "vit_b_16 head lr1e-3 s0"),
+        (resolve("digits"), "vit_tiny all lr1e-3 s0"),
+        (resolve("cifar10", learning_rate=1.23e-5, train_layers="2", seed=4), "vit_b_16 last 2 lr1.23e-5 s4"),
+        (resolve("digits", epochs=5, label_smoothing=0.1), "vit_tiny all lr1e-3 s0 epochs=5 label_smoothing=0.1"),
+        (resolve("cifar10", data="folder", data_dir="/x/birds"), "vit_b_16 head lr1e-3 s0 data=birds"),
+        (resolve("cifar10", output_dir="elsewhere", analysis="none"), "vit_b_16 head lr1e-3 s0"),
+    ],
+)
+def test_the_name_of_a_run_says_what_differs(config, name):
+    assert run_name(config) == name
+
+
+def test_the_command_of_a_config_has_the_settings_that_differ_from_the_nearest_preset():
+    config = resolve("digits", epochs=5, run_name="x")
+    assert train_command(nearest_preset(config), config) == "vitcifar train --preset digits --epochs 5"

@@ -65,6 +65,30 @@ def test_the_run_has_config_datasets_figures_and_event_files(store):
     assert len(per_epoch) == 4
 
 
+def test_the_run_of_a_project_says_what_it_is_and_logs_what_was_given(pipeline_run, store):
+    run = only_run(store)
+    name = "vit_tiny all lr1e-3 s0 validation_per_class=5 test_per_class=5 epochs=4"
+    assert (run.info.run_name, run.data.tags["kind"]) == (name, "train")
+    assert (pipeline_run[0] / "my runs" / "tensorboard" / name).is_dir()
+    bare = {key: value for key, value in run.data.params.items() if "." not in key}
+    assert bare["epochs"] == "4" and "preset" not in bare.values() and "learning_rate" not in bare
+    assert len([key for key in run.data.metrics if not key.startswith("system/")]) <= 21
+    description = run.data.tags["mlflow.note.content"]
+    assert description.startswith("**Test accuracy 0.") and "Version 1 of vitcifar (champion)." in description
+
+
+def test_the_release_and_the_best_checkpoint_are_logged_models_with_the_metrics_of_each_split(store):
+    run = only_run(store)
+    order = [{"field_name": "metrics.validation/best_accuracy", "ascending": False}]
+    models = store.search_logged_models(["0"], order_by=order)
+    assert sorted(model.name.rsplit(" ", 1)[-1] for model in models)[-1] == "release" and len(models) == 2
+    for model in models:
+        assert {metric.dataset_name for metric in model.metrics} == {"digits-validation", "digits-test"}
+        values = {metric.key: metric.value for metric in model.metrics}
+        assert values["test/accuracy"] == run.data.metrics["test/accuracy"]
+        assert values["validation/accuracy"] == values["validation/best_accuracy"]
+
+
 def test_tensorboard_and_mlflow_agree_on_the_whole_run(pipeline_run, store):
     done = vitcifar(pipeline_run[0], "compare-logs", only_run(store).info.run_id)
     assert done.returncode == 0, done.stdout

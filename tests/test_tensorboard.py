@@ -48,6 +48,7 @@ def test_the_settings_are_one_row_of_hparams_with_the_final_metrics(writer):
     tensorboard.add_settings(writer, {"learning_rate": 1e-3, "arch": "vit_tiny"})
     found = events(writer).SummaryMetadata("_hparams_/experiment")
     data = HParamsPluginData.FromString(found.plugin_data.content)
+    assert [info.name for info in data.experiment.hparam_infos if info.differs] == ["learning_rate"]
     assert {info.name.tag for info in data.experiment.metric_infos} == set(tensorboard.FINAL_METRICS)
     started = events(writer).SummaryMetadata("_hparams_/session_start_info")
     values = HParamsPluginData.FromString(started.plugin_data.content).session_start_info.hparams

@@ -150,7 +150,7 @@ def release(
         except GateError as error:
             gates, rejected_because = error.gates, str(error)
     outcome = f"Version {version} of {config.model_name}" + (f" ({alias})." if alias else f". {rejected_because}")
-    run.note(note(config, splits, *result_lines(result, evaluation), outcome))
+    run.note(note(config, splits, *result_lines(result, evaluation, outcome)))
     run.writer.add_text("card", model_card(registry.show(version), built.manifest))
     return Trained(
         run_id=run.run_id,

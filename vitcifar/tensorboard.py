@@ -26,6 +26,7 @@ LAYOUT = {
         "gradient norm": ["Multiline", ["^step/gradient_norm$"]],
     },
 }
+FIRST_SETTINGS = ("learning_rate", "optimizer", "weight_decay", "label_smoothing", "epochs")  # and these first
 FINAL_METRICS = ("validation/best_accuracy", "test/accuracy", "test/loss")  # columns of the tab "HParams"
 
 Point = tuple[str, int, float]  # name, step, value
@@ -67,9 +68,16 @@ def read_points(folder: Path) -> list[Point]:
 
 def add_settings(writer: "SummaryWriter", settings: Mapping[str, Any]) -> None:
     """The settings of a run for the tab "HParams", whose metrics are the last values of FINAL_METRICS."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
-    for summary in hparams(dict(settings), dict.fromkeys(FINAL_METRICS, 0.0)):  # type: ignore[no-untyped-call]
+    summaries = hparams(dict(settings), dict.fromkeys(FINAL_METRICS, 0.0))  # type: ignore[no-untyped-call]
+    plugin = summaries[0].value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in FIRST_SETTINGS  # these are first in the table, the others by name
+    plugin.content = data.SerializeToString()
+    for summary in summaries:
         # `add_hparams` would make a run of its own.
         writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 

@@ -9,13 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.planted import CONFIG, planted_splits, random_network, scored
-from support.reports import Memory, Page
+from support.reports import HOSTILE, Memory, Page
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitcifar import __version__
 from vitcifar.config import resolve
 from vitcifar.evaluation.analysis import Analysis
+from vitcifar.evaluation.metrics import metric_names
 from vitcifar.report import style
-from vitcifar.report.log import analyze_trained, calibrate, data_name, log_evaluation, log_report
+from vitcifar.report.log import (
+    MAX_MISTAKES,
+    THUMBNAIL,
+    analyze_trained,
+    calibrate,
+    data_name,
+    log_evaluation,
+    log_projector,
+    log_report,
+    note,
+)
 
 GIT = {"commit": "c0ffee" * 6 + "beef", "dirty": True}
 
@@ -111,6 +123,38 @@ def test_an_evaluation_is_logged_as_metrics_json_and_figures(result):
         f"test/{name}" for name in ("confusion_matrix", "per_class", "reliability", "risk_coverage")
     }
     assert list(run.images) == ["test/mistakes"] and run.images["test/mistakes"].mode == "RGB"
+
+
+def test_mistakes_and_classes_are_tables(result):
+    run = Memory()
+    log_evaluation(run, result.evaluation, result.dataset, result.probabilities)
+    mistakes, classes = run.tables["evaluation/mistakes"], run.tables["evaluation/classes"]
+    assert classes["name"] == list(result.evaluation.class_names)
+    assert classes["recall"] == [row.recall for row in result.evaluation.classes]
+    assert 0 < len(mistakes["id"]) == (~result.evaluation.correct).sum() <= MAX_MISTAKES
+    assert mistakes["confidence"] == sorted(mistakes["confidence"], reverse=True)
+    assert {image.size for image in mistakes["image"]} == {(THUMBNAIL, THUMBNAIL)}
+    assert not set(zip(mistakes["label"], mistakes["prediction"], strict=True)) & {(name, name) for name in HOSTILE}
+
+
+def test_every_class_has_a_precision_recall_curve_and_the_test_images_are_in_the_projector(result):
+    run = Memory()
+    log_evaluation(run, result.evaluation, result.dataset, result.probabilities)
+    log_projector(run, result.evaluation, result.dataset, result.logits)
+    run.writer.close()
+    tags = EventAccumulator(run.writer.log_dir).Reload().Tags()["tensors"]
+    assert {f"test/{name}" for name in metric_names(HOSTILE)} <= set(tags)
+    (metadata,) = Path(run.writer.log_dir).glob("*/*/metadata.tsv")
+    rows = metadata.read_text().splitlines()
+    assert rows[0].split("\t") == ["label", "prediction", "correct", "id"] and len(rows) == 1 + len(result.dataset)
+
+
+def test_a_note_has_the_results_the_recipe_and_the_command():
+    text = note(dataclasses.replace(CONFIG, seed=7), planted_splits(), "**Test accuracy 0.9.**")
+    lines = text.split("\n\n")
+    assert lines[0] == "**Test accuracy 0.9.**"
+    assert lines[1].startswith("Preset digits, ") and "seed 7" in lines[1]
+    assert lines[-1].startswith("    vitcifar train --preset digits") and "--seed 7" in lines[-1]
 
 
 def test_an_analysis_and_a_comparison_are_logged_with_the_report(result):

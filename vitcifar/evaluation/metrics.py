@@ -18,7 +18,7 @@ from vitcifar.evaluation.calibration import Bin, aurc, wilson_interval
 
 MAX_METRIC_NAME = 200  # characters of a class; MLflow's limit is 250 with what stands in front
 
-SCALARS = ("accuracy", "accuracy_low", "accuracy_high", "f1_macro", "loss", "ece", "brier", "aurc")
+SCALARS = ("accuracy", "f1_macro", "loss", "ece", "brier", "aurc")
 
 Predictor = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
 

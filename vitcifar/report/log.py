@@ -111,11 +111,12 @@ def note(config: TrainConfig, splits: Splits, *results: str) -> str:
     return "\n\n".join(lines)
 
 
-def result_lines(result: "TrainResult", evaluation: Evaluation) -> list[str]:
-    """What came out of a run, for its note."""
+def result_lines(result: "TrainResult", evaluation: Evaluation, *outcome: str) -> list[str]:
+    """What came out of a run, for its note; its `outcome` in the registry second, for MLflow folds a long note."""
     best = result.best_metrics["validation/accuracy"]
     return [
         f"**Test accuracy {evaluation.accuracy_text()}.**",
+        *outcome,
         f"Best of {result.num_epochs} epochs: {result.best_epoch}, with validation accuracy {best:.4f}. "
         f"On test, {evaluation.calibration_text()}.",
     ]
