@@ -117,5 +117,5 @@ def test_the_name_of_a_run_says_what_differs(config, name):
 
 
 def test_the_command_of_a_config_has_the_settings_that_differ_from_the_nearest_preset():
-    config = resolve("digits", epochs=5, run_name="x")
+    config = resolve("digits", epochs=5, resume="last")
     assert train_command(nearest_preset(config), config) == "vitcifar train --preset digits --epochs 5"

@@ -243,9 +243,9 @@ def resolve(preset: str, **given: Any) -> TrainConfig:
 
 
 def changes(preset: str, config: TrainConfig) -> dict[str, Any]:
-    """The settings of a config that differ from its preset, without those that only one run can have."""
+    """The settings of a config that differ from its preset, without `resume`."""
     base, own = dataclasses.asdict(resolve(preset)), dataclasses.asdict(config)
-    return {name: value for name, value in own.items() if value != base[name] and name not in ("resume", "run_name")}
+    return {name: value for name, value in own.items() if value != base[name] and name != "resume"}
 
 
 def nearest_preset(config: TrainConfig) -> str:
@@ -282,5 +282,5 @@ def short(name: str, value: Any) -> str:
         return f"last {value}"
     if name == "data_dir":
         value = Path(value).absolute().name
-    prefix = {"arch": "", "train_layers": "", "optimizer": "", "learning_rate": "lr", "seed": "s"}
+    prefix = {"arch": "", "train_layers": "", "optimizer": "", "learning_rate": "lr", "seed": "s", "data_dir": "data="}
     return f"{prefix.get(name, f'{name}=')}{value}"

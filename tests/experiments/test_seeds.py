@@ -63,7 +63,9 @@ def max_of(client, run, name):
 def test_the_best_seed_is_chosen_on_validation():
     def child(seed, validation, loss, test):
         metrics = {"validation/accuracy": validation, "validation/loss": loss, "test/accuracy": test}
-        return seeds.SeedRun(seed=seed, run_id=str(seed), metrics=metrics, evaluation=None, network=object())
+        return seeds.SeedRun(
+            seed=seed, run_id=str(seed), metrics=metrics, evaluation=None, result=None, network=object()
+        )
 
     runs = seeds.drop_networks([child(0, 0.8, 0.3, 0.99), child(1, 0.9, 0.3, 0.5), child(2, 0.9, 0.2, 0.4)])
     assert [one.seed for one in runs if one.network] == [2]
