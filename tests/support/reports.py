@@ -48,6 +48,7 @@ class Memory:
     histories: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
 
     tables: dict[str, Mapping[str, Sequence[Any]]] = dataclasses.field(default_factory=dict)
+    folder: Path = dataclasses.field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="run-")), compare=False)
     writer: SummaryWriter = dataclasses.field(
         default_factory=lambda: SummaryWriter(tempfile.mkdtemp(prefix="events-")), compare=False
     )
