@@ -5,7 +5,6 @@ The command line, MLproject, MLflow's parameters and the README are generated fr
 """
 
 import dataclasses
-import itertools
 import math
 import shlex
 import types
@@ -254,9 +253,11 @@ def nearest_preset(config: TrainConfig) -> str:
 
 
 def train_command(preset: str, config: TrainConfig) -> str:
-    """The command that trains with a config: the preset, and every setting that differs from it."""
-    words = [(f"--{name.replace('_', '-')}", str(value)) for name, value in changes(preset, config).items()]
-    return shlex.join(["vitcifar", "train", "--preset", preset, *itertools.chain.from_iterable(words)])
+    """The command that trains with a config: the preset unless it is the default, and what differs from it."""
+    words = [] if preset == next(iter(PRESETS)) else ["--preset", preset]
+    for name, value in changes(preset, config).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(["vitcifar", "train", *words])
 
 
 def run_name(config: TrainConfig) -> str:

@@ -29,10 +29,10 @@ from vitcifar.report.log import (
     calibrate,
     log_evaluation,
     log_inputs,
-    log_projector,
     note,
     result_lines,
 )
+from vitcifar.report.tables import log_projector
 from vitcifar.training.checkpoint import BEST, LAST, resumed_config
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
 from vitcifar.training.loop import TrainResult, fit

@@ -18,16 +18,14 @@ from vitcifar.evaluation.analysis import Analysis
 from vitcifar.evaluation.metrics import metric_names
 from vitcifar.report import style
 from vitcifar.report.log import (
-    MAX_MISTAKES,
-    THUMBNAIL,
     analyze_trained,
     calibrate,
     data_name,
     log_evaluation,
-    log_projector,
     log_report,
     note,
 )
+from vitcifar.report.tables import MAX_MISTAKES, THUMBNAIL, log_projector
 
 GIT = {"commit": "c0ffee" * 6 + "beef", "dirty": True}
 

@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from vitcifar.cli import main
-from vitcifar.config import PRESETS, resolve
+from vitcifar.config import PRESETS, TrainConfig, resolve
 from vitcifar.errors import ConfigError
 from vitcifar.report import plots
-from vitcifar.report.training import Training, command, different_settings, training_findings, training_section
+from vitcifar.report.training import Training, different_settings, training_findings, training_section
 
 CURVES = {
     "train/loss": [(10, 2.0), (20, 1.0), (30, 0.5)],
@@ -19,6 +19,11 @@ CURVES = {
     "validation/accuracy": [(10, 0.4), (20, 0.7), (30, 0.6)],
 }
 TRAINING = Training(config=resolve("digits"), curves=CURVES, best_epoch=2)
+
+
+def repeat(config: TrainConfig) -> str:
+    """The command in the report of a training."""
+    return training_section(Training(config=config, curves={}, best_epoch=1)).command
 
 
 def test_curves_have_a_point_for_each_epoch_and_a_line_at_the_best():
@@ -49,10 +54,10 @@ def test_settings_that_differ_stand_beside_their_defaults():
 
 
 def test_the_command_is_the_shortest_with_these_settings():
-    assert command(resolve("cifar10")) == "vitcifar train"
-    assert command(resolve("digits", epochs=3)) == "vitcifar train --preset digits --epochs 3"
+    assert repeat(resolve("cifar10")) == "vitcifar train"
+    assert repeat(resolve("digits", epochs=3)) == "vitcifar train --preset digits --epochs 3"
     own = dataclasses.replace(resolve("cifar10"), data="folder", data_dir="my images", resume="last", run_name="x")
-    assert command(own) == "vitcifar train --data folder --data-dir 'my images'"
+    assert repeat(own) == "vitcifar train --data folder --data-dir 'my images'"
 
 
 @pytest.mark.parametrize("changed", [{}, {"seed": 3, "learning_rate": 3e-4, "warmup_epochs": 0.5, "ood": "none"}])
@@ -66,7 +71,7 @@ def test_the_command_gives_the_same_settings_when_it_is_typed(monkeypatch, prese
 
     monkeypatch.setattr("vitcifar.tracking.connect", lambda uri: None)
     monkeypatch.setattr("vitcifar.pipeline.train", train)
-    done = CliRunner().invoke(main, shlex.split(command(config))[1:])
+    done = CliRunner().invoke(main, shlex.split(repeat(config))[1:])
     assert given == [config] and "enough" in done.output
 
 

@@ -46,12 +46,8 @@ class Memory:
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
     images: dict[str, Image.Image] = dataclasses.field(default_factory=dict)
     histories: dict[str, list[tuple[int, float]]] = dataclasses.field(default_factory=dict)
-
     tables: dict[str, Mapping[str, Sequence[Any]]] = dataclasses.field(default_factory=dict)
-    folder: Path = dataclasses.field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="run-")), compare=False)
-    writer: SummaryWriter = dataclasses.field(
-        default_factory=lambda: SummaryWriter(tempfile.mkdtemp(prefix="events-")), compare=False
-    )
+    writer: SummaryWriter = dataclasses.field(default_factory=lambda: SummaryWriter(scratch().name), compare=False)
 
     @property
     def folder(self) -> Path:

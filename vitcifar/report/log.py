@@ -3,23 +3,23 @@
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from vitcifar import __version__, tensorboard
 from vitcifar.config import TrainConfig, changes, deciding_settings, nearest_preset, train_command
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
-from vitcifar.evaluation.analysis import Analysis, analyze, balanced_indices, most_confident
+from vitcifar.evaluation.analysis import Analysis, analyze
 from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.metrics import Evaluation, evaluate, metric_names
 from vitcifar.report import classes, images, plots, sections
 from vitcifar.report.html import Section, html_report
+from vitcifar.report.tables import columns_of, log_mistakes
 from vitcifar.report.training import CURVES, Training, training_findings, training_section
 from vitcifar.tracking import Run
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from vitcifar.training.loop import TrainResult
 
 MAX_CLASSES = 30  # with a precision-recall curve: those with the lowest F1
-MAX_MISTAKES = 50  # in the table: each is two files
-MAX_PROJECTED = 500  # test images in TensorBoard's projector
-THUMBNAIL, SPRITE = 96, 32  # pixels
 
 
 def score(logits: np.ndarray, splits: Splits, temperature: float, threshold: float | None) -> Evaluation:
@@ -146,50 +143,6 @@ def log_evaluation(run: Run, evaluation: Evaluation, dataset: ImageDataset, prob
     names = metric_names(evaluation.class_names)
     for index in sorted(weakest):
         tensorboard.add_pr_curve(run.writer, names[index], evaluation.labels == index, probabilities[:, index])
-
-
-def columns_of(rows: Sequence[Any]) -> dict[str, list[Any]]:
-    """The fields of dataclasses of one kind as columns."""
-    return {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(rows[0])}
-
-
-def log_mistakes(run: Run, evaluation: Evaluation, dataset: ImageDataset, probabilities: np.ndarray) -> None:
-    """Log the most confident mistakes as a table with thumbnails, at most MAX_MISTAKES; probabilities (N, K)."""
-    found = most_confident(evaluation, correct=False)[:MAX_MISTAKES]
-    if len(found) == 0:
-        return
-    names, labels = evaluation.class_names, evaluation.labels
-    columns: dict[str, list[Any]] = {
-        "image": [thumbnail(dataset.images[index]) for index in found],
-        "id": [dataset.ids[index] for index in found],
-        "label": [names[labels[index]] for index in found],
-        "prediction": [names[evaluation.predictions[index]] for index in found],
-        "confidence": [round(float(evaluation.confidences[index]), 4) for index in found],
-        "probability of label": [round(float(probabilities[index, labels[index]]), 4) for index in found],
-    }
-    run.log_table("evaluation/mistakes", columns)
-
-
-def log_projector(run: Run, evaluation: Evaluation, dataset: ImageDataset, embeddings: np.ndarray) -> None:
-    """Log the embeddings (N, D) of the test images for TensorBoard's projector, at most MAX_PROJECTED of them."""
-    shown = balanced_indices(dataset.labels, MAX_PROJECTED)
-    names = evaluation.class_names
-    columns = {
-        "label": [names[evaluation.labels[index]] for index in shown],
-        "prediction": [names[evaluation.predictions[index]] for index in shown],
-        "correct": ["yes" if evaluation.correct[index] else "no" for index in shown],
-        "id": [dataset.ids[index] for index in shown],
-    }
-    thumbs = [ImageOps.fit(Image.fromarray(dataset.images[index]), (SPRITE, SPRITE)) for index in shown]
-    tensorboard.add_projector(run.writer, embeddings[shown], np.stack([np.asarray(image) for image in thumbs]), columns)
-
-
-def thumbnail(image: np.ndarray) -> Image.Image:
-    """An image uint8 (H, W, 3) for a table: its longer side is THUMBNAIL pixels."""
-    shown = Image.fromarray(image)
-    factor = THUMBNAIL / max(shown.size)
-    width, height = (max(1, round(side * factor)) for side in shown.size)
-    return shown.resize((width, height), Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS)
 
 
 def log_report(

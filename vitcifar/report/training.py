@@ -1,16 +1,15 @@
 """What a report says about a training: its curves, its settings, and the command that repeats it."""
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from vitcifar.config import PRESETS, TrainConfig
+from vitcifar.config import TrainConfig, nearest_preset, train_command
 from vitcifar.report import plots
 from vitcifar.report.html import Finding, Section, Table
 
 CURVES = ("train/loss", "validation/loss", "train/accuracy", "validation/accuracy")
-NOT_REPEATED = ("resume", "run_name")  # of a command that repeats a run
+NO_SETTINGS = ("resume", "run_name")  # of the training itself
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ def training_findings(training: Training) -> list[Finding]:
 def training_section(training: Training) -> Section:
     """Curves of loss and accuracy, the settings that differ from the defaults, and the command."""
     changed = different_settings(training.config)
+    again = dataclasses.replace(training.config, run_name="none")
     table = Table(
         title="Settings that differ from the defaults",
         header=["Setting", "Value", "Default", "Meaning"],
@@ -47,7 +47,7 @@ def training_section(training: Training) -> Section:
         title="Training",
         text="The test images took no part: the best epoch is chosen on the validation images. This command repeats "
         "the training on the same images, from the same folder:",
-        command=command(training.config),
+        command=train_command(nearest_preset(again), again),
         figures=[plots.training_curves(training.curves, training.best_epoch)] if training.num_epochs else [],
         tables=[table] if changed else [],
     )
@@ -58,19 +58,5 @@ def different_settings(config: TrainConfig) -> list[tuple[str, Any, Any, str]]:
     return [
         (field.name, value, field.default, field.metadata["help"])
         for field in dataclasses.fields(config)
-        if (value := getattr(config, field.name)) != field.default and field.name not in NOT_REPEATED
+        if (value := getattr(config, field.name)) != field.default and field.name not in NO_SETTINGS
     ]
-
-
-def command(config: TrainConfig) -> str:
-    """The shortest `vitcifar train` with these settings, by the preset that has most of them."""
-
-    def options(preset: str) -> list[str]:
-        usual = dataclasses.asdict(TrainConfig(**PRESETS[preset]))
-        words = [] if preset == next(iter(PRESETS)) else ["--preset", preset]
-        for name, value in dataclasses.asdict(config).items():
-            if value != usual[name] and name not in NOT_REPEATED:
-                words += [f"--{name.replace('_', '-')}", str(value)]
-        return words
-
-    return shlex.join(["vitcifar", "train", *min(map(options, PRESETS), key=len)])
