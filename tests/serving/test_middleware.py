@@ -9,6 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
+from vitcifar.errors import ServingError
+from vitcifar.serving import middleware
+from vitcifar.serving.app import launch
 from vitcifar.serving.middleware import MAX_REQUEST_BYTES, HostCheck, RequestLimits, SecurityHeaders
 
 
@@ -65,6 +68,36 @@ def test_only_host_names_of_this_server_are_allowed(host, header, allowed):
     assert HostCheck(read_body, host, ("My.Name",)).allows(header) is allowed
 
 
+@pytest.mark.parametrize(
+    ("allowed", "header", "matches"),
+    [
+        ("photos.example:8443", "photos.example:8443", True),
+        ("photos.example:8443", "photos.example", False),
+        ("photos.example:443", "photos.example", True),
+        ("photos.example:*", "photos.example:8443", True),
+        ("*.photos.example", "eu.photos.example:8443", True),
+        ("*.photos.example", "photos.example", False),
+        ("*.photos.example:8443", "eu.photos.example:8444", False),
+        ("*", "any.example", True),
+        ("*", "192.0.2.1:1", True),
+        ("*", "", False),
+        ("[2001:db8::1]:8443", "[2001:db8::1]:8443", True),
+        ("2001:db8::1", "[2001:db8::1]:7860", True),
+        ("bücher.example", "xn--bcher-kva.example", True),
+        ("photos.example", "photosxexample", False),
+    ],
+)
+def test_allowed_hosts_may_have_ports_and_stars(allowed, header, matches):
+    assert HostCheck(read_body, "127.0.0.1", (allowed,)).allows(header) is matches
+
+
+@pytest.mark.parametrize("host", ["https://a", "a.example/path", "", "a b", "a:port", "a:", "http://*:80", "a?b", "[x"])
+def test_a_host_that_nothing_can_match_is_refused_at_the_start(colours, host):
+    with pytest.raises(ServingError, match="is no host name: type names such as"):
+        launch(colours, port=0, allowed_hosts=("a.example", host))
+    assert colours.pulled == []
+
+
 def test_a_foreign_host_gets_one_sentence_as_json_with_the_security_headers():
     status, headers, body = respond(SecurityHeaders(HostCheck(never_called, "127.0.0.1")), {"Host": "evil.example"})
     assert status == 400 and headers["x-frame-options"] == "DENY"
@@ -83,3 +116,34 @@ def test_a_request_that_sends_too_many_bytes_is_rejected_while_it_is_read():
     with pytest.raises(HTTPException) as caught:  # Starlette and FastAPI make the response of it
         respond(RequestLimits(read_body), {}, (chunk,) * (MAX_REQUEST_BYTES // 2**20 + 1))
     assert caught.value.status_code == 413
+
+
+def test_a_request_that_is_sent_too_slowly_is_ended(monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_SEND_SECONDS", 0.05)
+
+    async def trickle() -> Any:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+    with pytest.raises(HTTPException, match="was not sent within") as caught:
+        asyncio.run(RequestLimits(read_body)(scope, trickle, None))
+    assert caught.value.status_code == 408
+
+
+def test_a_request_that_has_arrived_may_take_its_time(monkeypatch):
+    monkeypatch.setattr(middleware, "MAX_SEND_SECONDS", 0.01)
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.sleep(0.05)
+        assert (await receive())["type"] == "http.disconnect"
+
+    messages = [{"type": "http.request", "body": b"x"}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        await asyncio.sleep(0)
+        return messages.pop(0)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(RequestLimits(slow)(scope, receive, None))

@@ -33,7 +33,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.history,
     ),
     "Serve": (serving.app, serving.predict, serving.score, feedback.feedback, container),
-    "Maintenance": (registry.doctor, registry.prune, registry.benchmark, runs.reproduce),
+    "Maintenance": (registry.doctor, registry.prune, serving.cache, registry.benchmark, runs.reproduce),
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

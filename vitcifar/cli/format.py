@@ -1,6 +1,7 @@
 """What several commands print, on stdout: fields, tables, differences, gates and moves of an alias."""
 
 import dataclasses
+import datetime
 import io
 import os
 import re
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vitcifar.registry.policy import Gate, PolicyChange
     from vitcifar.registry.registry import Registry, Version
     from vitcifar.registry.repair import Finding
+    from vitcifar.release.cache import Cached
 
 NAME_WIDTH = 14  # of fields
 UNBROKEN = 100_000  # columns, where no terminal breaks the lines
@@ -65,6 +67,20 @@ def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err
     Console(file=printed, width=width, force_terminal=terminal, color_system="auto" if terminal else None).print(table)
     for line in printed.getvalue().splitlines():
         click.echo(line.rstrip(), err=err)
+
+
+def print_releases(releases: Sequence["Cached"]) -> None:
+    """Print releases of the cache."""
+    rows = [
+        (
+            release.folder.name[:16],
+            f"{release.num_bytes / 1e6:.1f}",
+            f"{datetime.datetime.fromtimestamp(release.used):%F %T}",
+            "open" if release.open else "",
+        )
+        for release in releases
+    ]
+    print_table(("digest", "MB", "last used", ""), rows)
 
 
 def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"], float | None]) -> None:

@@ -162,7 +162,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def host_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip() and value != "none")
+    return () if value == "none" else tuple(name.strip() for name in value.split(","))
 
 
 def several_files(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vitcifar.cli import options
+from vitcifar.cli import format, options
 
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 @options.option(
     "--allowed-hosts",
     "none",
-    "Additional host names of the page, separated by commas (none = no others).",
+    "More host names of the server, separated by commas, e.g. photos.example or *.example:8443 (none = no others).",
     callback=options.host_names,
 )
 @options.option("--auth", "none", "File of lines NAME:PASSWORD; people and programs must log in (none = no login).")
-@options.yes_or_no("--public", "Open the page to other machines without a login.")
+@options.yes_or_no("--public", "Open the server to other machines without a login.")
 @options.option("--page", "on", "Serve the page, or REST only.", choices=("on", "off"))
 @options.option(
     "--feedback",
     "none",
     "Store for feedback: sqlite:///FILE or another SQLAlchemy URL (none = no feedback).",
 )
-@options.option("--root-path", "none", "Sub-path at which a proxy offers the server (none = no sub-path).")
+@options.option("--root-path", "none", "Sub-path, or whole URL, at which a proxy offers the server (none = neither).")
 def app(
     registry: "Registry",
     version: str,
@@ -134,3 +134,24 @@ def score(registry: "Registry", sources: list[str], out: str, version: str, engi
     resumed = f", {done.num_resumed:,} of them before the interruption" if done.num_resumed else ""
     errors = f"; {done.num_errors:,} could not be classified, see the column error" if done.num_errors else ""
     click.echo(f"{done.num_rows:,} images by {registry.model_name} version {row.number} in {out}{resumed}{errors}.")
+
+
+@options.command
+@click.argument("action", type=click.Choice(["list", "prune"]))
+@options.option("--keep", 0, "Releases that prune keeps (0 = as VITCIFAR_CACHE_KEEP says, otherwise 5).", minimum=0)
+def cache(action: str, keep: int) -> None:
+    """List the releases in this user's cache, or delete those that were not used for longest.
+
+    Every command that downloads a release prunes by itself. One that a process has open is never deleted.
+
+    \b
+    vitcifar cache list
+    vitcifar cache prune --keep 2
+    """
+    from vitcifar.release.cache import cache_dir, cached_releases, num_kept, prune_cache
+
+    rows = cached_releases() if action == "list" else prune_cache(keep or num_kept())
+    if rows:
+        format.print_releases(rows)
+    size = sum(row.num_bytes for row in rows) / 1e6
+    click.echo(f"{len(rows)} releases, {size:.1f} MB, {'in' if action == 'list' else 'deleted from'} {cache_dir()}.")

@@ -10,8 +10,9 @@ import importlib.metadata
 import json
 import platform
 import re
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vitcifar.errors import ImageError, ReleaseError, reason_of
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
 MAX_DECODED = 64  # images in memory at a time, of those that are decoded when they are taken
+MAX_TWICE = 200 * 2**20  # bytes of a file whose weights may be in memory twice
 # What a machine is described by, besides its processor.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 PACKAGES = ("numpy", "onnxruntime", "torch")
@@ -70,14 +72,20 @@ class Prediction:
 class OnnxClassifier:
     """An open ONNX model of a release: `image` uint8 (N, H, W, 3) -> `logits` and `probabilities` float32 (N, K).
 
-    `num_threads` 0 uses every core available to this process. Several threads may call it at the same time.
-    Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to other files.
+    `num_threads` 0 uses every core available to this process. Several threads may call it at the same time. With
+    `concurrent`, predictions at the same time use one thread each, and one alone every core; files above `MAX_TWICE`
+    keep one session. Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to other
+    files.
     """
 
-    def __init__(self, model: Path | bytes, *, num_threads: int = 0) -> None:
+    def __init__(self, model: Path | bytes, *, num_threads: int = 0, concurrent: bool = False) -> None:
         self.name = "The model" if isinstance(model, bytes) else str(model)
         self.num_threads = num_threads or available_cores()
-        self._session = _open(model, self.name, self.num_threads)
+        self._session = self._single = _open(model, self.name, self.num_threads)
+        # onnxruntime packs the weights again in each session, and shares packed ones in C only: docs/decisions.md.
+        if concurrent and self.num_threads > 1 and _size(model) <= MAX_TWICE:
+            self._single = _open(model, self.name, 1)
+        self._running, self._lock = 0, threading.Lock()
         metadata = self._session.get_modelmeta().custom_metadata_map
         _check_graph(self._session, self.name)
         self.class_names = _class_names(metadata, self.name)
@@ -88,20 +96,23 @@ class OnnxClassifier:
 
     def logits(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Logits float32 (N, K) of images, each uint8 (H, W, 3) of any size, in the same order. Raises ImageError."""
-        return self._run("logits", images)
+        with self._counted():
+            return self._run("logits", images)
 
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Calibrated probabilities float32 (N, K) of images, as for `logits`."""
-        return self._run("probabilities", images)
+        with self._counted():
+            return self._run("probabilities", images)
 
     def predict(
         self, data: bytes | Path, name: str = "", *, read: Callable[[bytes | Path, str], np.ndarray] = read_image
     ) -> Prediction:
         """Decode (with `read`) and classify one image file, called `name` in errors. Raises ImageError."""
         start = time.perf_counter()
-        image = read(data, name)  # (H, W, 3)
-        decoded = time.perf_counter()
-        probabilities = self.probabilities([image])[0]  # (K,)
+        with self._counted():
+            image = read(data, name)  # (H, W, 3)
+            decoded = time.perf_counter()
+            probabilities = self._run("probabilities", [image])[0]  # (K,)
         inferred = time.perf_counter()
         prediction = self._prediction(probabilities)
         end = time.perf_counter()
@@ -122,11 +133,22 @@ class OnnxClassifier:
     def warm(self) -> None:
         """Run one blank image, so that memory is allocated before the first request."""
         side = self.image_size or 32
-        self.probabilities([np.zeros((side, side, 3), np.uint8)])
+        for session in {self._session, self._single}:
+            self._infer("probabilities", np.zeros((1, side, side, 3), np.uint8), session)
 
-    def _infer(self, output: str, batch: np.ndarray) -> np.ndarray:
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._running += 1
         try:
-            return np.asarray(self._session.run([output], {"image": batch})[0])
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def _infer(self, output: str, batch: np.ndarray, session: onnxruntime.InferenceSession) -> np.ndarray:
+        try:
+            return np.asarray(session.run([output], {"image": batch})[0])
         except Exception as error:  # onnxruntime's errors have no common class
             raise ReleaseError(f"{self.name} failed to run ({_reason(error)}): choose another version.") from None
 
@@ -141,7 +163,7 @@ class OnnxClassifier:
         result = np.empty((len(images), len(self.class_names)), np.float32)
         for indices in group_by_size(images, self.max_batch, max_pixels=MAX_BATCH_PIXELS):
             batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
-            values = self._infer(output, batch)
+            values = self._infer(output, batch, self._session if self._running == 1 else self._single)
             if values.shape != result[indices].shape:
                 raise ReleaseError(
                     f"{self.name} returns {output} of shape {values.shape}, expected {result[indices].shape}: "
@@ -149,6 +171,10 @@ class OnnxClassifier:
                 )
             result[indices] = values
         return result
+
+
+def _size(model: Path | bytes) -> int:
+    return len(model) if isinstance(model, bytes) else model.stat().st_size
 
 
 def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.InferenceSession:

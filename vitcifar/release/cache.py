@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -27,6 +27,7 @@ NOT_SERVED = frozenset({PT2_FILE})
 PARTIAL_PREFIX = ".partial-"
 STALE_SECONDS = 24 * 3600
 STORE = "the store"  # the origin that messages name for downloaded files
+KEEP = 5  # releases, if VITCIFAR_CACHE_KEEP does not say another number
 
 
 def cache_dir() -> Path:
@@ -38,12 +39,21 @@ def cache_dir() -> Path:
         raise ReleaseError("There is no home folder for the cache: set VITCIFAR_CACHE to a folder.") from None
 
 
+def num_kept() -> int:
+    """How many releases stay in the cache: VITCIFAR_CACHE_KEEP, or `KEEP`. Raises ReleaseError."""
+    given = os.environ.get("VITCIFAR_CACHE_KEEP", str(KEEP))
+    if not given.isdecimal() or int(given) < 1:
+        raise ReleaseError(f"VITCIFAR_CACHE_KEEP is {given!r}: set it to a whole number of at least 1.")
+    return int(given)
+
+
 def fetch(location: str, digest: str, *, pytorch: bool = False) -> Manifest:
     """The release with this digest: from the cache if it is complete there, else from its location in the store.
 
-    The pt2 file is downloaded only with `pytorch`: serving does not need it. Raises ReleaseError, and TrackingError
-    when the store is unavailable.
+    The pt2 file is downloaded only with `pytorch`: serving does not need it. Releases that were not used for long
+    leave the cache (`prune_cache`). Raises ReleaseError, and TrackingError when the store is unavailable.
     """
+    keep = num_kept()
     releases = cache_dir() / "releases"
     folder = releases / digest
     with _writing(folder):
@@ -55,7 +65,62 @@ def fetch(location: str, digest: str, *, pytorch: bool = False) -> Manifest:
                 check_digest(partial, PT2_FILE, release.files[PT2_FILE], STORE)
                 (folder / PT2_FILE).parent.mkdir(exist_ok=True)
                 os.replace(partial / PT2_FILE, folder / PT2_FILE)
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(folder)
+            prune_cache(keep)
     return release
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cached:
+    """A release in the cache: its size on disk, when a command last used it, and whether a process has it open."""
+
+    folder: Path
+    num_bytes: int
+    used: float  # seconds since 1970
+    open: bool
+
+
+def cached_releases() -> list[Cached]:
+    """The releases in the cache, the last used one first."""
+    found = []
+    for folder in (cache_dir() / "releases").glob("[0-9a-f]" * 64):
+        with contextlib.suppress(FileNotFoundError):  # another process deletes it
+            files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+            release = Cached(folder=folder, num_bytes=sum(files), used=folder.stat().st_mtime, open=False)
+            try:
+                lock(folder, shared=False).close()
+            except BlockingIOError:
+                release = dataclasses.replace(release, open=True)
+            found.append(release)
+    return sorted(found, key=lambda release: release.used, reverse=True)
+
+
+def prune_cache(keep: int) -> list[Cached]:
+    """Delete all but the `keep` releases that were used last, and those that a process has open; returns those."""
+    deleted = []
+    for release in cached_releases()[keep:]:
+        with contextlib.suppress(OSError), lock(release.folder, shared=False), _partial(release.folder.parent) as trash:
+            os.replace(release.folder, trash / release.folder.name)
+            deleted.append(release)
+    return deleted
+
+
+def lock(folder: Path, *, shared: bool) -> BinaryIO:
+    """The release.json of a cached release, locked until it is closed: `shared` by those who have the release open.
+
+    Raises BlockingIOError when others have locked it. On Windows nothing is locked.
+    """
+    file = (folder / MANIFEST_FILE).open("rb")
+    try:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def cached_manifest(digest: str) -> Manifest | None:

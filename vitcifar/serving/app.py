@@ -12,21 +12,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import uvicorn
 
 from vitcifar.errors import ServingError
 from vitcifar.registry.registry import Registry
+from vitcifar.serving.connections import BACKLOG, limited_to, max_connections
 from vitcifar.serving.decoder import start_decoder
 from vitcifar.serving.feedback import FeedbackStore
-from vitcifar.serving.middleware import ALL_INTERFACES
+from vitcifar.serving.middleware import ALL_INTERFACES, read_hosts
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.server import LogIn, build_server, mount_page
 from vitcifar.signals import SIGNALS
 
 POLL_SECONDS = 2.0  # how often the pool polls the registry, and an open page the pool
 DRAIN_SECONDS = 8  # for requests that have begun when the server stops
+KEEP_ALIVE_SECONDS = 30  # between the requests of a connection
 
 
 class Page:
@@ -91,31 +94,39 @@ def launch(
 ) -> Page:
     """Load a version, serve it and follow its alias; returns when the server is up.
 
-    `port` 0 takes a free one. `allowed_hosts` are more host names of the server. Without `page`, only REST is served
-    and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the server. `feedback` is the
-    SQLAlchemy URL of a store for feedback, which is taken then. With `passwords`, by user name, people and programs
-    must log in; without, `public` opens the server to other machines. Raises ServingError when the address or the
-    store is not available or the server not `public`, RegistryError or ReleaseError when the version cannot be loaded.
+    `port` 0 takes a free one. `allowed_hosts` are more host names of the server, as `read_hosts` reads them. Without
+    `page`, only REST is served and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the
+    server, or the URL. `feedback` is the SQLAlchemy URL of a store for feedback, which is taken then. With
+    `passwords`, by user name, people and programs must log in; without, `public` opens the server to other machines.
+    Raises ServingError when the address or the store is not available or the server not `public`, RegistryError or
+    ReleaseError when the version cannot be loaded.
     """
     if not (passwords or public or is_loopback(host)):
         raise ServingError(
             f"{host} would open the server to other machines without a password: add --auth FILE, with lines "
             "NAME:PASSWORD, or --public yes."
         )
-    root_path = "/".join(["", *filter(None, root_path.split("/"))])
+    origin, root_path = split_root(root_path)
+    allowed_hosts += (urlsplit(origin).netloc,) if origin else ()
+    read_hosts(allowed_hosts)
     listener = bind(host, port)
     try:
         store = FeedbackStore(feedback) if feedback != "none" else None
         pool = ModelPool(registry, version)
         log_in = login_check(passwords) if passwords else None
         app = build_server(
-            pool, host=host, allowed_hosts=allowed_hosts, log_in=log_in, root_path=root_path, store=store
+            pool,
+            host=host,
+            allowed_hosts=allowed_hosts,
+            log_in=log_in,
+            origin=origin,
+            root_path=root_path,
+            store=store,
         )
         with without_proxies():
             gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, store) if page else None
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS)
         urls = [f"http://{netloc}:{listener.getsockname()[1]}{root_path}" for netloc in netlocs(host)]
-        running = Page(urls, pool, uvicorn.Server(config), gradio_app)
+        running = Page(urls, pool, uvicorn.Server(server_config(app)), gradio_app)
         running.start(listener)
     except BaseException:
         listener.close()
@@ -123,6 +134,26 @@ def launch(
     pool.follow(poll_seconds)
     start_decoder()
     return running
+
+
+def server_config(app: Any) -> uvicorn.Config:
+    """uvicorn's settings, with our limits of connections."""
+    return uvicorn.Config(
+        app,
+        http=limited_to(max_connections()),
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        backlog=BACKLOG,
+        log_level="warning",
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+
+
+def split_root(root_path: str) -> tuple[str, str]:
+    """The origin ("" for a sub-path alone) and the sub-path at which a proxy offers the server."""
+    parts = urlsplit(root_path)
+    origin = f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
+    return origin, "/".join(["", *filter(None, parts.path.split("/"))])
 
 
 def read_passwords(file: Path) -> dict[str, str]:

@@ -10,11 +10,11 @@ import functools
 import json
 import os
 import queue
+import select
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import joblib
 import numpy as np
@@ -37,22 +37,20 @@ class Decoder:
         """Decode like `read_image`. Raises ImageError, also when it takes too long or the child crashes."""
         process = self.start()
         assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(max_seconds, process.kill)
-        timer.start()
+        late = False
         try:
             process.stdin.write(json.dumps({"name": name, "length": len(content)}).encode() + b"\n" + content)
             process.stdin.flush()
+            if late := not _readable(process.stdout, max_seconds):
+                raise OSError
             answer: dict[str, Any] = json.loads(process.stdout.readline())
             if "error" not in answer:
                 pixels = process.stdout.read(int(np.prod(answer["shape"])))
                 return np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
         except (OSError, ValueError):  # it has died
-            late = timer.finished.is_set()
             self.stop()
             reason = f"takes longer than {max_seconds:g} seconds to decode" if late else "crashes its decoder"
             raise ImageError(f"{name} {reason}: save it again as PNG or JPEG.") from None
-        finally:
-            timer.cancel()
         raise ImageError(answer["error"])
 
     def start(self) -> "subprocess.Popen[bytes]":
@@ -74,6 +72,13 @@ class Decoder:
             with contextlib.suppress(OSError), self._process as process:  # closes the pipes and waits
                 process.kill()
             self._process = None
+
+
+def _readable(stream: IO[bytes], max_seconds: float) -> bool:
+    """Whether a pipe, of which nothing is buffered, has something to read in time."""
+    poll = select.poll()  # `select.select` cannot watch a file descriptor above 1023
+    poll.register(stream, select.POLLIN)
+    return bool(poll.poll(1e3 * max_seconds))
 
 
 @functools.cache

@@ -1,10 +1,11 @@
 """A registered version in memory, verified before its ONNX file is opened, and its predictions for many files."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 import numpy as np
 import yaml
@@ -14,6 +15,7 @@ from vitcifar.data.image import convert_image, read_image
 from vitcifar.errors import ImageError, RegistryError, ReleaseError, TrackingError
 from vitcifar.inference.session import MAX_BATCH, OnnxClassifier, Prediction
 from vitcifar.registry.registry import Registry
+from vitcifar.release.cache import lock
 from vitcifar.release.manifest import MANIFEST_FILE, Manifest, sha256_of, verify
 
 ImageSource = Path | str | bytes | np.ndarray | Image.Image
@@ -29,6 +31,7 @@ class LoadedModel:
     manifest: Manifest
     classifier: OnnxClassifier
     digest: str = ""  # sha256 of its release.json
+    lock: BinaryIO | None = dataclasses.field(default=None, repr=False)  # keeps its folder in the cache while open
 
     @property
     def name(self) -> str:
@@ -80,14 +83,17 @@ def read_source(source: ImageSource, name: str = "The image") -> np.ndarray:
     raise ImageError(f"{name} is {type(source).__name__}: expected a path, bytes, an array or a PIL image.")
 
 
-def open_version(registry: Registry, spec: str | int, *, num_threads: int = 0) -> LoadedModel:
+def open_version(registry: Registry, spec: str | int, *, num_threads: int = 0, concurrent: bool = False) -> LoadedModel:
     """Pull a version (a number, an alias or `latest`), verify it, open it and run it once.
 
-    `num_threads` 0 uses every core of this process. Raises RegistryError when there is no such version, ReleaseError
-    when its release is incomplete or changed.
+    `num_threads` 0 uses every core of this process; `concurrent` is for many predictions at a time. Raises
+    RegistryError when there is no such version, ReleaseError when its release is incomplete or changed.
     """
     manifest = registry.pull(spec)
-    return _open(manifest, registry.model_name, manifest.version, num_threads)
+    model = _open(manifest, registry.model_name, manifest.version, num_threads, concurrent)
+    with contextlib.suppress(OSError):  # a file system without locks
+        model = dataclasses.replace(model, lock=lock(manifest.path(MANIFEST_FILE).parent, shared=True))
+    return model
 
 
 def open_folder(folder: Path) -> LoadedModel:
@@ -112,8 +118,10 @@ def open_folder(folder: Path) -> LoadedModel:
     return _open(verify(folder, digest=digest), registry.model_name, number)
 
 
-def _open(manifest: Manifest, model_name: str, version: int | None, num_threads: int = 0) -> LoadedModel:
-    classifier = OnnxClassifier(manifest.onnx_path, num_threads=num_threads)
+def _open(
+    manifest: Manifest, model_name: str, version: int | None, num_threads: int = 0, concurrent: bool = False
+) -> LoadedModel:
+    classifier = OnnxClassifier(manifest.onnx_path, num_threads=num_threads, concurrent=concurrent)
     if classifier.class_names != manifest.class_names or classifier.release_id != manifest.release_id:
         raise ReleaseError(
             f"{manifest.onnx_path} belongs to another release than its release.json: expected {manifest.release_id}, "

@@ -1,9 +1,14 @@
-"""The hosts and the sub-path of the server, how large a request may be, and the security headers of every response.
+"""The hosts and the sub-path of the server, the limits of a request, and the security headers of every response.
 
 Starlette's TrustedHostMiddleware cannot allow every IP address, and its response does not name --allowed-hosts.
 """
 
+import asyncio
+import contextlib
+import fnmatch
 import ipaddress
+import re
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -11,9 +16,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitcifar.data.image import MAX_BYTES
+from vitcifar.errors import ServingError
 
 MAX_REQUEST_BYTES = MAX_BYTES * 4 // 3 + 2**20  # the largest image as base64, and the JSON around it
+MAX_SEND_SECONDS = 60.0  # until all of a request has arrived
 ALL_INTERFACES = ("0.0.0.0", "::", "")
+FORWARDED = (b"host", b"x-forwarded-host", b"x-forwarded-proto")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 # The page loads from, and connects to, its own server only, and no other page may frame it.
@@ -62,13 +70,27 @@ class SubPath:
         await self.app(scope, receive, send)
 
 
+class PublicOrigin:
+    """Tells the app the origin at which visitors reach it, such as https://photos.example, whatever a proxy says."""
+
+    def __init__(self, app: ASGIApp, origin: str) -> None:
+        self.app = app
+        self.scheme, _, self.host = origin.partition("://")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.host:
+            headers = [(name, value) for name, value in scope["headers"] if name not in FORWARDED]
+            scope = {**scope, "scheme": self.scheme, "headers": [*headers, (b"host", self.host.encode())]}
+        await self.app(scope, receive, send)
+
+
 class HostCheck:
     """Responds with status 400 to a Host header that does not name this server (DNS rebinding)."""
 
     def __init__(self, app: ASGIApp, host: str, allowed_hosts: tuple[str, ...] = ()) -> None:
         self.app = app
         self.any_ip_address = host in ALL_INTERFACES
-        self.names = {name.lower() for name in (*LOOPBACK, host, *allowed_hosts)} - {""}
+        self.hosts = [(name, "") for name in (*LOOPBACK, host.lower()) if name] + read_hosts(allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self.allows(Headers(scope=scope).get("host", "")):
@@ -76,11 +98,11 @@ class HostCheck:
         detail = "This host name is not allowed: start the server with --allowed-hosts and the name."
         await JSONResponse({"detail": detail}, 400)(scope, receive, send)
 
-    def allows(self, host: str) -> bool:
+    def allows(self, header: str) -> bool:
         """Whether a Host header names this server. DNS can point a name elsewhere, but not an IP address."""
-        name = (host if host.endswith("]") else host.rsplit(":", 1)[0]).strip("[]").lower()
-        if name in self.names:
-            return True
+        name, port = split_port(header.lower())
+        if any(fnmatch.fnmatchcase(name, known) and only in ("", port) for known, only in self.hosts):
+            return name != ""
         try:
             ipaddress.ip_address(name)
         except ValueError:
@@ -88,19 +110,53 @@ class HostCheck:
         return self.any_ip_address
 
 
+def split_port(host: str) -> tuple[str, str]:
+    """The name and the port, or "", of a host; an IPv6 address loses its brackets."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return host, ""
+    name, _, port = (host, "", "") if ":" not in host or host.endswith("]") else host.rpartition(":")
+    return name[1:-1] if name.startswith("[") and name.endswith("]") else name, port
+
+
+def read_hosts(hosts: Iterable[str]) -> list[tuple[str, str]]:
+    """The name, in which * stands for any text, and the port ("" = any) of each host that --allowed-hosts names.
+
+    Raises ServingError for one that no Host header can name.
+    """
+    read = []
+    for host in hosts:
+        name, port = split_port(host.lower())
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("idna").decode()  # as browsers send it
+        if not re.fullmatch(r"[a-z0-9*._:-]+", name) or not re.fullmatch(r"\d*|\*", port) or host.endswith(":"):
+            raise ServingError(
+                f"{host!r} in --allowed-hosts is no host name: type names such as photos.example, "
+                "photos.example:8443 or *.photos.example, without https:// and without a path."
+            )
+        read.append((name, "" if port in ("80", "443", "*") else port))  # browsers send neither 80 nor 443
+    return read
+
+
 class RequestLimits:
-    """Responds with status 413 to a request that declares, or sends, more than `MAX_REQUEST_BYTES`."""
+    """Responds with status 413 to a request above `MAX_REQUEST_BYTES`, with 408 to one that is sent too slowly."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"The request is larger than {MAX_REQUEST_BYTES // 2**20} MiB: send a smaller image."
-        num_bytes = 0
+        num_bytes, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + MAX_SEND_SECONDS
 
         async def receive_limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, complete
+            try:
+                async with asyncio.timeout_at(None if complete else deadline):
+                    message = await receive()
+            except TimeoutError:
+                late = f"The request was not sent within {MAX_SEND_SECONDS:g} seconds: send a smaller image."
+                raise HTTPException(408, late, headers={"Connection": "close"}) from None
+            complete = not message.get("more_body")
             num_bytes += len(message.get("body", b""))
             if num_bytes > MAX_REQUEST_BYTES:
                 raise HTTPException(413, detail)
@@ -108,4 +164,4 @@ class RequestLimits:
 
         if scope["type"] == "http" and int(Headers(scope=scope).get("content-length", 0)) > MAX_REQUEST_BYTES:
             return await JSONResponse({"detail": detail}, 413)(scope, receive, send)
-        await self.app(scope, receive_limited, send)
+        await self.app(scope, receive_limited if scope["type"] == "http" else receive, send)

@@ -128,7 +128,7 @@ class ModelPool:
             return model
         with self._loading:  # one version at a time; another thread may just have loaded this one
             if (model := self._recent.get(number)) is None:
-                model = open_version(self.registry, number)
+                model = open_version(self.registry, number, concurrent=True)
                 self._recent = dict([*self._recent.items(), (number, model)][-MAX_RECENT:])
             return model
 

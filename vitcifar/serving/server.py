@@ -23,7 +23,7 @@ from vitcifar.serving.api import Predictor, predict_route
 from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.feedback_route import feedback_route
 from vitcifar.serving.metrics import Metrics, RequestCounter
-from vitcifar.serving.middleware import HostCheck, RequestLimits, SecurityHeaders, SubPath
+from vitcifar.serving.middleware import HostCheck, PublicOrigin, RequestLimits, SecurityHeaders, SubPath
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.open_inference import open_inference_routes
 from vitcifar.serving.page.gradio_setup import load_gradio, theme
@@ -44,6 +44,7 @@ def build_server(
     host: str,
     allowed_hosts: tuple[str, ...] = (),
     log_in: LogIn | None = None,
+    origin: str = "",
     root_path: str = "",
     store: FeedbackStore | None = None,
 ) -> FastAPI:
@@ -73,6 +74,7 @@ def build_server(
             Middleware(RequestCounter, metrics=metrics),
             Middleware(SecurityHeaders),
             Middleware(HostCheck, host=host, allowed_hosts=allowed_hosts),
+            Middleware(PublicOrigin, origin=origin),
             Middleware(RequestLimits),
         ],
     )
