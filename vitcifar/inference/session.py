@@ -23,6 +23,7 @@ import onnxruntime
 from vitcifar.data.dataset import group_by_size
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError, ReleaseError, reason_of
+from vitcifar.inference.image_statistics import ImageStatistics
 
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
@@ -45,12 +46,21 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One image's prediction: the most likely class, every class's probability (largest first), and the release."""
+    """One image's prediction: the most likely class, every class's probability (largest first), and the release.
+
+    `ood_score` is how unlike the training data the image is, 1 = at the threshold; None for a release that cannot say.
+    """
 
     label: str
     probabilities: dict[str, float]
     release_id: str
     timing: Timing | None = None
+    ood_score: float | None = None
+
+    @property
+    def out_of_distribution(self) -> bool:
+        """Whether the image is unlike the training data."""
+        return self.ood_score is not None and self.ood_score > 1
 
     @property
     def probability(self) -> float:
@@ -58,7 +68,8 @@ class Prediction:
         return self.probabilities[self.label]
 
     def to_dict(self, model: str, version: int | None) -> dict[str, Any]:
-        """What every entry point returns: label, probabilities, model, version, release_id and, if measured, timing."""
+        """What every entry point returns: label, probabilities, model, version, release_id and, if known, whether the
+        image is out of distribution, and timing."""
         fields: dict[str, Any] = {
             "label": self.label,
             "probabilities": self.probabilities,
@@ -66,19 +77,30 @@ class Prediction:
             "version": version,
             "release_id": self.release_id,
         }
+        if self.ood_score is not None:
+            fields |= {"out_of_distribution": self.out_of_distribution, "ood_score": self.ood_score}
         return fields if self.timing is None else {**fields, "timing": dataclasses.asdict(self.timing)}
 
 
 class OnnxClassifier:
     """An open ONNX model of a release: `image` uint8 (N, H, W, 3) -> `logits` and `probabilities` float32 (N, K).
 
+    With the `statistics` of its training images, the prediction of a file says whether it is out of distribution.
     `num_threads` 0 uses every core available to this process. Several threads may call it at the same time. With
     `concurrent`, predictions at the same time use one thread each, and one alone every core; files above `MAX_TWICE`
     keep one session. Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to other
     files.
     """
 
-    def __init__(self, model: Path | bytes, *, num_threads: int = 0, concurrent: bool = False) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        num_threads: int = 0,
+        concurrent: bool = False,
+        statistics: ImageStatistics | None = None,
+    ) -> None:
+        self.statistics = statistics
         self.name = "The model" if isinstance(model, bytes) else str(model)
         self.num_threads = num_threads or available_cores()
         self._session = self._single = _open(model, self.name, self.num_threads)
@@ -115,11 +137,12 @@ class OnnxClassifier:
             probabilities = self._run("probabilities", [image])[0]  # (K,)
         inferred = time.perf_counter()
         prediction = self._prediction(probabilities)
+        score = self.statistics.relative_distance(image) if self.statistics else None
         end = time.perf_counter()
         timing = Timing(
             decode_ms=1e3 * (decoded - start), inference_ms=1e3 * (inferred - decoded), total_ms=1e3 * (end - start)
         )
-        return dataclasses.replace(prediction, timing=timing)
+        return dataclasses.replace(prediction, timing=timing, ood_score=score)
 
     def predict_images(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Classify images, each uint8 (H, W, 3) of any size, in order and without timing. Raises ImageError."""

@@ -23,6 +23,7 @@ from vitcifar import __version__
 from vitcifar.config import TrainConfig, run_name
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
+from vitcifar.inference.image_statistics import ImageStatistics
 from vitcifar.release import flavor
 from vitcifar.release.export import export_onnx, trace
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, Manifest
@@ -70,7 +71,9 @@ def build_release(
         program = trace(network)
         export_onnx(network, onnx_path, class_names=release.class_names, release_id=release.release_id, program=program)
         parity = check_parity(network, onnx_path, splits.test)
-        release = _add_checks(release, {"parity": dataclasses.asdict(parity)})
+        statistics = ImageStatistics.fit(splits.train.images, splits.validation.images)
+        checks = {"parity": dataclasses.asdict(parity), "image_statistics": statistics.to_dict()}
+        release = _add_checks(release, checks)
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
         put_examples(splits.test, staged / "examples")

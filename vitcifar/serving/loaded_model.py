@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitcifar.data.image import convert_image, read_image
 from vitcifar.errors import ImageError, RegistryError, ReleaseError, TrackingError
+from vitcifar.inference.image_statistics import ImageStatistics
 from vitcifar.inference.session import MAX_BATCH, OnnxClassifier, Prediction
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import lock
@@ -121,7 +122,10 @@ def open_folder(folder: Path) -> LoadedModel:
 def _open(
     manifest: Manifest, model_name: str, version: int | None, num_threads: int = 0, concurrent: bool = False
 ) -> LoadedModel:
-    classifier = OnnxClassifier(manifest.onnx_path, num_threads=num_threads, concurrent=concurrent)
+    recorded = manifest.checks.get("image_statistics")  # a release of an older vitcifar has none
+    statistics = ImageStatistics.from_dict(recorded) if recorded else None
+    options: dict[str, Any] = {"num_threads": num_threads, "concurrent": concurrent, "statistics": statistics}
+    classifier = OnnxClassifier(manifest.onnx_path, **options)
     if classifier.class_names != manifest.class_names or classifier.release_id != manifest.release_id:
         raise ReleaseError(
             f"{manifest.onnx_path} belongs to another release than its release.json: expected {manifest.release_id}, "

@@ -190,7 +190,7 @@ def mount_page(
 ) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
     gradio = load_gradio()
-    blocks = build_page(pool, poll_seconds, store)
+    blocks = build_page(pool, poll_seconds, store, password=log_in is not None)
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)
     blocks.state_session_capacity = MAX_SESSIONS
     gradio.mount_gradio_app(
@@ -208,7 +208,7 @@ def mount_page(
         mcp_server=False,
         pwa=False,
         run_history=False,
-        footer_links=["api"],
+        footer_links=[],
     )
     # What `launch` sets and mounting does not: without them, Gradio opens any file that a forged request names.
     blocks.has_launched = blocks.is_running = True

@@ -39,7 +39,8 @@ def load_gradio() -> Any:
     # Gradio would keep the last inputs of every session, images of 30 MB among them, for its "deep links".
     setattr(state_holder.SessionState, "_update_value_in_config", lambda *args: None)  # noqa: B010
     # The name that a client gives its session is kept for as long as the session.
-    for body in (data_classes.PredictBody, data_classes.PredictBodyInternal, data_classes.SimplePredictBody):
+    predict = (data_classes.PredictBody, data_classes.PredictBodyInternal, data_classes.SimplePredictBody)
+    for body in (*predict, data_classes.ComponentServerJSONBody, data_classes.ComponentServerBlobBody):
         body.model_fields["session_hash"].metadata.append(annotated_types.MaxLen(MAX_SESSION_NAME))
         body.model_rebuild(force=True)
     return gradio

@@ -1,6 +1,7 @@
 """The page: its heading, the list of versions, the status that follows the alias, and the tabs."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from vitcifar.errors import VitCifarError
@@ -14,10 +15,25 @@ from vitcifar.serving.page.gradio_setup import load_gradio
 from vitcifar.serving.page.versions import build_versions
 
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
+SCRIPT = Path(__file__).with_name("page.js")
+# The browser's own list of choices: keyboards, screen readers and phones know it.
+VERSION_LIST = (
+    '<label for="version-list">Version</label><select id="version-list">'
+    '{{#each choices}}<option value="{{this.[1]}}">{{this.[0]}}</option>{{/each}}</select>'
+)
+VERSION_SCRIPT = """
+const list = element.querySelector('select');
+const follow = () => { list.value = props.value; };
+follow();
+watch(['value', 'choices'], follow);
+list.addEventListener('change', () => { props.value = list.value; trigger('input'); });
+"""
 
 
-def build_page(pool: ModelPool, poll_seconds: float, store: FeedbackStore | None = None) -> Any:
-    """The components of the page and their events."""
+def build_page(
+    pool: ModelPool, poll_seconds: float, store: FeedbackStore | None = None, *, password: bool = False
+) -> Any:
+    """The components of the page and their events. `password` = programs must log in."""
     gradio = load_gradio()
     model = pool.state.current
     title = f"{model.model_name}: {len(model.class_names)} classes"
@@ -25,10 +41,14 @@ def build_page(pool: ModelPool, poll_seconds: float, store: FeedbackStore | None
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=cleanup) as blocks:
         with gradio.Row(elem_id="top"):
             gradio.HTML(html.heading(model.model_name, model.class_names), elem_id="head", scale=3)
-            version = gradio.Dropdown(
-                version_choices(pool), value=pool.spec, label="Version", elem_id="version", filterable=False
+            version = gradio.HTML(
+                pool.spec,
+                choices=version_choices(pool),
+                html_template=VERSION_LIST,
+                js_on_load=VERSION_SCRIPT,
+                apply_default_css=False,
+                elem_id="version",
             )
-        # Gradio would check the version against the list at its start.
         setattr(version, "preprocess", str)  # noqa: B010
         status = gradio.HTML(html.status(pool.state, 0), elem_id="status")
         # The serial that the page has shown. No gradio.State: its change tells nobody without the queue.
@@ -42,7 +62,8 @@ def build_page(pool: ModelPool, poll_seconds: float, store: FeedbackStore | None
                 build_compare(pool, seen)
             with gradio.Tab("Versions"):
                 build_versions(pool, seen)
-        gradio.HTML(html.FOOTER, elem_id="foot")
+        script = SCRIPT.read_text(encoding="utf-8")
+        gradio.HTML(html.programs(password), js_on_load=script, apply_default_css=False, elem_id="foot")
         at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         version.input(functools.partial(show_status, pool), [version, seen], status, **at_once)
         for trigger in (blocks.load, gradio.Timer(poll_seconds).tick):  # the pool, for changes
@@ -73,4 +94,4 @@ def poll(pool: ModelPool, seen_serial: int, spec: str) -> tuple[Any, ...]:
     gradio, serial = load_gradio(), pool.state.serial
     if seen_serial == serial:
         return gradio.skip(), gradio.skip(), gradio.skip()
-    return serial, show_status(pool, spec, seen_serial), gradio.Dropdown(version_choices(pool), value=spec)
+    return serial, show_status(pool, spec, seen_serial), gradio.HTML(spec, choices=version_choices(pool))
