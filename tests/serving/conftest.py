@@ -58,22 +58,29 @@ def client(server: Page) -> Iterator[httpx.Client]:
         yield opened
 
 
-@pytest.fixture
-def tab(page: Page) -> Iterator[Any]:
-    """A tab of Chromium on the page; afterwards, it requested nothing from other hosts and logged no error."""
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """One browser for the tests of a module."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        requested: list[str] = []
-        errors: list[str] = []
-        tab.on("request", lambda request: requested.append(request.url))
-        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(page.url)
-        tab.wait_for_selector(".card.empty")
-        yield tab
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def tab(page: Page, chromium: Any) -> Iterator[Any]:
+    """A tab of Chromium on the page; afterwards, it requested nothing from other hosts and logged no error."""
+    tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+    requested: list[str] = []
+    errors: list[str] = []
+    tab.on("request", lambda request: requested.append(request.url))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(page.url)
+    tab.wait_for_selector(".card.empty")
+    yield tab
+    tab.close()
     assert {urlsplit(url).netloc for url in requested if url.startswith("http")} == {urlsplit(page.url).netloc}
     assert errors == []

@@ -46,6 +46,8 @@ PREDICTION: dict[str, Any] = {
     "model": "vitcifar",
     "version": 3,
     "release_id": "0f3a5c7e9b1d2f46",
+    "out_of_distribution": False,
+    "ood_score": 0.62,
     "confident": True,
     "alias": "champion",
     "release_digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",

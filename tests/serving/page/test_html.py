@@ -63,7 +63,7 @@ def test_names_cannot_inject_html(colours):
         + html.heading("<script>", ["<script>"])
     )
     assert "<script>" not in shown and '""' not in shown.replace('alt=""', "")
-    assert shown.count("&lt;script&gt;") == 8
+    assert shown.count("&lt;script&gt;") == 9
 
 
 def test_the_heading_counts_the_classes_and_lists_ten():

@@ -1,6 +1,7 @@
 """The page as people use it in Chromium: versions, the status, a phone, the keyboard, screen readers, programs."""
 
 import base64
+import re
 import subprocess
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from support.page import screenshot, upload
-from support.serving import CHROMIUM, FLAGS, FakeRegistry, expected_prediction, health, in_chromium
+from support.serving import FakeRegistry, expected_prediction, health, in_chromium
 
 from vitcifar.serving.app import launch
 from vitcifar.serving.model_pool import ModelPool
@@ -102,34 +103,32 @@ def test_the_keyboard_reaches_everything_and_its_focus_is_visible(tab):
 
 
 @in_chromium
-def test_the_calls_that_the_page_shows_work(digit, tmp_path):
+def test_the_calls_that_the_page_shows_work(digit, tmp_path, chromium):
     """At a sub-path and with a password, as they stand there; and the page says when the server is gone."""
-    from playwright.sync_api import sync_playwright
-
     (tmp_path / "colours").mkdir()
     registry: Any = FakeRegistry(tmp_path / "colours")
     running = launch(registry, port=0, root_path="/cifar", passwords={"ann": "secret"})
     (tmp_path / "cat.jpg").write_bytes(digit.read_bytes())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        tab = browser.new_page()
-        tab.goto(running.url)
-        tab.fill("input >> nth=0", "ann")
-        tab.fill("input[type=password]", "secret")
-        tab.click("button:has-text('Login')")
-        tab.wait_for_selector(".card.empty")
-        tab.click(".programs summary")
-        curl, python = (tab.inner_text(f".programs pre.{name}") for name in ("curl", "python"))
-        assert urlsplit(running.url).netloc in curl and "/cifar/v1/predict" in curl
-        for program in (["bash", "-c", curl], [sys.executable, "-c", python]):
-            program[2] = program[2].replace("NAME", "ann").replace("PASSWORD", "secret")
-            done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-            assert (done.returncode == 0 and '"label"' in done.stdout) or "red" in done.stdout, done
-        page_of = tab.get_attribute("a.docs", "href")
-        token = base64.b64encode(b"ann:secret").decode()
-        answer = tab.request.get(page_of, headers={"Authorization": f"Basic {token}"})
-        assert answer.ok and "swagger" in answer.text()
-        running.close()
-        tab.wait_for_selector("#status .offline:has-text('does not answer')", timeout=15_000)
-        assert tab.evaluate("getComputedStyle(document.querySelector('.dot')).backgroundColor") == "rgb(210, 60, 31)"
-        browser.close()
+    tab = chromium.new_page()
+    tab.goto(running.url)
+    tab.fill("input >> nth=0", "ann")
+    tab.fill("input[type=password]", "secret")
+    tab.click("button:has-text('Login')")
+    tab.wait_for_selector(".card.empty")
+    tab.click(".programs summary")
+    curl, python = (tab.inner_text(f".programs pre.{name}") for name in ("curl", "python"))
+    assert urlsplit(running.url).netloc in curl and "/cifar/v1/predict" in curl
+    for program in (["bash", "-c", curl], [sys.executable, "-c", python]):
+        program[2] = program[2].replace("NAME", "ann").replace("PASSWORD", "secret")
+        done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and re.search("[\"']green[\"']:", done.stdout), done
+    page_of = tab.get_attribute("a.docs", "href")
+    token = base64.b64encode(b"ann:secret").decode()
+    answer = tab.request.get(page_of, headers={"Authorization": f"Basic {token}"})
+    assert answer.ok and "swagger" in answer.text()
+    running.close()
+    tab.wait_for_selector("#status .unreachable:has-text('does not answer')", timeout=15_000)
+    assert tab.evaluate("getComputedStyle(document.querySelector('.dot')).backgroundColor") == "rgb(210, 60, 31)"
+    tab.wait_for_timeout(300)
+    assert not tab.is_visible(".toast-wrap"), "one message, not two"
+    tab.close()

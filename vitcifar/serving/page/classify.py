@@ -1,6 +1,7 @@
 """The tab Classify: an image in; probabilities, timing and the version out. Also the endpoint `/predict`."""
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from vitcifar.errors import ImageError, VitCifarError
@@ -17,6 +18,8 @@ from vitcifar.serving.page.why import add_why
 if TYPE_CHECKING:
     import gradio
     from gradio.data_classes import ImageData
+
+NUMBERS = itertools.count(1)  # of errors
 
 
 
@@ -67,7 +70,7 @@ def upload_card(pool: ModelPool, upload: "ImageData | None", spec: str, times: R
     try:
         prediction, model = predict_upload(pool, upload, spec)
     except VitCifarError as error:
-        return html.error_card(sentence_for_visitors(pool, error, spec))
+        return html.error_card(sentence_for_visitors(pool, error, spec), next(NUMBERS))
     if prediction is None:
         return html.empty_card(model, pool.state)
     return html.prediction_card(prediction, model, pool.state, times.add(model, prediction) if times else ())

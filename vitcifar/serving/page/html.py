@@ -70,7 +70,7 @@ def status(state: PoolState, seen_serial: int, selected: LoadedModel | None = No
         badges += f' <span class="small">selected here; version {state.current.version} is the default</span>'
     dot = "dot warn" if useless or state.problem else "dot"
     lines = [f'<p class="now"><span class="{dot}"></span><b>{escape(model.name)}</b> {badges}</p>']
-    lines.append('<p class="note problem offline" role="alert" hidden></p>')  # page.js, when no server answers
+    lines.append('<p class="note problem unreachable" role="alert" hidden></p>')  # page.js, when no server answers
     if state.problem:
         lines.append(f'<p class="note problem" role="alert">{escape(state.problem)}</p>')
     elif state.moved and seen_serial not in (0, state.serial):
@@ -86,7 +86,7 @@ def prediction_card(prediction: Prediction, model: LoadedModel, state: PoolState
     return (
         f'<section class="card prediction{" weak" if doubtful else ""}" data-say="{escape(said)}">'
         f'<p class="small">{lead}</p>'
-        f'<p class="verdict"><b>{escape(prediction.label)}</b><span>{percent(prediction.probability)}</span></p>'
+        f'<p class="verdict"><b title="{escape(prediction.label)}">{escape(prediction.label)}</b><span>{percent(prediction.probability)}</span></p>'
         f'<p class="note{"" if doubtful else " quiet"}">{escape(note)}</p>'
         f"{_bars(prediction.probabilities)}{_timing(prediction, times)}"
         f'<p class="by">Predicted by <b>{escape(model.name)}</b> {_aliases(state, model)}</p></section>'
@@ -99,7 +99,7 @@ def confidence_note(prediction: Prediction, manifest: Manifest) -> tuple[str, bo
     if prediction.out_of_distribution:
         return "Unlike the training images: do not rely on this", True
     if threshold is None:
-        return f"Not confident: this version is {NEVER}", True
+        return "Not confident: this version is never confident", True
     if not threshold:
         return "This version has no threshold of confidence", False
     if manifest.is_confident(prediction.probability):
@@ -167,11 +167,11 @@ def empty_card(model: LoadedModel, state: PoolState) -> str:
     )
 
 
-def error_card(message: str) -> str:
-    """The card of an image that cannot be classified."""
+def error_card(message: str, number: int = 0) -> str:
+    """The card of an image that cannot be classified; by `number`, the same error of another image is a new card."""
     return (
-        f'<section class="card error" data-say="{escape(message)}"><p class="small">No prediction</p>'
-        f"<p>{escape(message)}</p></section>"
+        f'<section class="card error" data-say="{escape(message)}" data-number="{number}">'
+        f'<p class="small">No prediction</p><p>{escape(message)}</p></section>'
     )
 
 

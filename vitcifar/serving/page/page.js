@@ -11,8 +11,8 @@ async function check() {
   } catch {
     // alive stays false
   }
-  document.querySelector('#status').classList.toggle('offline', !alive);
-  const note = document.querySelector('#status .offline');
+  document.body.classList.toggle('offline', !alive); // hides Gradio's own message too
+  const note = document.querySelector('#status .unreachable');
   if (note) {
     note.hidden = alive;
     const sentence = alive ? '' : 'The server does not answer. This page goes on as soon as it does.';

@@ -6,6 +6,7 @@ const note = find('.picker-note'), rate = find('.rate'), spoken = find('.spoken'
 const cameraButton = find('.camera'), removeButton = find('.remove');
 const limits = JSON.parse(find('.limits').textContent);
 const card = () => document.querySelector('#card');
+const STILL = ['image/jpeg', 'image/png', 'image/webp', 'image/bmp']; // shown until the server's own image comes
 let stream = null, waiting = false, serial = 0, said = '';
 
 function tell(sentence) {
@@ -60,7 +61,7 @@ async function accept(file) {
   }
   const number = ++serial;
   busy(true);
-  show('image', file.type === 'image/jpeg' ? URL.createObjectURL(file) : '');
+  show('image', STILL.includes(file.type) ? URL.createObjectURL(file) : '');
   try {
     const sent = await reduced(file);
     const { path } = await upload(sent);
@@ -239,6 +240,6 @@ new MutationObserver(() => {
     const smooth = matchMedia('(prefers-reduced-motion: no-preference)').matches;
     shown.scrollIntoView({ block: 'end', behavior: smooth ? 'smooth' : 'auto' });
   }
-}).observe(card(), { childList: true, subtree: true, characterData: true, attributes: true });
+}).observe(card(), { childList: true, subtree: true, characterData: true, attributeFilter: ['data-say', 'data-number'] });
 picture.addEventListener('load', () => picture.classList.toggle('small', picture.naturalWidth <= 64));
 show('empty', '');

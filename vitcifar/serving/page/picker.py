@@ -41,12 +41,12 @@ CHOOSE = (
     "<span>or drop it here, or paste it<i> (Ctrl+V)</i></span></button>"
 )
 TOOLS = "".join(
-    f'<button type="button" class="{name}"{hidden}>{text}</button>'
-    for name, text, hidden in (
+    f'<button type="button" class="{name}"{attributes}>{text}</button>'
+    for name, text, attributes in (
         ("choose", "Choose", ""),
         ("paste", "Paste", ""),
         ("camera", "Camera", ""),
-        ("remove", "Remove", " hidden"),
+        ("remove", "Remove", ' aria-label="Remove Image" hidden'),
     )
 )
 
