@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+# Releases hold what was fitted to exactly these statistics: others need another key in release.json.
 SIDE, CELLS = 32, 4  # pixels of the reduced image, cells along each side of it
 SHRINKAGE = 0.01  # of the covariance towards a multiple of the identity, for small datasets
 QUANTILE = 0.99  # of the validation images that are accepted

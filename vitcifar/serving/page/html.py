@@ -81,12 +81,13 @@ def status(state: PoolState, seen_serial: int, selected: LoadedModel | None = No
 def prediction_card(prediction: Prediction, model: LoadedModel, state: PoolState, times: Sequence[float] = ()) -> str:
     """The card of a prediction: label, confidence, bars, timing and the version; `times` of the last ones, in ms."""
     note, doubtful = confidence_note(prediction, model.manifest)
+    label = escape(prediction.label)
     lead = "Perhaps" if doubtful else "Most likely"
     said = f"{lead} {prediction.label}, {percent(prediction.probability)}. {note if doubtful else ''}"
     return (
         f'<section class="card prediction{" weak" if doubtful else ""}" data-say="{escape(said)}">'
         f'<p class="small">{lead}</p>'
-        f'<p class="verdict"><b title="{escape(prediction.label)}">{escape(prediction.label)}</b><span>{percent(prediction.probability)}</span></p>'
+        f'<p class="verdict"><b title="{label}">{label}</b><span>{percent(prediction.probability)}</span></p>'
         f'<p class="note{"" if doubtful else " quiet"}">{escape(note)}</p>'
         f"{_bars(prediction.probabilities)}{_timing(prediction, times)}"
         f'<p class="by">Predicted by <b>{escape(model.name)}</b> {_aliases(state, model)}</p></section>'
