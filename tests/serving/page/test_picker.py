@@ -209,6 +209,11 @@ def test_a_live_camera_is_classified_with_its_rate(tab, registry):
     tab.wait_for_selector(".stage[data-state='image'] img.shown[src]")
     assert predicted(tab) in registry.pull(1).class_names, "the last frame stays"
     assert tab.evaluate("document.querySelector('#image video').srcObject") is None
+    tab.click(".tools .camera")
+    tab.wait_for_selector(".rate:has-text('images/s')")
+    tab.click(".tools .remove")
+    tab.wait_for_selector(".card.empty")
+    assert tab.get_attribute(".stage", "data-state") == "empty"
 
 
 @in_chromium

@@ -77,10 +77,10 @@ def upload_card(pool: ModelPool, upload: "ImageData | None", spec: str, times: R
 
 
 def live_card(pool: ModelPool, times: RecentTimes, image: str, spec: str) -> str:
-    """The card for a frame of a camera, a data: URL."""
+    """The card for a frame of a camera, a data: URL; the card of no image for an empty one."""
     from gradio.data_classes import ImageData
 
-    return upload_card(pool, ImageData(url=image, orig_name="The frame"), spec, times)
+    return upload_card(pool, ImageData(url=image, orig_name="The frame") if image else None, spec, times)
 
 
 def predict_api(pool: ModelPool, image: "ImageData | None", version: str) -> dict[str, Any]:

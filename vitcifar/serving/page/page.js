@@ -1,6 +1,8 @@
 // What the whole page does in the browser: its address in the examples for programs, and whether the server answers.
 const address = location.origin + location.pathname.replace(/\/+$/, '');
-for (const block of element.querySelectorAll('pre')) block.textContent = block.textContent.replaceAll('http://ADDRESS', address);
+for (const block of element.querySelectorAll('pre')) {
+  block.textContent = block.textContent.replaceAll('http://ADDRESS', address);
+}
 element.querySelector('a.docs').href = address + '/docs';
 
 async function check() {

@@ -6,6 +6,7 @@ const note = find('.picker-note'), rate = find('.rate'), spoken = find('.spoken'
 const cameraButton = find('.camera'), removeButton = find('.remove');
 const limits = JSON.parse(find('.limits').textContent);
 const card = () => document.querySelector('#card');
+const version = () => document.querySelector('#version select').value;
 const STILL = ['image/jpeg', 'image/png', 'image/webp', 'image/bmp']; // shown until the server's own image comes
 let stream = null, waiting = false, serial = 0, said = '';
 
@@ -21,6 +22,10 @@ function show(state, address) {
   removeButton.hidden = state === 'empty';
   cameraButton.textContent = state === 'live' ? 'Stop the camera' : 'Camera';
   rate.textContent = '';
+}
+
+function setCard(html) {
+  if (html) card().querySelector('.card').parentElement.innerHTML = html;
 }
 
 function busy(on) {
@@ -56,7 +61,8 @@ async function accept(file) {
   stopCamera();
   tell('');
   if (file.size > limits.maxBytes) {
-    tell(`${file.name} has ${Math.ceil(file.size / 2 ** 20)} MiB, more than ${limits.maxBytes / 2 ** 20}: choose a smaller image.`);
+    const size = Math.ceil(file.size / 2 ** 20);
+    tell(`${file.name} has ${size} MiB, more than ${limits.maxBytes / 2 ** 20}: choose a smaller image.`);
     return;
   }
   const number = ++serial;
@@ -81,14 +87,16 @@ async function choose(path, name, shown) {
   if (number === serial) show('image', image);
 }
 
-function remove() {
+async function remove() {
+  const live = stream !== null;
   stopCamera();
   serial += 1;
   tell('');
-  input.value = '';
   show('empty', '');
-  if (props.value) props.value = null;
-  else if (card().querySelector('.prediction')) card().querySelector('.card').parentElement.innerHTML = '';
+  if (!live) props.value = null;
+  for (let answer = {}; live && !answer.card; setCard(answer.card)) { // Gradio believes that its empty card is shown
+    answer = await server.live({ image: '', version: version() });
+  }
 }
 
 const CAMERA_PROBLEMS = {
@@ -137,14 +145,13 @@ async function classifyLive(mine) {
     }
     let answer;
     try {
-      answer = await server.live({ image: frame(limits.liveSide, 0.9), version: document.querySelector('#version select').value });
+      answer = await server.live({ image: frame(limits.liveSide, 0.9), version: version() });
     } catch {
       answer = { wait: 1000 };
     }
     if (stream !== mine) return;
     if (answer.card) {
-      const shown = card().querySelector('.card');
-      shown.parentElement.innerHTML = answer.card;
+      setCard(answer.card);
       ends.push(performance.now());
       if (ends.length > 20) ends.shift();
       const seconds = (ends.at(-1) - ends[0]) / 1000;
@@ -207,7 +214,9 @@ for (const button of element.querySelectorAll('.example')) {
   });
 }
 const images = [...element.querySelectorAll('.example img')];
-if (images.length) server.thumbnails(0).then((addresses) => images.forEach((image, index) => { image.src = addresses[index]; }));
+if (images.length) {
+  server.thumbnails(0).then((addresses) => images.forEach((image, index) => { image.src = addresses[index]; }));
+}
 stage.addEventListener('dragover', (event) => {
   event.preventDefault();
   stage.classList.add('over');
@@ -240,6 +249,6 @@ new MutationObserver(() => {
     const smooth = matchMedia('(prefers-reduced-motion: no-preference)').matches;
     shown.scrollIntoView({ block: 'end', behavior: smooth ? 'smooth' : 'auto' });
   }
-}).observe(card(), { childList: true, subtree: true, characterData: true, attributeFilter: ['data-say', 'data-number'] });
+}).observe(card(), { childList: true, subtree: true, characterData: true, attributeFilter: ['data-say'] });
 picture.addEventListener('load', () => picture.classList.toggle('small', picture.naturalWidth <= 64));
 show('empty', '');

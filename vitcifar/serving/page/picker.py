@@ -83,7 +83,7 @@ def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "grad
         return [example_image(one) for one in examples]
 
     def live(sent: Any) -> dict[str, Any]:
-        """The card of a frame, or how many milliseconds to wait while others are classified."""
+        """The card of a frame (of no image for an empty one), or how many milliseconds to wait while others are classified."""
         match sent:
             case {"image": str(image), "version": str(version)} if at_once.acquire(blocking=False):
                 try:
@@ -114,7 +114,7 @@ def template(examples: list[Example], model: LoadedModel) -> str:
         "liveSide": max(LIVE_SIDE, model.manifest.image_size),
     }
     shown = "".join(
-        f'<li><button type="button" class="example" data-index="{index}" data-name="{escape(example.file.name)}">'
+        f'<li><button type="button" class="example" data-index="{index}" data-name="{text(example.file.name)}">'
         f'<img alt=""><span>{text(example.class_name or f"example {index + 1}")}</span>'
         "</button></li>"
         for index, example in enumerate(examples)
