@@ -249,6 +249,8 @@ new MutationObserver(() => {
     const smooth = matchMedia('(prefers-reduced-motion: no-preference)').matches;
     shown.scrollIntoView({ block: 'end', behavior: smooth ? 'smooth' : 'auto' });
   }
-}).observe(card(), { childList: true, subtree: true, characterData: true, attributeFilter: ['data-say'] });
+}).observe(card(), {
+  childList: true, subtree: true, characterData: true, attributeFilter: ['data-say', 'data-number'],
+});
 picture.addEventListener('load', () => picture.classList.toggle('small', picture.naturalWidth <= 64));
 show('empty', '');
