@@ -11,6 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from support.page import screenshot, upload
 from support.serving import FakeRegistry, expected_prediction, health, in_chromium
+from support.toys import make_image
 
 from vitcifar.serving.app import launch
 from vitcifar.serving.model_pool import ModelPool
@@ -103,12 +104,12 @@ def test_the_keyboard_reaches_everything_and_its_focus_is_visible(tab):
 
 
 @in_chromium
-def test_the_calls_that_the_page_shows_work(digit, tmp_path, chromium):
+def test_the_calls_that_the_page_shows_work(tmp_path, chromium):
     """At a sub-path and with a password, as they stand there; and the page says when the server is gone."""
     (tmp_path / "colours").mkdir()
     registry: Any = FakeRegistry(tmp_path / "colours")
     running = launch(registry, port=0, root_path="/cifar", passwords={"ann": "secret"})
-    (tmp_path / "cat.jpg").write_bytes(digit.read_bytes())
+    (tmp_path / "cat.jpg").write_bytes(make_image())
     tab = chromium.new_page()
     tab.goto(running.url)
     tab.fill("input >> nth=0", "ann")
