@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 NUMBERS = itertools.count(1)  # of errors
 
 
-
 def build_classify(
     pool: ModelPool, version: "gradio.HTML", status: "gradio.HTML", store: FeedbackStore | None = None
 ) -> None:

@@ -83,7 +83,7 @@ def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "grad
         return [example_image(one) for one in examples]
 
     def live(sent: Any) -> dict[str, Any]:
-        """The card of a frame, an empty one of no frame, or how many milliseconds to wait while others are classified."""
+        """The card of a frame, an empty one of no frame, or how many milliseconds to wait for others."""
         match sent:
             case {"image": str(image), "version": str(version)} if at_once.acquire(blocking=False):
                 try:
