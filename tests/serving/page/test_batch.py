@@ -131,8 +131,7 @@ def test_a_person_stops_continues_and_takes_another_version_on_a_phone(tab, regi
     tab.wait_for_selector(DONE)
     assert tab.locator(ROWS).count() == 4
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390, "the table scrolls inside"
-    tab.click("#version input")
-    tab.click("text='version 2'")
+    tab.select_option("#version-list", "2")
     tab.click("#batch .go:has-text('Classify again')")
     tab.wait_for_selector("#batch .caption:has-text('toy version 2')")
     tab.wait_for_selector(DONE)
