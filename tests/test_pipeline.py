@@ -105,7 +105,8 @@ def test_an_evaluation_is_its_own_run_linked_to_the_version(pipeline_run, store)
     assert run.data.metrics["test/accuracy"] == ours.data.metrics["test/accuracy"]
 
 
-def test_the_version_has_its_latency_table(pipeline_run, store):
+def test_the_version_has_its_latency_table(pipeline_run, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.connect(f"sqlite:///{pipeline_run[0]}/mlflow.db"))
     version = store.get_model_version("vitcifar", "1")
     tags = Registry("vitcifar").show(1).tags
     (tag,) = [key for key in tags if key.startswith("latency")]

@@ -24,7 +24,7 @@ from vitcifar.experiments.versions import compare_versions, evaluate_version, re
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import open_network
-from vitcifar.tracking import mlflow_points
+from vitcifar.run import mlflow_points
 
 EXPERIMENT = "evaluated"
 QUICK = {"train_per_class": 5, "validation_per_class": 2, "test_per_class": 2, "epochs": 1, "batch_size": 10}
@@ -281,8 +281,8 @@ def test_other_weights_are_told_with_the_first_step_and_the_likely_cause(trained
     monkeypatch.setattr(registry, "pull", changed)
     outcome = reproduce(registry, done.version)
     assert not outcome.same_weights
-    assert outcome.first_step.name == "step/loss at step 2"  # at step 1 the head is zero: log(10) for every seed
+    assert outcome.first_step.name == "step/gradient_norm at step 1"  # the head is zero, so the loss is log(10)
     points = {point[:2]: point[2] for point in mlflow_points(registry.client, done.run_id)}
-    assert outcome.first_step.before == points["step/loss", 2] != outcome.first_step.after
+    assert outcome.first_step.before == points["step/gradient_norm", 1] != outcome.first_step.after
     why = "The likely cause: instructions AVX1, now " if recorded else "Its number of threads is not recorded"
     assert outcome.why.startswith(why)

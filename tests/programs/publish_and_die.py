@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import numpy as np
 from mlflow.models import Model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,7 +21,7 @@ from support.toys import COLOURS, make_onnx
 
 from vitcifar import tracking
 from vitcifar.config import TrainConfig
-from vitcifar.registry import registry
+from vitcifar.registry import registration
 from vitcifar.release import build
 from vitcifar.release.manifest import LOADER_MODULE, Manifest, write_manifest
 from vitcifar.release.parity import Parity
@@ -30,7 +31,7 @@ OWNERS: dict[str, tuple[Any, str]] = {
     "storing": (mlflow.MlflowClient, "log_model_artifacts"),
     "creating the model": (mlflow.MlflowClient, "create_registered_model"),
     "creating the version": (mlflow.MlflowClient, "create_model_version"),
-    "linking": (registry, "link"),
+    "linking": (registration, "link"),
 }
 
 
@@ -87,7 +88,8 @@ def main(point: str, uri: str) -> None:
         mlflow.MlflowClient.log_model_artifacts = store_some
     elif point in OWNERS:
         setattr(*OWNERS[point], die)
-    splits = SimpleNamespace(test=None)
+    blank = SimpleNamespace(images=np.zeros((1, 8, 8, 3), np.uint8))
+    splits = SimpleNamespace(train=blank, validation=blank, test=None)
     publish(None, splits=splits, evaluation={}, config=TrainConfig(model_name="toy"), run_id=run_id)
 
 

@@ -1,11 +1,14 @@
 """The store of feedback: one entry for an image, release and truth; bounded; several processes at once."""
 
-import multiprocessing
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.project import ROOT
 from support.serving import make_model
 
 from vitcifar.data.dataset import pixel_hash
@@ -113,24 +116,20 @@ def test_a_file_that_is_no_database_or_is_missing_is_one_sentence(tmp_path):
     assert not (tmp_path / "none.db").exists()
 
 
-def write(url: str, first: int, count: int, start: "multiprocessing.synchronize.Barrier") -> None:
-    start.wait(60)
-    store = FeedbackStore(url)
-    for number in range(first, first + count):
-        store.add(entry(number), RED)
-        store.add(entry(1_000), RED)  # by every process
-
-
 def test_processes_that_write_at_once_lose_nothing(tmp_path):
     """They also create the file at once."""
-    url, context = f"sqlite:///{tmp_path}/feedback.db", multiprocessing.get_context("spawn")
-    start = context.Barrier(3)
-    processes = [context.Process(target=write, args=(url, 30 * index, 30, start)) for index in range(3)]
+    url = f"sqlite:///{tmp_path}/feedback.db"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    program = [sys.executable, str(ROOT / "tests/programs/write_feedback.py"), url]
+    processes = [
+        subprocess.Popen([*program, str(30 * index)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for index in range(3)
+    ]
     for process in processes:
-        process.start()
+        assert process.stdout.readline() == b"ready\n"
     for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+        process.stdin.close()  # starts it
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
     hashes = [one.image_hash for one in FeedbackStore(url).entries("colours")]
     assert sorted(hashes) == [f"{number:064}" for number in [*range(90), 1_000]]
     with sqlite3.connect(tmp_path / "feedback.db") as connection:

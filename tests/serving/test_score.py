@@ -16,7 +16,7 @@ from vitcifar.release.manifest import Manifest
 from vitcifar.serving import score as scoring
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.score import bounded_map, score
-from vitcifar.serving.tables import SCHEMA
+from vitcifar.serving.tables import COLUMNS
 
 DIGEST = "d" * 64
 
@@ -69,7 +69,7 @@ def test_every_format_holds_the_same_rows_in_order(model: LoadedModel, photos: P
         "red é.JPG",
     ]
     assert [row["label"] for row in rows] == ["red", "green", "blue"] * 2 + [None, "red"]
-    assert all(list(row) == SCHEMA.names for row in rows)
+    assert all(list(row) == list(COLUMNS) for row in rows)
     assert all((row["model"], row["version"], row["digest"]) == ("toy", 3, DIGEST) for row in rows)
     assert rows[0]["confident"] is (rows[0]["probability"] >= 0.6)
     assert "broken.png" in str(rows[6]["error"]) and rows[6]["probabilities"] is None

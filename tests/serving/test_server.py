@@ -91,7 +91,9 @@ def test_the_documentation_has_examples_and_loads_nothing_from_other_machines(cl
     sent = operation["requestBody"]["content"]["application/json"]["example"]
     shown = operation["responses"]["200"]["content"]["application/json"]["example"]["predictions"][0]
     (row,) = client.post("/v1/predict", json=sent).json()["predictions"]
-    assert list(row) == list(shown) and list(row["timing"]) == list(shown["timing"])
+    statistics = {"out_of_distribution", "ood_score"}  # which the release of this test does not have
+    assert list(row) == [name for name in shown if name not in statistics] and statistics <= set(shown)
+    assert list(row["timing"]) == list(shown["timing"])
 
 
 def test_an_answer_is_sent_at_once(client):

@@ -52,6 +52,11 @@ def run_two(folder: Path, given: dict) -> list[dict]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
+def decided(values: dict[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+    """The metrics that do not depend on the machine."""
+    return {key: value for key, value in values.items() if not key[0].startswith("system/")}
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -66,7 +71,7 @@ def test_two_processes_give_the_losses_of_one_process(tmp_path, given):
     first, second = run_two(tmp_path / "two", given)
     logged = {(name, step): value for name, step, value in first["values"]}
     assert logged.keys() == single.keys()
-    for key, value in single.items():
+    for key, value in decided(single).items():
         assert logged[key] == pytest.approx(value, abs=1e-5), key
     assert second["values"] == [], "only rank 0 logs"
     assert first["sha256"] == second["sha256"]
@@ -98,6 +103,7 @@ def test_two_nodes_of_torchrun_give_the_result_of_one_process(tmp_path):
     nodes = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(2)]
     assert [node.wait(timeout=120) for node in nodes] == [0, 0]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-    assert {(name, step): value for name, step, value in first["values"]} == pytest.approx(single, abs=1e-5)
+    logged = {(name, step): value for name, step, value in first["values"]}
+    assert decided(logged) == pytest.approx(decided(single), abs=1e-5)
     assert first["sha256"] == second["sha256"]
     assert not torch.distributed.is_initialized()

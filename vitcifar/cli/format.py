@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vitcifar.registry.repair import Finding
     from vitcifar.release.cache import Cached
 
-NAME_WIDTH = 14  # of fields
+NAME_WIDTH = 13  # of fields
 UNBROKEN = 100_000  # columns, where no terminal breaks the lines
 COLOURS = {"passed": "green", "FAILED": "bold red", "not required": "dim"}
 

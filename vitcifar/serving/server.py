@@ -27,7 +27,6 @@ from vitcifar.serving.middleware import HostCheck, PublicOrigin, RequestLimits, 
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.open_inference import open_inference_routes
 from vitcifar.serving.page.gradio_setup import load_gradio, theme
-from vitcifar.serving.page.layout import build_page
 from vitcifar.serving.prediction_queue import CLIENT_LEFT, PredictionQueue
 from vitcifar.serving.scoring import scoring_routes
 
@@ -189,6 +188,8 @@ def mount_page(
     store: FeedbackStore | None = None,
 ) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
+    from vitcifar.serving.page.layout import build_page
+
     gradio = load_gradio()
     blocks = build_page(pool, poll_seconds, store, password=log_in is not None)
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)

@@ -6,34 +6,23 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from vitcifar.data.files import EXTENSIONS
 from vitcifar.errors import DataError
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
+    from pyarrow.parquet import ParquetFile
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 PATH_COLUMNS = ("path", "file", "filename")  # of a list of images: the first of these that it has
 CONTENT_COLUMN = "content"  # of a parquet file with the images' bytes, as Spark's binaryFile writes it
 ROWS_PER_GROUP = 1000  # rows in memory when a table is written
 IMAGES_PER_BATCH = 32  # images in memory when a parquet file is read
-SCHEMA = pyarrow.schema(
-    {
-        "path": pyarrow.string(),
-        "label": pyarrow.string(),
-        "probability": pyarrow.float64(),
-        "confident": pyarrow.bool_(),
-        "probabilities": pyarrow.map_(pyarrow.string(), pyarrow.float64()),
-        "error": pyarrow.string(),
-        "model": pyarrow.string(),
-        "version": pyarrow.int64(),
-        "digest": pyarrow.string(),
-    }
-)
+COLUMNS = ("path", "label", "probability", "confident", "probabilities", "error", "model", "version", "digest")
 
-Row = dict[str, Any]  # with the columns of SCHEMA
+Row = dict[str, Any]  # with COLUMNS
 Item = tuple[str, bytes | None]  # a path, and the bytes of the file if they are not to be read from there
 
 
@@ -81,6 +70,8 @@ def _read_csv(path: Path) -> Iterator[str]:
 
 
 def _read_parquet(path: Path) -> Iterator[Item]:
+    import pyarrow
+
     with open_parquet(path) as file:
         column = find_column(path, file.schema_arrow.names)
         columns = [column, *({CONTENT_COLUMN} & set(file.schema_arrow.names))]
@@ -93,8 +84,10 @@ def _read_parquet(path: Path) -> Iterator[Item]:
             raise _unreadable(path, error) from None
 
 
-def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
+def open_parquet(path: Path) -> "ParquetFile":
     """Open a list of images. Raises DataError when it is no parquet file, or its column `content` holds no bytes."""
+    import pyarrow.parquet
+
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
@@ -151,17 +144,28 @@ def write_table(rows: Iterable[Row], path: Path) -> tuple[int, int]:
     return num_rows, num_errors
 
 
+def schema() -> "Schema":
+    """The types of COLUMNS in a parquet file."""
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    kinds = (text, text, number, pyarrow.bool_(), pyarrow.map_(text, number), text, text, pyarrow.int64(), text)
+    return pyarrow.schema(dict(zip(COLUMNS, kinds, strict=True)))
+
+
 def _write_parquet(rows: Iterator[Row], path: Path) -> None:
-    with pyarrow.parquet.ParquetWriter(path, SCHEMA) as writer:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetWriter(path, schema()) as writer:
         while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
             for row in group:  # as pyarrow's maps are given
                 row["probabilities"] = row["probabilities"] and list(row["probabilities"].items())
-            writer.write_table(pyarrow.Table.from_pylist(group, SCHEMA))
+            writer.write_table(pyarrow.Table.from_pylist(group, writer.schema))
 
 
 def _write_csv(rows: Iterator[Row], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, SCHEMA.names)
+        table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         for row in rows:
             table.writerow(csv_row(row))

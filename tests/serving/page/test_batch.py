@@ -14,7 +14,7 @@ from vitcifar.serving.page import batch
 from vitcifar.serving.page.html import percent
 from vitcifar.serving.page.images import Decoded
 from vitcifar.serving.score import predict_row
-from vitcifar.serving.tables import SCHEMA
+from vitcifar.serving.tables import COLUMNS
 
 DONE = "#batch .progress:has-text('done')"
 ROWS = "#batch tbody tr"
@@ -37,10 +37,10 @@ def files(published, tmp_path):
 def test_no_cell_of_the_csv_is_a_formula(toy_onnx, name):
     row = predict_row(make_model(toy_onnx), (name, make_image()))
     (cells,) = csv.reader([batch.csv_line(batch.csv_row(row))])
-    assert len(cells) == len(SCHEMA.names)
+    assert len(cells) == len(COLUMNS)
     assert not any(cell.startswith(batch.FORMULA) for cell in cells)
     (cells,) = csv.reader([batch.csv_line(batch.csv_row(predict_row(make_model(toy_onnx), (name, b""))))])
-    assert cells[SCHEMA.names.index("error")] and not any(cell.startswith(batch.FORMULA) for cell in cells)
+    assert cells[COLUMNS.index("error")] and not any(cell.startswith(batch.FORMULA) for cell in cells)
 
 
 @pytest.mark.parametrize(("threshold", "shown"), [(0.0, "–"), (0.9, "yes"), (None, "no")])
@@ -103,7 +103,7 @@ def test_a_person_classifies_many_images_sorts_them_and_downloads_the_table(tab,
         tab.click("text=Download CSV")
     with open(download.value.path(), newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    assert list(table[0]) == SCHEMA.names
+    assert list(table[0]) == list(COLUMNS)
     assert [row["path"] for row in table] == ["'=1+1.png", *(file.name for file in files[1:])]
     for row, prediction in zip(table, answered, strict=True):
         if "error" in prediction:

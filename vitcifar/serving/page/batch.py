@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from vitcifar.serving import tables
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.page.html import percent
 from vitcifar.serving.page.images import Decoded, Part, build_images, build_skeleton, decode, describe, error_row, row
 from vitcifar.serving.score import predict_row
-from vitcifar.serving.tables import SCHEMA, Row, csv_row
+from vitcifar.serving.tables import Row, csv_row
 
 if TYPE_CHECKING:
     import gradio
@@ -45,7 +46,7 @@ def answer_batch(pool: ModelPool, part: Part, spec: str) -> dict[str, Any]:
         rows.append({"row": table_row(number, image, scored, model), "line": csv_line(csv_row(scored))})
     return {
         "rows": rows,
-        "head": csv_line(dict(zip(SCHEMA.names, SCHEMA.names, strict=True))),
+        "head": csv_line(dict(zip(tables.COLUMNS, tables.COLUMNS, strict=True))),
         "versions": [str(model.version)],
         "caption": f"Predicted by {describe(model, pool.state)}",
     }
@@ -65,5 +66,5 @@ def csv_line(cells: Row) -> str:
     """One line of CSV. A text that a spreadsheet would take for a formula is preceded by an apostrophe."""
     text = io.StringIO()
     safe = {name: f"'{cell}" if str(cell).startswith(FORMULA) else cell for name, cell in cells.items()}
-    csv.DictWriter(text, SCHEMA.names).writerow(safe)
+    csv.DictWriter(text, tables.COLUMNS).writerow(safe)
     return text.getvalue()
