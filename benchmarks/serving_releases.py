@@ -10,7 +10,8 @@ import torch
 from mlflow.models import Model
 from serving_latency import CLASS_NAMES, build
 
-from vitcifar.registry.registry import Registry, register
+from vitcifar.registry.registration import register
+from vitcifar.registry.registry import Registry
 from vitcifar.release.export import export_onnx
 from vitcifar.release.manifest import INT8_FILE, LOADER_MODULE, ONNX_FILE, Manifest, write_manifest
 from vitcifar.release.onnx_graph import build_graph, to_proto

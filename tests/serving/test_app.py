@@ -15,7 +15,7 @@ from support.project import ROOT, loaded_modules
 from support.serving import health, request_status
 
 from vitcifar.errors import ServingError
-from vitcifar.serving.app import bind, is_loopback, launch, read_passwords
+from vitcifar.serving.app import bind, is_loopback, launch, read_passwords, split_root
 from vitcifar.serving.middleware import MAX_REQUEST_BYTES
 
 
@@ -38,6 +38,27 @@ def test_a_foreign_address_is_one_sentence(host):
 def test_port_0_takes_a_free_one():
     with bind("127.0.0.1", 0) as listener:
         assert listener.getsockname()[1] > 1023
+
+
+@pytest.mark.parametrize(
+    ("root_path", "origin", "path"),
+    [
+        ("", "", ""),
+        ("/cifar/", "", "/cifar"),
+        ("//cifar", "", "/cifar"),
+        ("HTTPS://photos.example:8443/a/b/", "https://photos.example:8443", "/a/b"),
+        ("http://photos.example", "http://photos.example", ""),
+    ],
+)
+def test_the_root_path_is_a_sub_path_or_a_whole_url(root_path, origin, path):
+    assert split_root(root_path) == (origin, path)
+
+
+@pytest.mark.parametrize("root_path", ["ftp://photos.example/a", "https:///a", "http://[photos/a"])
+def test_a_root_path_that_is_no_url_of_a_web_server_is_one_sentence(colours, root_path):
+    with pytest.raises(ServingError, match=r"(in --root-path is no URL of a web server|is no host name): type"):
+        launch(colours, port=0, root_path=root_path)
+    assert colours.pulled == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "203.0.113.7"])

@@ -116,6 +116,14 @@ def test_a_file_that_is_no_database_or_is_missing_is_one_sentence(tmp_path):
     assert not (tmp_path / "none.db").exists()
 
 
+def test_the_size_of_an_image_is_stored_in_front_of_it(store, tmp_path):
+    """SQLite reads a row from its start: 2 GiB of images would be read for the sum of their sizes."""
+    store.add(entry(), RED)
+    with sqlite3.connect(tmp_path / "feedback.db") as connection:
+        names = [row[1] for row in connection.execute("PRAGMA table_info(feedback_image)")]
+    assert names == ["image_hash", "num_bytes", "content"]
+
+
 def test_processes_that_write_at_once_lose_nothing(tmp_path):
     """They also create the file at once."""
     url = f"sqlite:///{tmp_path}/feedback.db"

@@ -103,6 +103,28 @@ def test_any_body_and_any_class_is_answered_with_one_sentence(client, body, kind
     assert isinstance(response.json()["detail"], str)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # a program
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://behind.a.proxy"}, 200),
+        ({"Origin": "http://{host}"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"}, 403),  # another port of this machine
+        ({"Origin": "http://evil.example"}, 403),  # to a server without https, browsers send Origin alone
+        ({"Origin": "null"}, 403),
+    ],
+    ids=range(7),
+)
+def test_a_foreign_web_page_cannot_send_feedback_by_a_visitors_browser(client, url, headers, status):
+    before = len(FeedbackStore(url).entries("colours"))
+    sent_headers = {name: value.format(host=client.base_url.netloc.decode()) for name, value in headers.items()}
+    image = make_image("blue", (5, 20 + before))  # a new one
+    response = client.post(PATH, params={"verdict": "right"}, headers=sent_headers, **sent(image))
+    assert response.status_code == status, response.text
+    assert len(FeedbackStore(url).entries("colours")) == before + (status == 200)
+
+
 def test_a_full_or_broken_store_is_said_without_its_address(client, monkeypatch, server, url):
     monkeypatch.setattr(feedback, "MAX_ENTRIES", 0)
     response = client.post(PATH, params={"verdict": "right"}, **sent())

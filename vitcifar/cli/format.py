@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitcifar.errors import redact
 from vitcifar.registry.policy import read_changes, read_policy
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def where_in_mlflow(registry: "Registry", run_id: str) -> str:
     if uri.startswith("http"):
         return f"{uri.rstrip('/')}/#/experiments/{registry.client.get_run(run_id).info.experiment_id}/runs/{run_id}"
     default = uri.startswith("sqlite:///") and Path(sqlite_path(uri)) == Path("mlflow.db").absolute()
-    return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if default else shlex.quote(uri)}"
+    return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if default else shlex.quote(redact(uri))}"
 
 
 def print_history(events: Iterable["Event"], changes: Iterable["PolicyChange"] = ()) -> None:

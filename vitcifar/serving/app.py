@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import uvicorn
@@ -107,7 +106,7 @@ def launch(
             "NAME:PASSWORD, or --public yes."
         )
     origin, root_path = split_root(root_path)
-    allowed_hosts += (urlsplit(origin).netloc,) if origin else ()
+    allowed_hosts += (origin.partition("://")[2],) if origin else ()
     read_hosts(allowed_hosts)
     listener = bind(host, port)
     try:
@@ -150,10 +149,15 @@ def server_config(app: Any) -> uvicorn.Config:
 
 
 def split_root(root_path: str) -> tuple[str, str]:
-    """The origin ("" for a sub-path alone) and the sub-path at which a proxy offers the server."""
-    parts = urlsplit(root_path)
-    origin = f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
-    return origin, "/".join(["", *filter(None, parts.path.split("/"))])
+    """The origin ("" for a sub-path alone) and the sub-path at which a proxy offers the server. Raises ServingError."""
+    scheme, is_url, rest = root_path.rpartition("://")
+    host, _, path = rest.partition("/") if is_url else ("", "", root_path)
+    if is_url and not (host and scheme.lower() in ("http", "https")):
+        raise ServingError(
+            f"{root_path!r} in --root-path is no URL of a web server: type a sub-path such as /photos, or a URL "
+            "such as https://photos.example/photos."
+        )
+    return f"{scheme.lower()}://{host}" if is_url else "", "/".join(["", *filter(None, path.split("/"))])
 
 
 def read_passwords(file: Path) -> dict[str, str]:

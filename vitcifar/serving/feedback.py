@@ -218,8 +218,8 @@ def _tables(sqlalchemy: Any) -> tuple[Any, Any]:
         "feedback_image",
         metadata,
         column("image_hash", sha256, primary_key=True),
-        column("content", content, nullable=False),
         column("num_bytes", integer, nullable=False),
+        column("content", content, nullable=False),  # last: SQLite would read all of it to reach what follows
     )
     return entries, images
 

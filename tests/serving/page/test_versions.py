@@ -43,6 +43,8 @@ def test_the_history_names_who_moved_an_alias_when_and_why():
     assert "gates overridden" in table and "nobody" not in table
     assert table.count("<tr>") == 3
     assert "50 older moves" in versions.history_table([EVENT] * 100)
+    edited = dataclasses.replace(EVENT, before="<script>")  # in a tag, which others may write
+    assert "<script>" not in versions.history_table([edited])
 
 
 def test_tags_that_somebody_edited_break_no_page(colours):

@@ -76,7 +76,8 @@ def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "grad
         return {"image": "" if pixels is None else thumbnail(pixels, PREVIEW)}
 
     def example(index: Any) -> dict[str, str]:
-        return {"path": str(examples[index].file) if index in range(len(examples)) else ""}
+        known = isinstance(index, int) and index in range(len(examples))
+        return {"path": str(examples[index].file) if known else ""}
 
     def thumbnails(_: Any) -> list[str]:
         """The example images, when the page is open: Gradio would keep a copy of the component for every session."""

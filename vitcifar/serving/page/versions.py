@@ -214,7 +214,7 @@ def history_table(events: Any) -> str:
 
 def event_row(event: Event) -> str:
     kind = {"promote": "promoted", "rollback": "rolled back", "drop": "removed"}.get(event.kind, event.kind)
-    ends = f"{event.before or '–'} → {event.after or '–'}"
+    ends = escape(f"{event.before or '–'} → {event.after or '–'}")
     forced = ' <span class="problem">gates overridden</span>' if event.forced else ""
     cells = (
         escape(event.when[:16].replace("T", " ")),
