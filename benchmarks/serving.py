@@ -77,7 +77,7 @@ class Client:
         return data
 
 
-def picture(side: int, seed: int = 0, kind: str = "JPEG") -> bytes:
+def image_file(side: int, seed: int = 0, kind: str = "JPEG") -> bytes:
     """A smooth image as a file, about as large as a photo of that size."""
     pixels = np.random.default_rng(seed).integers(0, 256, (max(2, side // 16), max(2, side // 16), 3), np.uint8)
     buffer = io.BytesIO()
@@ -169,7 +169,7 @@ def onnx_file(model: str) -> Path:
 def latency(folder: Path, seconds: float) -> None:
     """One REST client against the bare loop, p50."""
     for model in ("tiny", "int8"):
-        file = picture(MODELS[model].side)
+        file = image_file(MODELS[model].side)
         image, infer = read_image(file), bare(onnx_file(model), CORES)
         with our_server(folder, model, "--page", "off") as (url, _, _):
             client = Client(url, "/v1/predict", "image/jpeg", file)
@@ -185,7 +185,7 @@ def latency(folder: Path, seconds: float) -> None:
 
 def throughput(folder: Path, seconds: float) -> None:
     """16 REST clients against the bare loop, ViT-B/16 int8."""
-    file = picture(MODELS["int8"].side)
+    file = image_file(MODELS["int8"].side)
     image, path = read_image(file), onnx_file("int8")
     together, single = bare(path, CORES), bare(path, 1)
     rates: dict[str, list[float]] = {"one after another": [], "one thread each": [], "REST": []}
@@ -204,7 +204,7 @@ def throughput(folder: Path, seconds: float) -> None:
 
 def against_mlflow(folder: Path, seconds: float) -> None:
     """16 clients of our server, and of `mlflow models serve` on the same release of vit_tiny."""
-    file, port = picture(MODELS["tiny"].side, kind="PNG"), free_port()
+    file, port = image_file(MODELS["tiny"].side, kind="PNG"), free_port()
     body = json.dumps({"inputs": [base64.b64encode(file).decode()]}).encode()
     url = f"http://127.0.0.1:{port}"
     arguments = ["-m", "mlflow", "models", "serve", "-m", "models:/tiny/1", "--env-manager", "local", "-p", str(port)]
@@ -227,7 +227,7 @@ def against_mlflow(folder: Path, seconds: float) -> None:
 
 def changes(folder: Path, seconds: float) -> None:
     """16 clients through a promotion, a rollback, a broken version and a store that goes away."""
-    files = [picture(MODELS["tiny"].side, seed, "PNG") for seed in range(8)]
+    files = [image_file(MODELS["tiny"].side, seed, "PNG") for seed in range(8)]
     registry = Registry("tiny")
     registry.client.set_registered_model_alias("tiny", "champion", "1")
     expected = {
@@ -314,7 +314,7 @@ def score(folder: Path, seconds: float) -> None:
         for part, count in (("small", 1_000), ("large", 9_000)):
             (new / part).mkdir(parents=True)
             for number in range(count):
-                (new / part / f"{number:05}.png").write_bytes(picture(MODELS["tiny"].side, number, "PNG"))
+                (new / part / f"{number:05}.png").write_bytes(image_file(MODELS["tiny"].side, number, "PNG"))
         new.rename(images)
     paths, infer = sorted(images.rglob("*.png")), bare(onnx_file("tiny"), 1)
     start = time.perf_counter()
@@ -373,7 +373,7 @@ def start(folder: Path, seconds: float) -> None:
             with our_server(folder, model, "--page", page) as (url, running, taken):
                 times.append(taken)
                 if model == "float" and len(times) == TURNS:
-                    file = picture(MODELS[model].side)
+                    file = image_file(MODELS[model].side)
                     rate([Client(url, "/v1/predict", "image/jpeg", file).ask for _ in range(CLIENTS)], 10)
                     family = [running, *running.children(recursive=True)]
                     memory = sum(one.memory_full_info().pss for one in family) / 2**20

@@ -1,5 +1,6 @@
 """The shape of the project: its rooms, its top level, and what its imports cost."""
 
+import ast
 import os
 import re
 import subprocess
@@ -96,6 +97,18 @@ def test_the_telemetry_of_mlflow_is_off_in_every_command_unless_the_environment_
     done = subprocess.run([sys.executable, "-c", code], env=kept | given, cwd=ROOT, capture_output=True, text=True)
     expected = "false" if given else "true None"
     assert done.stdout.startswith(expected), done.stderr
+
+
+def test_benchmarks_import_names_that_exist():
+    """No other test runs them."""
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("vitcifar."):
+                module = ROOT.joinpath(*str(node.module).split("."))
+                source = (module / "__init__.py" if module.is_dir() else module.with_suffix(".py")).read_text()
+                for alias in node.names:
+                    defined = re.search(rf"^(def|class) {alias.name}\b|^{alias.name}\b.* = ", source, re.MULTILINE)
+                    assert defined or (module / f"{alias.name}.py").is_file(), f"{path.name}: {alias.name}"
 
 
 def test_tests_mirror_the_rooms():

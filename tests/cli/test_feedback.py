@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,8 +15,10 @@ from support.commands import options
 from support.toys import settle
 
 from vitcifar import cli
+from vitcifar.cli.feedback import images_of_versions
 from vitcifar.data.edge_cases import to_png
 from vitcifar.data.sources import open_source
+from vitcifar.experiments import versions
 from vitcifar.registry.registry import Registry
 from vitcifar.serving.app import launch
 from vitcifar.serving.feedback import Entry, FeedbackStore
@@ -96,6 +99,17 @@ def test_what_people_say_of_a_version_trains_and_gates_the_next_one(shown, tmp_p
     assert second.checks["test"]["fingerprint"] == first.checks["test"]["fingerprint"], "the test images are the same"
     promoted = CliRunner().invoke(cli.main, ["promote", "2", "--golden-dir", "golden"])
     assert f"of {len(golden)} wrong" in next(one for one in promoted.output.splitlines() if "golden images" in one)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_export_says_when_the_images_of_a_version_have_changed(monkeypatch, capsys, published, changed):
+    release = SimpleNamespace(fingerprint="other" if changed else published.splits.fingerprint)
+    registry: Any = SimpleNamespace(pull=lambda number: release)
+    monkeypatch.setattr(versions, "recorded_splits", lambda release: published.splits)
+    entry: Any = SimpleNamespace(version=1)
+    names = {one.name for one in images_of_versions([entry], registry)}
+    assert names >= {"the train images of version 1", "the test images of version 1"}
+    assert ("the images of version 1 have changed" in capsys.readouterr().err) is changed
 
 
 def test_names_from_the_store_cannot_write_to_the_terminal(tmp_path, monkeypatch):

@@ -5,14 +5,14 @@ import pytest
 from support.reports import HOSTILE, many_classes
 
 from vitcifar.evaluation.metrics import evaluate
-from vitcifar.report.classes import MAX_ROWS, class_section, confusion_map, confusion_picture
+from vitcifar.report.classes import MAX_ROWS, class_section, confusion_map, confusion_raster
 from vitcifar.report.style import GREEN, RED
 
 
 def test_a_few_classes_have_their_counts_their_confusions_and_their_scores(result):
     section = class_section(result.evaluation)
     (heat,), (pairs, scores) = section.heat_maps, section.tables
-    assert (heat.rows, heat.columns) == (HOSTILE, HOSTILE) and section.picture is None
+    assert (heat.rows, heat.columns) == (HOSTILE, HOSTILE) and section.raster is None
     for (row, column), count in np.ndenumerate(result.evaluation.confusion):
         cell = heat.cells[row][column]
         assert (cell.text, cell.tone) == (str(count), "good" if row == column else "bad") if count else cell is None
@@ -44,10 +44,10 @@ def test_thirty_classes_are_cells_without_counts_and_every_class_has_its_row():
 
 
 @pytest.mark.parametrize("num_classes", [41, 1000])
-def test_many_classes_are_a_picture_and_the_weakest_have_rows(num_classes):
+def test_many_classes_are_pixels_and_the_weakest_have_rows(num_classes):
     evaluation, _, _ = many_classes(num_classes, per_class=2)
     section = class_section(evaluation)
-    assert not section.heat_maps and section.picture.alt.startswith(f"Confusion matrix of {num_classes:,} classes")
+    assert not section.heat_maps and section.raster.alt.startswith(f"Confusion matrix of {num_classes:,} classes")
     scores = section.tables[1]
     recalls = [score.recall for score in evaluation.classes]
     assert [row[2] for row in scores.rows] == sorted(recalls)[:MAX_ROWS]
@@ -58,12 +58,12 @@ def test_a_pixel_is_the_largest_share_of_its_block_green_on_the_diagonal_and_red
     labels = np.arange(1000).repeat(2)
     predictions = labels.copy()
     predictions[0], predictions[2000 - 2] = 999, 998  # half of the first class, and of the last within its own block
-    picture = confusion_picture(evaluate(np.eye(1000)[predictions], labels, [str(label) for label in range(1000)]))
-    assert picture.pixels.shape == (250, 250, 4) and "4 × 4 classes" in picture.note
-    colours = {"#" + bytes(pixel[:3]).hex() for pixel in picture.pixels[picture.pixels[..., 3] > 0]}
+    raster = confusion_raster(evaluate(np.eye(1000)[predictions], labels, [str(label) for label in range(1000)]))
+    assert raster.pixels.shape == (250, 250, 4) and "4 × 4 classes" in raster.note
+    colours = {"#" + bytes(pixel[:3]).hex() for pixel in raster.pixels[raster.pixels[..., 3] > 0]}
     assert colours == {GREEN, RED}
-    assert "#" + bytes(picture.pixels[0, -1, :3]).hex() == RED and picture.pixels[0, -1, 3] == round(
+    assert "#" + bytes(raster.pixels[0, -1, :3]).hex() == RED and raster.pixels[0, -1, 3] == round(
         255 * (0.15 + 0.85 * 0.5**0.5)
     )
-    assert "#" + bytes(picture.pixels[-1, -1, :3]).hex() == GREEN and picture.pixels[-1, -1, 3] == 255
-    assert not picture.pixels[0, 1].any()
+    assert "#" + bytes(raster.pixels[-1, -1, :3]).hex() == GREEN and raster.pixels[-1, -1, 3] == 255
+    assert not raster.pixels[0, 1].any()

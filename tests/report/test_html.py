@@ -13,7 +13,7 @@ from support.project import ROOT
 from support.reports import HOSTILE, Page, many_classes
 
 from vitcifar.data.contact_sheet import Tile
-from vitcifar.report.html import Finding, Heat, HeatMap, Number, Picture, Section, Table, html_report
+from vitcifar.report.html import Finding, Heat, HeatMap, Number, Raster, Section, Table, html_report
 from vitcifar.report.log import report_sections
 from vitcifar.report.style import dress, new_figure
 
@@ -72,18 +72,14 @@ def test_section_texts_are_escaped(field):
                 )
             ]
         },
-        {
-            "picture": Picture(
-                title=HOSTILE[3], note=HOSTILE[3] * 2, alt=HOSTILE[3], pixels=np.zeros((2, 2, 4), np.uint8)
-            )
-        },
+        {"raster": Raster(title=HOSTILE[3], note=HOSTILE[3] * 2, alt=HOSTILE[3], pixels=np.zeros((2, 2, 4), np.uint8))},
         {"tiles": [Tile(image=np.zeros((2, 2, 3), np.uint8), title=HOSTILE[3], note=HOSTILE[3], id=HOSTILE[3])]},
     ],
 )
 def test_every_field_of_a_part_is_escaped(part):
     read = Page(html_report("x", [Section(title="One", **part)]))
     assert read.text.count(HOSTILE[3]) == 3
-    assert read.tags.count("img") == len({"tiles", "picture"} & set(part)) and not read.values("onerror")
+    assert read.tags.count("img") == len({"tiles", "raster"} & set(part)) and not read.values("onerror")
 
 
 def test_report_loads_nothing_from_outside(page):

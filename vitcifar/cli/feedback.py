@@ -117,7 +117,10 @@ def images_of_versions(entries: "list[Entry]", registry: "Registry") -> "list[Kn
             continue
         if splits is None:
             click.echo(f"Note: the images of {name} cannot be read, so none is compared with them.", err=True)
-        elif splits.fingerprint not in seen:
+            continue
+        if splits.fingerprint != release.fingerprint:
+            click.echo(f"Note: the images of {name} have changed: those that are there now are compared.", err=True)
+        if splits.fingerprint not in seen:
             seen.add(splits.fingerprint)
             known += [
                 Known(name=f"the {split} images of {name}", images=dataset.images)

@@ -6,7 +6,7 @@ Class names are HTML and not part of a figure, so that a browser draws every scr
 import numpy as np
 
 from vitcifar.evaluation.metrics import ClassScore, Evaluation
-from vitcifar.report.html import Heat, HeatMap, Picture, Section, Table
+from vitcifar.report.html import Heat, HeatMap, Raster, Section, Table
 from vitcifar.report.style import GREEN, RED
 
 MAX_PAIRS = 12  # of confused classes
@@ -28,7 +28,7 @@ def class_section(evaluation: Evaluation) -> Section:
     return Section(
         title="Classes",
         heat_maps=[confusion_map(evaluation)] if few else [],
-        picture=None if few else confusion_picture(evaluation),
+        raster=None if few else confusion_raster(evaluation),
         tables=[pairs, class_table(evaluation)] if pairs.rows else [class_table(evaluation)],
     )
 
@@ -91,7 +91,7 @@ def confusion_map(evaluation: Evaluation) -> HeatMap:
     )
 
 
-def confusion_picture(evaluation: Evaluation) -> Picture:
+def confusion_raster(evaluation: Evaluation) -> Raster:
     """The confusion matrix of many classes as pixels, each the largest share in a block of classes."""
     totals = np.maximum(evaluation.confusion.sum(axis=1, keepdims=True), 1)
     shares = evaluation.confusion / totals  # (K, K)
@@ -102,7 +102,7 @@ def confusion_picture(evaluation: Evaluation) -> Picture:
         pixels[strength > 0, :3] = [int(colour[start : start + 2], 16) for start in (1, 3, 5)]
         pixels[strength > 0, 3] = np.round(255 * (0.15 + 0.85 * strength[strength > 0]))
     names, size = evaluation.class_names, f"{block} × {block} classes" if block > 1 else "one cell"
-    return Picture(
+    return Raster(
         title="Confusion matrix",
         note=f"Rows: true classes from {names[0]} to {names[-1]}; columns: predictions. A square is {size}. Green: "
         "right, orange: wrong; the stronger, the larger the share of the true class.",

@@ -79,7 +79,7 @@ class HeatMap:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
+class Raster:
     """Pixels uint8 (H, W, 4) with what they show, enlarged without smoothing."""
 
     title: str
@@ -102,7 +102,7 @@ class Section:
     numbers: Sequence[Number] = ()
     command: str = ""
     figures: Sequence[Figure] = ()
-    picture: Picture | None = None
+    raster: Raster | None = None
     heat_maps: Sequence[HeatMap] = ()
     tables: Sequence[Table] = ()
     tiles: Sequence[Tile] = ()
@@ -153,7 +153,7 @@ def _svg_url(figure: Figure) -> str:
 
 def _png_url(pixels: np.ndarray) -> str:
     image = Image.fromarray(pixels)
-    if image.mode == "RGB":  # a tile; a picture has its size
+    if image.mode == "RGB":  # a tile; a raster has its size
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
