@@ -88,12 +88,6 @@ def test_the_history_counts_only_the_gates_that_were_required(capsys):
     assert second.split()[2:] == ["rollback", "(unfinished)", "champion", "2", "1", "-", "-"]
 
 
-def test_the_command_that_opens_mlflow_names_no_password_of_a_database(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ann:SECRET@db.example/mlflow")
-    command = format.where_in_mlflow(None, "abc")
-    assert command == "mlflow ui --backend-store-uri 'postgresql://***@db.example/mlflow'"
-
-
 def test_a_gate_without_a_limit_is_not_called_passed(capsys):
     free = Gate(name="accuracy", passed=True, required=False, message="no limit")
     format.print_gates([free, Gate(name="parity", passed=False, message="3 predictions changed")])

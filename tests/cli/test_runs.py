@@ -41,6 +41,26 @@ def test_train_says_in_its_exit_code_and_in_words_what_came_of_the_promotion(
     assert rejected in result.stdout and step == result.stderr.splitlines()[-1].split(maxsplit=1)[1]
 
 
+def test_train_prints_no_password_of_a_database(registry, monkeypatch):
+    def train(config):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ann:SECRET@db.example/mlflow")
+        fields = {
+            "run_id": "abc",
+            "model_name": "toy",
+            "version": 2,
+            "alias": None,
+            "rejected_because": "",
+            "gates": (),
+        }
+        folders = {"folder": Path("runs/1"), "event_files": Path("runs/tensorboard/one")}
+        return SimpleNamespace(evaluation=SimpleNamespace(accuracy_text=lambda: "0.9"), **fields, **folders)
+
+    monkeypatch.setattr(pipeline, "train", train)
+    result = run("train", "--preset", "digits")
+    assert "mlflow ui --backend-store-uri 'postgresql://***@db.example/mlflow'" in result.stderr
+    assert "SECRET" not in result.output
+
+
 def test_data_counts_each_class_of_an_unbalanced_folder_and_says_what_is_skipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, count in (
