@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import stat
 
 import mlflow
@@ -45,6 +46,7 @@ def test_mlflow_run_ends_in_a_promoted_version(pipeline_run, store):
     assert version.version == "1" or version.version == 1
     assert version.run_id == only_run(store).info.run_id
     assert "vitcifar 1 (champion)" in pipeline_run[1].stdout
+    assert "mismatch" not in pipeline_run[1].stderr, "MLflow warns of the wheel in every release"
 
 
 def test_the_run_has_config_datasets_figures_and_event_files(store):
@@ -65,6 +67,14 @@ def test_the_run_has_config_datasets_figures_and_event_files(store):
     assert len(per_epoch) == 4
 
 
+def test_the_run_ends_with_a_tensorboard_command_that_calls_the_run_as_mlflow_does(pipeline_run, store):
+    folder, done = pipeline_run
+    command = next(line.partition(" ")[2] for line in done.stderr.splitlines() if line.startswith("TensorBoard"))
+    program, option, logdir = shlex.split(command)
+    assert (program, option) == ("tensorboard", "--logdir")
+    assert [path.name for path in (folder / logdir).iterdir()] == [only_run(store).info.run_name]
+
+
 def test_the_run_of_a_project_says_what_it_is_and_logs_what_was_given(pipeline_run, store):
     run = only_run(store)
     name = "vit_tiny all lr1e-3 s0 validation_per_class=5 test_per_class=5 epochs=4"
@@ -81,7 +91,8 @@ def test_the_release_and_the_best_checkpoint_are_logged_models_with_the_metrics_
     run = only_run(store)
     order = [{"field_name": "metrics.validation/best_accuracy", "ascending": False}]
     models = store.search_logged_models(["0"], order_by=order)
-    assert sorted(model.name.rsplit(" ", 1)[-1] for model in models)[-1] == "release" and len(models) == 2
+    kinds = sorted(model.name.partition(f" of {run.info.run_name}")[0] for model in models)  # first: lists cut names
+    assert re.fullmatch(r"epoch [1-4], release", ", ".join(kinds))
     for model in models:
         assert {metric.dataset_name for metric in model.metrics} == {"digits-validation", "digits-test"}
         values = {metric.key: metric.value for metric in model.metrics}

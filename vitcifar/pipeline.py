@@ -53,7 +53,8 @@ class Trained:
     alias: str | None  # the alias that points to the version now
     rejected_because: str  # why the requested alias does not
     gates: tuple[Gate, ...]  # of the requested promotion
-    folder: Path  # the files of the run: report, checkpoints, TensorBoard
+    folder: Path  # the files of the run: report, checkpoints
+    event_files: Path  # the folder of TensorBoard's, beside those of other runs
 
 
 def train(config: TrainConfig) -> Trained:
@@ -92,8 +93,8 @@ def fit_and_test(
     log_evaluation(run, evaluation, splits.test, softmax(logits, evaluation.temperature))
     log_projector(run, evaluation, splits.test, embeddings)
     run.note(note(config, splits, *result_lines(result, evaluation)))
-    name, step, epoch = f"{run_name(config)} epoch {result.best_epoch}", result.best_step, {"epoch": result.best_epoch}
-    checkpoint = run.log_checkpoint(name, run.folder / BEST, step, epoch)
+    name, step = f"epoch {result.best_epoch} of {run_name(config)}", result.best_step
+    checkpoint = run.log_checkpoint(name, run.folder / BEST, step, {"epoch": result.best_epoch})
     run.link_model(checkpoint, {"validation": step, "test": 0})
     analyze_trained(run, network, splits, config, evaluation, logits, best_epoch=result.best_epoch, git=git_state())
     return result, evaluation
@@ -163,6 +164,7 @@ def release(
         rejected_because=rejected_because,
         gates=gates,
         folder=run.folder,
+        event_files=run.event_files,
     )
 
 

@@ -34,7 +34,10 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     """
     for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It warns of every release that its wheel is not the vitcifar which makes it.
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # commands say where to look, once
     usual = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     typed, uri = uri not in (None, usual), uri or usual
     if "://" not in uri and uri != "databricks":

@@ -31,9 +31,8 @@ def test_train_says_in_its_exit_code_and_in_words_what_came_of_the_promotion(
     def train(config):
         evaluation = SimpleNamespace(accuracy_text=lambda: "0.9", calibration_text=lambda: "temperature 1")
         fields = {"run_id": "", "weights_sha256": "", "fingerprint": "", "model_name": "toy", "version": 2}
-        return pipeline.Trained(
-            evaluation=evaluation, alias=alias, rejected_because=rejected, gates=(), folder=Path("runs/1"), **fields
-        )
+        fields |= {"folder": Path("runs/1"), "event_files": Path("runs/tensorboard/one")}
+        return pipeline.Trained(evaluation=evaluation, alias=alias, rejected_because=rejected, gates=(), **fields)
 
     monkeypatch.setattr(pipeline, "train", train)
     result = run("train", "--preset", "digits", "--model-name", "toy", "--promote-to", promote_to)

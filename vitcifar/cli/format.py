@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vitcifar.registry.aliases import Event
     from vitcifar.registry.diff import Difference
     from vitcifar.registry.policy import Gate, PolicyChange
-    from vitcifar.registry.registry import Registry, Version
+    from vitcifar.registry.registry import Version
     from vitcifar.registry.repair import Finding
     from vitcifar.release.cache import Cached
 
@@ -104,7 +104,7 @@ def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"]
     print_table(("version", "aliases", "accuracy", "created", "run"), rows)
 
 
-def print_trained(trained: "Trained", registry: "Registry", *, verbose: bool) -> None:
+def print_trained(trained: "Trained", *, verbose: bool) -> None:
     """The result of a run, and on stderr where to look at it."""
     passed = [gate.passed for gate in trained.gates if gate.required]
     alias = f" ({trained.alias})" if trained.alias else ""
@@ -122,23 +122,28 @@ def print_trained(trained: "Trained", registry: "Registry", *, verbose: bool) ->
     print_fields(fields)
     if verbose:
         print_gates(trained.gates)
-    print_fields(
-        {
-            "report": trained.folder / "report.html",
-            "MLflow": where_in_mlflow(registry, trained.run_id),
-            "TensorBoard": f"tensorboard --logdir {shlex.quote(str(trained.folder.parent))}",
-        },
-        err=True,
-    )
+    print_places(trained.run_id, trained.folder)
+    print_field("TensorBoard", f"tensorboard --logdir {shlex.quote(str(trained.event_files.parent))}", err=True)
 
 
-def where_in_mlflow(registry: "Registry", run_id: str) -> str:
+def print_places(run_id: str, folder: Path) -> None:
+    """Print on stderr where to look at a run whose files are in a folder; it has no report without an analysis."""
+    if (folder / "report.html").is_file():
+        print_field("report", folder / "report.html", err=True)
+    print_field("MLflow", where_in_mlflow(run_id), err=True)
+
+
+def where_in_mlflow(run_id: str) -> str:
     """The address of a run on a tracking server, or the command that opens MLflow on a local store."""
+    import mlflow
+
     from vitcifar.uris import sqlite_path
 
     uri = os.environ["MLFLOW_TRACKING_URI"]  # as `tracking.connect` left it
     if uri.startswith("http"):
-        return f"{uri.rstrip('/')}/#/experiments/{registry.client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+        experiment = mlflow.get_run(run_id).info.experiment_id
+        # MLflow 3.17 opens its pages of GenAI, without models and metrics, unless the address asks for the others.
+        return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
     default = uri.startswith("sqlite:///") and Path(sqlite_path(uri)) == Path("mlflow.db").absolute()
     return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if default else shlex.quote(redact(uri))}"
 

@@ -51,7 +51,7 @@ def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: A
     tracking.connect(tracking_uri)
     trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds)
     registry = Registry(trained.model_name)
-    format.print_trained(trained, registry, verbose=verbose)
+    format.print_trained(trained, verbose=verbose)
     step = f"app --version {trained.alias or trained.version}"
     if trained.rejected_because:
         format.print_field("not promoted", trained.rejected_because)
@@ -128,8 +128,8 @@ def sweep(
     format.print_field("trials", f"{done.num_complete} complete, {done.num_pruned} pruned, {done.num_failed} failed")
     format.print_field("parent run", done.run_id)
     format.print_field("best", f"trial {best.number}, validation accuracy {best.accuracy:.4f}, run {best.run_id}")
-    for setting, value in best.settings.items():
-        format.print_field(f"  {setting}", value)
+    format.print_rows([(f"  {setting}", str(value)) for setting, value in best.settings.items()])
+    format.print_field("MLflow", format.where_in_mlflow(done.run_id), err=True)
     click.echo(best.command + tracking.store_option())
 
 
@@ -172,11 +172,12 @@ def evaluate(registry: "Registry", version: str, experiment: str, **values: Any)
     vitcifar evaluate --version champion --analysis full --ood digits
     vitcifar evaluate --version 3 --data folder --data-dir images --test-per-class 0
     """
-    from vitcifar.experiments.versions import evaluate_version
+    from vitcifar.experiments.versions import OUTPUT_DIR, evaluate_version
 
     run_id, evaluation = evaluate_version(registry, version, experiment=experiment, **options.given(values))
     format.print_field("test accuracy", evaluation.accuracy_text())
     format.print_field("run", run_id)
+    format.print_places(run_id, OUTPUT_DIR / run_id)
 
 
 @options.registry_command
@@ -204,7 +205,7 @@ def compare(
     vitcifar compare 3 champion
     vitcifar compare latest champion --margin 0.01
     """
-    from vitcifar.experiments.versions import compare_versions
+    from vitcifar.experiments.versions import OUTPUT_DIR, compare_versions
 
     run_id, comparison = compare_versions(
         registry, version, other, experiment=experiment, margin=margin, detectable=detectable, **options.given(values)
@@ -214,6 +215,7 @@ def compare(
         verdict = "yes" if comparison.not_worse else "not shown"
         format.print_field("not worse", f"{verdict} (by more than {100 * margin:g} points)")
     format.print_field("run", run_id)
+    format.print_places(run_id, OUTPUT_DIR / run_id)
 
 
 @options.command

@@ -81,7 +81,7 @@ def build_release(
         with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):
             info = Model.log(
                 artifact_path=None,
-                name=model_name(f"{run_name(config)} release"),
+                name=model_name(f"release of {run_name(config)}"),
                 step=-1,  # MLflow would attach all metrics of a step, also those of the system; link_model does
                 flavor=flavor,
                 run_id=run_id,
