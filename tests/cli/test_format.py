@@ -11,6 +11,7 @@ from PIL import Image
 from support.project import ROOT
 from support.toys import make_onnx
 
+from vitcifar import tracking
 from vitcifar.cli import format
 from vitcifar.errors import ReleaseError
 from vitcifar.registry.aliases import new_event
@@ -136,3 +137,18 @@ def test_a_terminal_without_unicode_gets_every_line(tmp_path):
     as_json, _, as_text = done.stdout.splitlines()
     assert set(json.loads(as_json)["probabilities"]) == {"猫", "犬", "é"}
     assert as_text.startswith("red.png  \\u732b")
+
+
+def test_a_run_on_a_server_has_one_address_and_a_report_only_if_there_is_one(server, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    tracking.connect(server)
+    with tracking.start_run(experiment="places", output_dir=tmp_path) as run:
+        experiment = run.client.get_run(run.run_id).info.experiment_id
+    assert capfd.readouterr().out == "", "MLflow prints the address too, to stdout"
+    format.print_places(run.run_id, run.folder)
+    address = f"{server}/#/experiments/{experiment}/runs/{run.run_id}?workflowType=machine_learning"
+    assert capfd.readouterr().err.split() == ["MLflow", address]
+    (run.folder / "report.html").touch()
+    format.print_places(run.run_id, run.folder)
+    assert capfd.readouterr().err.split() == ["report", str(run.folder / "report.html"), "MLflow", address]

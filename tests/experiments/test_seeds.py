@@ -128,3 +128,9 @@ def test_an_impossible_setting_is_an_error_before_there_is_a_run(store, tmp_path
 def test_several_seeds_cannot_be_resumed():
     with pytest.raises(ConfigError, match="leave --seeds out"):
         seeds.train_seeds(resolve("digits", resume="last"), 2)
+
+
+def test_the_interval_of_few_seeds_stays_within_what_the_metric_can_be():
+    wide = seeds.mean_interval([0.54, 0.616], 1.0)  # Student's t with one degree of freedom: 0.095 to 1.061
+    assert (round(wide.low, 3), wide.high) == (0.095, 1.0)
+    assert seeds.mean_interval([0.01, 0.5]).low == 0 and seeds.mean_interval([0.01, 0.5]).high > 1

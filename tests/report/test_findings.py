@@ -90,6 +90,13 @@ def test_the_threshold_is_one_sentence(confidence, said):
     assert (finding.text, finding.tone) == (said, "bad")
 
 
+@pytest.mark.parametrize(("num_correct", "tone"), [(20, "good"), (18, "plain"), (10, "bad")])
+def test_precision_below_the_target_is_not_called_good_even_if_chance_explains_it(num_correct, tone):
+    correct = np.arange(20) < num_correct
+    finding = threshold_finding(apply_threshold(np.full(20, 0.9), correct, 0.5, 0.95))
+    assert (finding.text.count(f"{5 * num_correct}% of these are correct"), finding.tone) == (1, tone)
+
+
 def test_only_a_slice_that_is_significantly_worse_is_mentioned(result):
     first, *_ = result.analysis.slices
     rows = tuple(

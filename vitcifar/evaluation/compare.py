@@ -41,8 +41,8 @@ class Comparison:
     lost: tuple[int, ...]  # and only the second
 
     def scalars(self) -> dict[str, float]:
-        """Every numeric field by its name."""
-        return {f.name: float(getattr(self, f.name)) for f in dataclasses.fields(self) if f.type in (int, float)}
+        """The metrics by which comparisons are sorted; `to_dict` has all."""
+        return {name: getattr(self, name) for name in ("difference", "difference_low", "difference_high", "p_value")}
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

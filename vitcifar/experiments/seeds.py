@@ -1,6 +1,7 @@
 """One recipe trained with several seeds on the same images: nested runs, and their statistics on the parent run."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from vitcifar.training.loop import TrainResult
 
 PAGE = Path(__file__).with_name("seeds.md.j2")  # of the parent in MLflow
 TEST_METRICS = ("accuracy", "f1_macro", "loss", "ece", "brier")
+SHARES = ("accuracy", "f1_macro", "ece")  # these are at most 1
 EXPLANATION = (
     "Mean over {} seeds that trained on the same images. The 95% interval is Student's t over the seeds: it covers the "
     "variation from initialisation, shuffling and augmentation. It does not cover the choice of test images: each run "
@@ -124,19 +126,25 @@ def drop_networks(runs: Sequence[SeedRun]) -> list[SeedRun]:
     return [run if run is best else dataclasses.replace(run, network=None) for run in runs]
 
 
-def mean_interval(values: Sequence[float]) -> MeanInterval:
-    """Mean, Student's t interval (95%, two-sided) and sample standard deviation of at least two values."""
+def mean_interval(values: Sequence[float], highest: float = math.inf) -> MeanInterval:
+    """Mean, Student's t interval (95%, two-sided) and sample standard deviation of at least two values.
+
+    The interval is cut to what the metric can be, 0 to `highest`: few seeds tell little.
+    """
     from scipy.stats import t
 
     mean, deviation = statistics.fmean(values), statistics.stdev(values)
     half = float(t.ppf(0.975, len(values) - 1)) * deviation / len(values) ** 0.5
-    return MeanInterval(mean=mean, low=mean - half, high=mean + half, deviation=deviation)
+    return MeanInterval(mean=mean, low=max(0.0, mean - half), high=min(highest, mean + half), deviation=deviation)
 
 
 def log_seeds(parent: tracking.Run, runs: Sequence[SeedRun]) -> dict[str, MeanInterval]:
     """Write the statistics over the seeds as metrics, JSON, figure and description of the parent."""
     names = [*(f"test/{name}" for name in TEST_METRICS), "validation/accuracy", "validation/loss"]
-    intervals = {name: mean_interval([run.metrics[name] for run in runs]) for name in names}
+    intervals = {
+        name: mean_interval([run.metrics[name] for run in runs], 1.0 if name.endswith(SHARES) else math.inf)
+        for name in names
+    }
     rows = {name: dataclasses.asdict(interval) for name, interval in intervals.items()}
     compared = {name: rows[name] for name in ("test/accuracy", "validation/accuracy")}
     parent.log(0, {f"seeds/{name}_{part}": value for name, row in compared.items() for part, value in row.items()})
