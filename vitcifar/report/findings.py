@@ -99,8 +99,10 @@ def threshold_finding(threshold: Threshold) -> Finding:
     if not threshold.num_answered:
         return Finding(text=f"No prediction reaches the confidence threshold {threshold.text}; {target}.", tone="bad")
     text = f"Confident on {share(threshold.coverage)} of the images; {share(threshold.precision)} of these are correct"
-    missed = "bad" if threshold.precision_high < threshold.target else "plain"  # plain: by chance
-    return Finding(text=f"{text}, {target}.", tone="good" if threshold.precision >= threshold.target else missed)
+    if threshold.precision >= threshold.target:
+        return Finding(text=f"{text}, {target}.", tone="good")
+    by_chance = threshold.precision_high >= threshold.target
+    return Finding(text=f"{text}, {target}.", tone="plain" if by_chance else "bad")
 
 
 def slice_findings(slices: Sequence[Slice], accuracy: float) -> Iterator[Finding]:
