@@ -283,7 +283,7 @@ def test_the_run_of_a_project_is_the_parent_and_stays_it_when_the_sweep_is_resum
     trials = [run for run in runs.values() if run.data.tags.get("kind") == "trial"]
     assert sorted(run.info.run_name.split(" lr")[0] for run in trials) == [f"sweep trial {n}" for n in range(3)]
     assert len(runs) == 5 and {run.data.tags["mlflow.parentRunId"] for run in trials} == {first}
-    assert [m.step for m in store.get_metric_history(first, "sweep/best_validation_accuracy")] == [1, 2, 3]
+    assert [m.step for m in store.get_metric_history(first, "validation/best_accuracy")] == [1, 2, 3]
 
 
 def test_a_sweep_is_resumed_only_with_the_same_settings_and_images(store, monkeypatch):

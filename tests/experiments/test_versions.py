@@ -114,7 +114,7 @@ def test_two_versions_are_compared_on_the_same_images(here, published):
     assert comparison.gained == tuple(np.flatnonzero(right[0] & ~right[1]).tolist())
     run = mlflow.MlflowClient().get_run(run_id)
     assert run.data.tags["compares"] == "models:/toy/2" and run.data.tags["against"] == "1"
-    assert run.data.metrics["compare/p_value"] == pytest.approx(comparison.p_value)
+    assert run.data.metrics["test/p_value"] == pytest.approx(comparison.p_value)
     report = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
     assert "Only version 1 (champion) correct" in report and "hallenger" not in report
     assert comparison.names == ("version 2", "version 1 (champion)")

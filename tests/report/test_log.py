@@ -162,7 +162,7 @@ def test_an_analysis_and_a_comparison_are_logged_with_the_report(result):
         title="a on b", facts={"Run": "f00"}, comparison=result.comparison,
     )  # fmt: skip
     assert run.metrics["test/coverage"] == result.analysis.threshold.coverage
-    assert run.metrics["compare/difference"] == result.comparison.difference
+    assert run.metrics["test/difference"] == result.comparison.difference
     names = {f"analysis/{name}" for name in ("slices", "robustness", "ood")}
     assert set(run.figures) == names | {"compare/difference"}
     assert set(run.images) == {"analysis/attention", "analysis/nearest"}

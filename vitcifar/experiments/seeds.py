@@ -147,7 +147,7 @@ def log_seeds(parent: tracking.Run, runs: Sequence[SeedRun]) -> dict[str, MeanIn
     }
     rows = {name: dataclasses.asdict(interval) for name, interval in intervals.items()}
     compared = {name: rows[name] for name in ("test/accuracy", "validation/accuracy")}
-    parent.log(0, {f"seeds/{name}_{part}": value for name, row in compared.items() for part, value in row.items()})
+    parent.log(0, {f"{name}_{part}": value for name, row in compared.items() for part, value in row.items()})
     explanation = EXPLANATION.format(len(runs))
     page = jinja2.Template(PAGE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
     text = page.render(explanation=explanation, runs=runs, intervals=intervals, best=best_run(runs))

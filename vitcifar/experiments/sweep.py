@@ -138,7 +138,7 @@ def run_trials(study: "Study", plan: SweepPlan, splits: Splits, parent: tracking
 
     def log(study: "Study", trial: "FrozenTrial") -> None:
         if best := log_result(parent, study, plan).best:
-            parent.log(trial.number + 1, {"sweep/best_validation_accuracy": best.accuracy})
+            parent.log(trial.number + 1, {"validation/best_accuracy": best.accuracy})
 
     started = ("COMPLETE", "PRUNED", "RUNNING")
     while True:

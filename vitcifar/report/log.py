@@ -165,7 +165,7 @@ def log_report(
         if analysis.slices:
             run.log_table("evaluation/slices", columns_of(analysis.slices))
     if comparison is not None:
-        run.log(0, {f"compare/{name}": value for name, value in comparison.scalars().items()})
+        run.log(0, {f"test/{name}": value for name, value in comparison.scalars().items()})
         run.log_json("evaluation/comparison.json", comparison.to_dict())
         run.log_figure("compare/difference", plots.comparison_chart(comparison))
     for name, figure in plots.analysis_figures(evaluation, analysis or Analysis()).items():
