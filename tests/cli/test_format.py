@@ -152,3 +152,11 @@ def test_a_run_on_a_server_has_one_address_and_a_report_only_if_there_is_one(ser
     (run.folder / "report.html").touch()
     format.print_places(run.run_id, run.folder)
     assert capfd.readouterr().err.split() == ["report", str(run.folder / "report.html"), "MLflow", address]
+
+
+def test_an_address_that_is_longer_than_the_terminal_is_not_cut(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    address = "http://127.0.0.1:5000/" + 70 * "a"
+    format.print_field("MLflow", address)
+    assert capsys.readouterr().out == f"{'MLflow':<15}{address}\n"

@@ -33,8 +33,14 @@ COLOURS = {"passed": "green", "FAILED": "bold red", "not required": "dim"}
 
 
 def print_field(name: str, value: object, *, err: bool = False) -> None:
-    """Print a value behind its name; on a terminal, a long one goes on below itself."""
-    print_rows([(f"{name:<{NAME_WIDTH}}", str(value))], err=err)
+    """Print a value behind its name; on a terminal, a long one goes on below itself, except a word.
+
+    A long word, such as an address, is broken by the terminal, which opens and copies it whole.
+    """
+    if len(str(value)) > shutil.get_terminal_size().columns - NAME_WIDTH - 2 and " " not in str(value):
+        click.echo(f"{name:<{NAME_WIDTH}}  {value}", err=err)
+    else:
+        print_rows([(f"{name:<{NAME_WIDTH}}", str(value))], err=err)
 
 
 def print_fields(fields: Mapping[str, object], *, err: bool = False) -> None:
