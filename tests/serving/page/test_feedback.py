@@ -38,10 +38,11 @@ def said(tab: Any) -> str:
 
 @in_chromium
 def test_a_person_says_that_a_prediction_is_right(tab, registry, digit, url):
-    assert tab.is_disabled("#feedback-right") and tab.is_disabled("#feedback-wrong")
+    assert not tab.is_visible("#feedback") and not tab.is_visible("#why-switch"), "there is no prediction"
     tab.set_input_files("#image input[type=file]", str(digit))
     tab.wait_for_selector(".card.prediction")
-    tab.wait_for_selector("#feedback-right:enabled")
+    tab.wait_for_selector("#feedback-right")
+    tab.locator("#feedback-right").scroll_into_view_if_needed()
     box = tab.locator("#feedback").bounding_box()
     tab.click("#feedback-right")
     tab.wait_for_selector(".feedback-line:has-text('Thank you')")
@@ -62,14 +63,13 @@ def test_a_person_says_by_keyboard_what_it_is_and_keeps_the_image_private(tab, r
     (tmp_path / "grey.png").write_bytes(make_image((90, 90, 90), (31, 17)))
     tab.set_input_files("#image input[type=file]", str(tmp_path / "grey.png"))
     tab.wait_for_selector(".card.prediction")
-    tab.wait_for_selector("#feedback-wrong:enabled")
+    tab.wait_for_selector("#feedback-wrong")
     predicted = expected_prediction(registry, 1, tmp_path / "grey.png").label
     truth = "7" if predicted != "7" else "3"
     tab.click("#feedback-wrong")
     tab.wait_for_selector(".feedback-line:has-text('Choose in the list what it is')")
-    tab.focus("#feedback-truth input")
+    tab.focus("#feedback-truth select")
     tab.keyboard.type(truth)
-    tab.keyboard.press("Enter")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.id") == "feedback-wrong", "the button follows the list"
     tab.focus("#feedback-keep input")
@@ -83,12 +83,19 @@ def test_a_person_says_by_keyboard_what_it_is_and_keeps_the_image_private(tab, r
     entry = FeedbackStore(url).entries("toy")[-1]
     assert (entry.label, entry.truth, entry.has_image) == (predicted, truth, False)
     tab.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")
-    tab.wait_for_selector("#feedback-right:disabled")
-    assert said(tab) == "" and tab.input_value("#feedback-truth input") == ""
+    tab.wait_for_selector("#feedback", state="hidden")
+    tab.wait_for_function("document.querySelector('#feedback-truth select').value === ''")
+    assert tab.text_content(".feedback-line").strip() == ""
+    (tmp_path / "notes.png").write_text("no image")
+    tab.set_input_files("#image input[type=file]", str(tmp_path / "notes.png"))
+    tab.wait_for_selector(".card.error")
+    assert not tab.is_visible("#feedback") and not tab.is_visible("#why-switch"), "there is nothing to judge"
 
 
 @in_chromium
-def test_the_page_says_what_is_stored_and_fits_a_phone(tab):
+def test_the_page_says_what_is_stored_and_fits_a_phone(tab, digit):
+    tab.set_input_files("#image input[type=file]", str(digit))
+    tab.wait_for_selector("#feedback")
     text = tab.inner_text("#feedback")
     assert "Keep my image with it" in text and "a checksum of the image" in text and "not deleted" in text
     tab.set_viewport_size({"width": 360, "height": 740})
@@ -97,10 +104,10 @@ def test_the_page_says_what_is_stored_and_fits_a_phone(tab):
 
 def test_without_an_image_or_a_class_nothing_is_stored(colours, tmp_path):
     store, pool = FeedbackStore(f"sqlite:///{tmp_path}/feedback.db"), ModelPool(colours, "champion")
-    assert "There is no image yet." in feedback.store_answer(pool, store, True, None, "", True, None)
+    assert "There is no image yet." in feedback.store_answer(pool, store, True, None, "", True, "")
     uploaded: Any = type("Upload", (), {"path": "/etc/hostname", "url": None, "orig_name": "a.png"})()
-    assert "Choose in the list" in feedback.store_answer(pool, store, False, uploaded, "", True, None)
-    assert "was not uploaded" in feedback.store_answer(pool, store, True, uploaded, "", True, None)
+    assert "Choose in the list" in feedback.store_answer(pool, store, False, uploaded, "", True, "")
+    assert "was not uploaded" in feedback.store_answer(pool, store, True, uploaded, "", True, "")
     assert store.entries("colours") == []
 
 
@@ -118,6 +125,7 @@ def test_a_forged_class_is_refused_and_escaped(colours, tmp_path):
 
 def test_the_list_has_the_classes_of_the_version_and_none_of_them(colours):
     pool = ModelPool(colours, "champion")
-    assert [value for _, value in feedback.choices(pool, "2")] == ["red", "green", "blue", feedback.NONE_OF_THESE]
+    known = ["red", "green", "blue", feedback.NONE_OF_THESE]
+    assert [value for _, value in feedback.choices(pool, "2")] == [feedback.UNKNOWN, *known]
     colours.broken.add(2)
-    assert feedback.choices(pool, "2")[0] == ("red", "red")
+    assert feedback.choices(pool, "2")[1] == ("red", "red")

@@ -76,6 +76,31 @@ def test_the_page_fits_a_phone_and_every_reader(tab, digit, scheme):
     screenshot(tab, f"page-phone-{scheme}")
     tab.click(".others summary")
     tab.click(".programs summary")
+    assert_axe_finds_nothing_serious(tab)
+
+
+@in_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_tab_fits_and_every_reader_can_use_it(tab, tmp_path, digit, scheme, width):
+    (tmp_path / "notes.png").write_text("no image")
+    tab.emulate_media(color_scheme=scheme)
+    tab.set_viewport_size({"width": width, "height": 844})
+    assert_axe_finds_nothing_serious(tab)
+    for name in ("batch", "compare"):
+        tab.get_by_role("tab", name=name.capitalize()).click()
+        tab.set_input_files(f"#{name} input[type=file]", [str(digit), str(tmp_path / "notes.png")])
+        tab.wait_for_selector(f"#{name} .progress:has-text('done')")
+        assert_axe_finds_nothing_serious(tab)
+    tab.get_by_role("tab", name="Versions").click()
+    tab.click("[data-card='2']")
+    tab.wait_for_selector("#model-card h2")
+    assert_axe_finds_nothing_serious(tab)
+
+
+def assert_axe_finds_nothing_serious(tab: Any) -> None:
+    """And nothing is wider than the window."""
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     found = Axe().run(tab).response
     assert found["passes"], "axe ran"
     serious = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]

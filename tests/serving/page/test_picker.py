@@ -165,7 +165,7 @@ def test_a_large_photo_is_reduced_in_the_browser_with_the_same_prediction(tab, r
     assert predicted(tab)
     expected = expected_prediction(registry, 1, tmp_path / "photo.jpg")
     assert (tmp_path / "photo.jpg").stat().st_size > 1e6 and max(sizes) < 6e5, "bytes sent"
-    assert "sent as 768 × 1024 pixels" in tab.inner_text(".tools .rate"), "upright"
+    assert "sent as 768 × 1024 pixels" in tab.inner_text(".rate"), "upright"
     assert tab.inner_text(".verdict b") == expected.label
     assert float(tab.inner_text(".verdict span")[:-1]) / 100 == pytest.approx(expected.probability, abs=0.02)
 

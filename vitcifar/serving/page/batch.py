@@ -21,7 +21,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that
 COLUMNS = (("label", "Label"), ("probability", "Probability"), ("confident", "Confident"))
 
 
-def build_batch(pool: ModelPool, version: "gradio.Dropdown") -> None:
+def build_batch(pool: ModelPool, version: "gradio.HTML") -> None:
     """The tab. The version that is selected when the first image is classified answers all of them."""
 
     def answer(part: Part, specs: Sequence[str]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from vitcifar.inference.session import Prediction
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.page.dropdown import build_dropdown
 from vitcifar.serving.page.gradio_setup import load_gradio
-from vitcifar.serving.page.html import percent
+from vitcifar.serving.page.html import bar, percent
 from vitcifar.serving.page.images import Decoded, Part, build_images, build_skeleton, decode, describe, error_row, row
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ COLUMNS = (
 )
 # The numbers are counted by the script.
 AGREEMENT = (
-    '<div class="shown"></div>'
+    '<div class="pictured"></div>'
     '<p class="agreement">Agreement so far: <b data-count="tr[data-agree=yes]">0</b> of '
     '<b data-count="tr[data-agree]">0</b> images</p>'
     '<label class="filter"><input type="checkbox" class="agreeing"> Also list images on which they agree</label>'
@@ -37,11 +38,12 @@ def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
     first, second = default_pair(pool)
     with gradio.Row(elem_classes="pair"):
         pair = [
-            gradio.Dropdown(version_choices(pool), value=value, label=label, filterable=False, min_width=220)
-            for label, value in (("First version", first), ("Second version", second))
+            build_dropdown(version_choices(pool), value, label=label, elem_id=elem_id)
+            for value, label, elem_id in (
+                (first, "First version", "first-version"),
+                (second, "Second version", "second-version"),
+            )
         ]
-    for version in pair:  # Gradio would check the version against the list at its start
-        setattr(version, "preprocess", str)  # noqa: B010
 
     def answer(part: Part, specs: Sequence[str]) -> dict[str, Any]:
         return answer_compare(pool, part, specs[0], specs[-1])
@@ -59,7 +61,7 @@ def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
     gradio.on([version.input for version in pair], lambda: {"restart": next(restarts)}, None, shown, **at_once)
 
     def follow(*values: Any) -> list[Any]:
-        return [gradio.Dropdown(version_choices(pool), value=value) for value in values]
+        return [gradio.HTML(value, choices=version_choices(pool)) for value in values]
 
     seen.change(follow, pair, pair, **at_once)
 
@@ -118,14 +120,10 @@ def side_by_side(
     """The image and, for each version, its label and the bars of its most likely classes."""
     sides = []
     for model, prediction in zip(models, predictions, strict=True):
-        bars = "".join(
-            f'<li><span class="name">{escape(name)}</span><span class="track"><i style="width:{100 * value:.2f}%"></i>'
-            f'</span><span class="value">{percent(value)}</span></li>'
-            for name, value in list(prediction.probabilities.items())[:TOP_K]
-        )
+        bars = "".join(bar(escape(name), value) for name, value in list(prediction.probabilities.items())[:TOP_K])
         sides.append(
             f'<section><h2>{escape(model.name)}</h2><p class="verdict"><b>{escape(prediction.label)}</b> '
-            f'<span>{percent(prediction.probability)}</span></p><ol class="bars">{bars}</ol></section>'
+            f'<span>{percent(prediction.probability)}</span></p><ul class="bars">{bars}</ul></section>'
         )
     agree = len({prediction.label for prediction in predictions}) == 1
     verdict = '<span class="badge">agree</span>' if agree else '<span class="badge differ">disagree</span>'

@@ -9,13 +9,14 @@ from vitcifar.serving.decoder import read_isolated
 from vitcifar.serving.feedback import FeedbackStore, record
 from vitcifar.serving.feedback_route import refusal
 from vitcifar.serving.model_pool import MAX_SPEC, ModelPool, sentence_for_visitors
+from vitcifar.serving.page.dropdown import build_dropdown
 from vitcifar.serving.page.gradio_setup import load_gradio
 from vitcifar.serving.page.uploads import name_of, read_upload
 
 if TYPE_CHECKING:
     from gradio.data_classes import ImageData
 
-NONE_OF_THESE = ""  # the value of the entry, whose text no class can have for itself
+UNKNOWN, NONE_OF_THESE = "", "/"  # values of entries; no class has such a name
 CONSENT = "Keep my image with it, so that the next version can learn from it"
 STORED = (
     "Stored for those who run this page: your answer, the prediction, the version and a checksum of the image. If you "
@@ -24,29 +25,22 @@ STORED = (
 
 
 def add_feedback(pool: ModelPool, store: FeedbackStore, image: Any, version: Any, status: Any) -> None:
-    """The buttons, which are active while there is an image, the consent and the line of thanks."""
+    """The buttons, the consent and the line of thanks; page.css hides them while there is no prediction."""
     gradio = load_gradio()
     with gradio.Column(elem_id="feedback"):
+        gradio.HTML("<h2>Is this right?</h2>", apply_default_css=False)
         with gradio.Row(elem_id="feedback-row"):
-            right = gradio.Button("Right", elem_id="feedback-right", interactive=False, min_width=60)
-            truth = gradio.Dropdown(
-                choices(pool, ""),
-                value=None,
-                label="It is a …",
-                elem_id="feedback-truth",
-                interactive=False,
-                min_width=60,
-            )
-            wrong = gradio.Button("Send", elem_id="feedback-wrong", interactive=False, min_width=60)
+            right = gradio.Button("Right", elem_id="feedback-right", min_width=60)
+            truth = build_dropdown(choices(pool, ""), UNKNOWN, label="It is a …", elem_id="feedback-truth")
+            wrong = gradio.Button("Send", elem_id="feedback-wrong", min_width=60)
         keep = gradio.Checkbox(value=True, label=CONSENT, info=STORED, elem_id="feedback-keep", container=False)
         answer = gradio.HTML(line(""), elem_id="feedback-answer")
-    setattr(truth, "preprocess", lambda value: value)  # noqa: B010  another version may have other classes
     private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gradio.on(
         [image.change, version.input, status.change],
         functools.partial(offer, pool),
-        [image, version],
-        [right, truth, wrong, answer],
+        version,
+        [truth, answer],
         queue=False,
         **private,
     )
@@ -61,14 +55,13 @@ def choices(pool: ModelPool, spec: str) -> list[tuple[str, str]]:
         model = pool.get((spec or "")[:MAX_SPEC])
     except VitCifarError:  # the card shows the error
         model = pool.state.current
-    return [*((name, name) for name in model.class_names), ("none of these classes", NONE_OF_THESE)]
+    classes = [(name, name) for name in model.class_names]
+    return [("Choose a class", UNKNOWN), *classes, ("none of these classes", NONE_OF_THESE)]
 
 
-def offer(pool: ModelPool, upload: "ImageData | None", spec: str) -> list[Any]:
-    """The state of the buttons, the list and the line for another image or version."""
-    gradio, active = load_gradio(), upload is not None
-    button = gradio.update(interactive=active)
-    return [button, gradio.update(choices=choices(pool, spec), value=None, interactive=active), button, line("")]
+def offer(pool: ModelPool, spec: str) -> list[Any]:
+    """The list and the line for another image or version."""
+    return [load_gradio().HTML(UNKNOWN, choices=choices(pool, spec)), line("")]
 
 
 def store_answer(
@@ -78,17 +71,17 @@ def store_answer(
     upload: "ImageData | None",
     spec: str,
     keep_image: bool,
-    truth: str | None,
+    truth: str,
 ) -> str:
     """Store what somebody says of the image that is shown; the line of thanks, or what is wrong."""
     if upload is None:
         return line("There is no image yet.")
-    if not right and truth is None:
+    if not right and truth == UNKNOWN:
         return line("Choose in the list what it is, then send.")
     try:
         model, name = pool.get((spec or "")[:MAX_SPEC]), name_of(upload)
         pixels = read_isolated(read_upload(upload, name), name)
-        said = "" if right else str(truth)
+        said = "" if right or truth == NONE_OF_THESE else str(truth)
         entry, is_new = record(
             store, model, pixels, right=right, truth=said, keep_image=bool(keep_image), source="page"
         )

@@ -112,18 +112,19 @@ def _bars(probabilities: dict[str, float]) -> str:
     """A bar for each of the first classes, and one for the others, which opens them."""
     ranked = list(probabilities.items())
     shown = ranked if len(ranked) <= TOP_K + 1 else ranked[:TOP_K]
-    others, rows = ranked[len(shown) :], "".join(_bar(escape(name), value) for name, value in shown)
+    others, rows = ranked[len(shown) :], "".join(bar(escape(name), value) for name, value in shown)
     if not others:
         return f'<ul class="bars">{rows}</ul>'
-    total = _bar(f"{len(others)} others", min(1.0, sum(value for _, value in others)), tag="span")
-    hidden = "".join(_bar(escape(name), value) for name, value in others)
+    total = bar(f"{len(others)} others", min(1.0, sum(value for _, value in others)), tag="span")
+    hidden = "".join(bar(escape(name), value) for name, value in others)
     return (
         f'<ul class="bars">{rows}</ul><details class="others"><summary>{total}</summary>'
         f'<ul class="bars" tabindex="0" aria-label="The other classes">{hidden}</ul></details>'
     )
 
 
-def _bar(name: str, value: float, tag: str = "li") -> str:
+def bar(name: str, value: float, tag: str = "li") -> str:
+    """A class, whose `name` is escaped, with its probability as a bar and as text."""
     return (
         f'<{tag} class="bar"><span class="name" title="{name}">{name}</span><span class="track">'
         f'<i style="width:{100 * value:.2f}%"></i></span><span class="value">{percent(value)}</span></{tag}>'
@@ -187,7 +188,7 @@ def programs(password: bool) -> str:
     curl = f"curl -s{user} -F image=@cat.jpg 'http://ADDRESS/v1/predict?top_k=3'"
     python = PYTHON_CALL.replace("AUTH", auth)
     blocks = "".join(
-        f'<h3>{name}</h3><pre tabindex="0" aria-label="{name}" class="{name.lower()}">{escape(code)}</pre>'
+        f'<h2>{name}</h2><pre tabindex="0" aria-label="{name}" class="{name.lower()}">{escape(code)}</pre>'
         for name, code in (("curl", curl), ("Python", python))
     )
     return (

@@ -33,7 +33,7 @@ function restart(keep) {
   done = 0; versions = []; lines = []; details = [];
   body.replaceChildren();
   find(".caption").replaceChildren();
-  find(".shown")?.replaceChildren();
+  find(".pictured")?.replaceChildren();
   if (!keep) { files = []; note = ""; say("No images yet."); }
   show();
 }
@@ -134,7 +134,7 @@ function append(answer) {
 function showRow(row) { // its details are shown
   body.querySelector(".chosen")?.classList.remove("chosen");
   row.classList.add("chosen");
-  find(".shown").innerHTML = details[row.dataset.number - 1];
+  find(".pictured").innerHTML = details[row.dataset.number - 1];
 }
 
 function sort() {

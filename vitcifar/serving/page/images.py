@@ -132,7 +132,7 @@ def describe(model: LoadedModel, state: PoolState) -> str:
 
 
 def build_images(
-    pool: ModelPool, answer: Answer, versions: Sequence["gradio.Dropdown"], *, skeleton: str, elem_id: str
+    pool: ModelPool, answer: Answer, versions: Sequence["gradio.HTML"], *, skeleton: str, elem_id: str
 ) -> Any:
     """The part of a tab that takes images and shows a row for each, which `answer` makes with one or two versions."""
     gradio = load_gradio()
@@ -183,8 +183,8 @@ def build_skeleton(
     heads += "".join(head(key, title) for key, title in columns)
     return f"""
 <div class="many" {limits} data-part-bytes="{PART_BYTES}" data-action="{action}">
-  <label class="drop"><input type="file" multiple accept="image/*"><b>Drop images here, or click to choose</b>
-    <span>Up to {MAX_FILES:,} images of at most {MAX_BYTES // 2**20} MiB each</span></label>
+  <label class="drop"><input type="file" multiple accept="image/*"><b>Choose images</b>
+    <span>or drop them here: up to {MAX_FILES:,}, each of at most {MAX_BYTES // 2**20} MiB</span></label>
   <div class="line"><p class="progress" role="status">No images yet.</p>
     <button type="button" class="go" disabled>{action} again</button>{download}
     <button type="button" class="clear" disabled>Clear</button></div>

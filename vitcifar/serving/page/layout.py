@@ -11,23 +11,12 @@ from vitcifar.serving.page import html
 from vitcifar.serving.page.batch import build_batch
 from vitcifar.serving.page.classify import build_classify
 from vitcifar.serving.page.compare import build_compare
+from vitcifar.serving.page.dropdown import build_dropdown
 from vitcifar.serving.page.gradio_setup import load_gradio
 from vitcifar.serving.page.versions import build_versions
 
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 SCRIPT = Path(__file__).with_name("page.js")
-# The browser's own list of choices: keyboards, screen readers and phones know it.
-VERSION_LIST = (
-    '<label for="version-list">Version</label><select id="version-list">'
-    '{{#each choices}}<option value="{{this.[1]}}">{{this.[0]}}</option>{{/each}}</select>'
-)
-VERSION_SCRIPT = """
-const list = element.querySelector('select');
-const follow = () => { list.value = props.value; };
-follow();
-watch(['value', 'choices'], follow);
-list.addEventListener('change', () => { props.value = list.value; trigger('input'); });
-"""
 
 
 def build_page(
@@ -41,15 +30,7 @@ def build_page(
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=cleanup) as blocks:
         with gradio.Row(elem_id="top"):
             gradio.HTML(html.heading(model.model_name, model.class_names), elem_id="head", scale=3)
-            version = gradio.HTML(
-                pool.spec,
-                choices=version_choices(pool),
-                html_template=VERSION_LIST,
-                js_on_load=VERSION_SCRIPT,
-                apply_default_css=False,
-                elem_id="version",
-            )
-        setattr(version, "preprocess", str)  # noqa: B010
+            version = build_dropdown(version_choices(pool), pool.spec, label="Version", elem_id="version")
         status = gradio.HTML(html.status(pool.state, 0), elem_id="status")
         # The serial that the page has shown. No gradio.State: its change tells nobody without the queue.
         seen = gradio.Number(0, precision=0, visible="hidden")

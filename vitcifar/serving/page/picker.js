@@ -20,7 +20,7 @@ function show(state, address) {
   if (address) picture.src = address;
   else picture.removeAttribute('src');
   removeButton.hidden = state === 'empty';
-  cameraButton.textContent = state === 'live' ? 'Stop the camera' : 'Camera';
+  cameraButton.textContent = state === 'live' ? 'Stop camera' : 'Camera';
   rate.textContent = '';
 }
 
@@ -252,5 +252,6 @@ new MutationObserver(() => {
 }).observe(card(), {
   childList: true, subtree: true, characterData: true, attributeFilter: ['data-say', 'data-number'],
 });
+picture.addEventListener('error', () => picture.removeAttribute('src')); // no icon of a broken image
 picture.addEventListener('load', () => picture.classList.toggle('small', picture.naturalWidth <= 64));
 show('empty', '');

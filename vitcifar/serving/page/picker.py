@@ -123,8 +123,8 @@ def template(examples: list[Example], model: LoadedModel) -> str:
     strip = f'<p class="strip-label">Examples, with their true class</p><ul class="examples">{shown}</ul>'
     return (
         f'<div class="stage" data-state="empty">{CHOOSE}<img class="shown" alt="The image that is classified">'
-        f'<video muted playsinline aria-label="The camera"></video></div>'
-        f'<div class="tools">{TOOLS}<span class="rate"></span></div>'
+        f'<video muted playsinline aria-label="The camera"></video><span class="rate"></span></div>'
+        f'<div class="tools">{TOOLS}</div>'
         f'<p class="picker-note note problem" role="alert" hidden></p>{strip if examples else ""}'
         '<p class="spoken" role="status" aria-live="polite"></p>'
         '<input type="file" accept="image/*" tabindex="-1" aria-label="Image file" hidden>'

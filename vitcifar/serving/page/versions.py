@@ -240,7 +240,7 @@ def card_of(pool: ModelPool, reader: DetailsReader, number: Any) -> str:
         text = model_card(version, details.release)
     except (VitCifarError, ValueError, LookupError, TypeError, AttributeError):  # tags that somebody edited
         return note(f"The tags of version {version.number} cannot be read.")
-    return f'<article class="model-card" tabindex="-1">{render_markdown(for_visitors(text))}</article>'
+    return f'<article class="model-card" tabindex="0">{render_markdown(for_visitors(text))}</article>'
 
 
 def note(sentence: str) -> str:
