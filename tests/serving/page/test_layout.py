@@ -134,7 +134,8 @@ def test_the_calls_that_the_page_shows_work(tmp_path, chromium):
     (tmp_path / "colours").mkdir()
     registry: Any = FakeRegistry(tmp_path / "colours")
     running = launch(registry, port=0, root_path="/cifar", passwords={"ann": "secret"})
-    (tmp_path / "cat.jpg").write_bytes(make_image())
+    for name in ("cat.jpg", "dog.jpg"):
+        (tmp_path / name).write_bytes(make_image())
     tab = chromium.new_page()
     tab.goto(running.url)
     tab.fill("input >> nth=0", "ann")
@@ -152,7 +153,13 @@ def test_the_calls_that_the_page_shows_work(tmp_path, chromium):
     token = base64.b64encode(b"ann:secret").decode()
     answer = tab.request.get(page_of, headers={"Authorization": f"Basic {token}"})
     assert answer.ok and "swagger" in answer.text()
+    upload(tab, tmp_path / "cat.jpg")
+    tab.wait_for_selector("#card:not(.busy) .card.prediction")
+    shown = tab.get_attribute("img.shown", "src")
     running.close()
+    upload(tab, tmp_path / "dog.jpg")
+    tab.wait_for_selector(".picker-note:has-text('dog.jpg did not reach the server')")
+    assert tab.get_attribute("img.shown", "src") == shown, "the prediction stays with its own image"
     tab.wait_for_selector("#status .unreachable:has-text('does not answer')", timeout=15_000)
     assert tab.evaluate("getComputedStyle(document.querySelector('.dot')).backgroundColor") == "rgb(210, 60, 31)"
     tab.wait_for_timeout(300)

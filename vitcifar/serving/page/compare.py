@@ -121,8 +121,9 @@ def side_by_side(
     sides = []
     for model, prediction in zip(models, predictions, strict=True):
         bars = "".join(bar(escape(name), value) for name, value in list(prediction.probabilities.items())[:TOP_K])
+        label = escape(prediction.label)
         sides.append(
-            f'<section><h2>{escape(model.name)}</h2><p class="verdict"><b>{escape(prediction.label)}</b> '
+            f'<section><h2>{escape(model.name)}</h2><p class="verdict"><b title="{label}">{label}</b> '
             f'<span>{percent(prediction.probability)}</span></p><ul class="bars">{bars}</ul></section>'
         )
     agree = len({prediction.label for prediction in predictions}) == 1

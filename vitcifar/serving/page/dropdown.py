@@ -26,7 +26,7 @@ list.addEventListener('change', () => { props.value = list.value; trigger('input
 
 def build_dropdown(choices: Sequence[tuple[str, str]], value: str, *, label: str, elem_id: str) -> "gradio.HTML":
     """A list with `choices`, (text, value) pairs. An update is `gradio.HTML(value, choices=...)`."""
-    dropdown = load_gradio().HTML(
+    dropdown: gradio.HTML = load_gradio().HTML(
         value,
         choices=choices,
         html_template=f'<label for="{elem_id}-list">{escape(label)}</label><select id="{elem_id}-list"></select>',

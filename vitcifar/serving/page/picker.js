@@ -24,6 +24,12 @@ function show(state, address) {
   rate.textContent = '';
 }
 
+// What shows again the image of the card, when another one did not reach the server.
+function before() {
+  const { src } = picture;
+  return stage.dataset.state === 'image' ? () => show('image', src) : () => show('empty', '');
+}
+
 function setCard(html) {
   if (html) card().querySelector('.card').parentElement.innerHTML = html;
 }
@@ -65,7 +71,7 @@ async function accept(file) {
     tell(`${file.name} has ${size} MiB, more than ${limits.maxBytes / 2 ** 20}: choose a smaller image.`);
     return;
   }
-  const number = ++serial;
+  const number = ++serial, back = before();
   busy(true);
   show('image', STILL.includes(file.type) ? URL.createObjectURL(file) : '');
   try {
@@ -74,6 +80,7 @@ async function accept(file) {
     if (number === serial) await choose(path, file.name, file.type === 'image/jpeg');
   } catch {
     busy(false);
+    if (number === serial) back();
     tell(`${file.name} did not reach the server: choose it again.`);
   }
 }
@@ -201,14 +208,15 @@ for (const button of element.querySelectorAll('.example')) {
   button.addEventListener('click', async () => {
     stopCamera();
     tell('');
+    const number = ++serial, back = before();
     busy(true);
     show('image', button.querySelector('img').src);
-    const number = ++serial;
     try {
       const { path } = await server.example(Number(button.dataset.index));
       if (number === serial) await choose(path, button.dataset.name, false);
     } catch {
       busy(false);
+      if (number === serial) back();
       tell('The server does not answer: choose the example again.');
     }
   });
