@@ -57,6 +57,13 @@ def test_nothing_is_computed_unless_it_is_wanted(colours, monkeypatch):
     monkeypatch.setattr(why, "occlude", None)
     pool = ModelPool(colours, "champion")
     assert why.why(pool, False, upload_of(make_image()), "") == why.why(pool, True, None, "") == ""
+    assert [*why.show_why(pool, False, upload_of(make_image()), "")] == [*why.show_why(pool, True, None, "")] == [""]
+
+
+def test_the_page_says_what_is_being_done_before_the_drawing(colours):
+    waiting, drawn = why.show_why(ModelPool(colours, "champion"), True, upload_of(make_image("red")), "")
+    assert "Covering one part after another" in waiting and 'role="status"' in waiting
+    assert '<figure class="why"' in drawn
 
 
 def test_an_image_that_rests_on_no_part_and_a_bad_one_are_said_in_one_sentence(colours):

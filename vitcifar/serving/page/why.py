@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,21 @@ def add_why(pool: ModelPool, image: Any, version: Any, status: Any) -> None:
     drawing = gradio.HTML("", elem_id="why")
     gradio.on(
         [switch.input, image.change, version.input, status.change],
-        functools.partial(why, pool),
+        functools.partial(show_why, pool),
         [switch, image, version],
         drawing,
         trigger_mode="always_last",
         concurrency_limit=1,
+        show_progress="hidden",
         api_visibility="private",
     )
+
+
+def show_why(pool: ModelPool, wanted: bool, upload: "ImageData | None", spec: str) -> Iterator[str]:
+    """First what is being done, in a frame of the drawing's size; then the drawing."""
+    if wanted and upload is not None:
+        yield '<p class="why-wait" role="status">Covering one part after another …</p>'
+    yield why(pool, wanted, upload, spec)
 
 
 def why(pool: ModelPool, wanted: bool, upload: "ImageData | None", spec: str) -> str:
