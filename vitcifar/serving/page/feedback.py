@@ -25,7 +25,7 @@ STORED = (
 
 
 def add_feedback(pool: ModelPool, store: FeedbackStore, image: Any, version: Any, status: Any) -> None:
-    """The buttons, the consent and the line of thanks; page.css hides them while there is no prediction."""
+    """The buttons, the consent and the line of thanks; feedback.css hides them while there is no prediction."""
     gradio = load_gradio()
     with gradio.Column(elem_id="feedback"):
         gradio.HTML("<h2>Is this right?</h2>", apply_default_css=False)
