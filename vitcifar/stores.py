@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import alembic.util
 import filelock
@@ -24,7 +25,7 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_local_uri
 
 from vitcifar import signals
-from vitcifar.errors import TrackingError, reason_of
+from vitcifar.errors import TrackingError, reason_of, redact
 from vitcifar.uris import beside, sqlite_path, sqlite_uri, without_quoted_folders
 
 ERRORS = (
@@ -243,3 +244,13 @@ def find_run(run_id: str) -> Run:
         if run.info.lifecycle_stage != "active":
             raise mlflow.MlflowException(f"The run {run_id} must be in the 'active' state")
     return run
+
+
+def run_url(run_id: str) -> str:
+    """The address of a run in MLflow's pages, without a password; "" unless the store is a server."""
+    server = redact(mlflow.get_tracking_uri()).replace("***@", "").rstrip("/")
+    if not (run_id and server.startswith(("http://", "https://"))):
+        return ""
+    experiment = quote(mlflow.get_run(run_id).info.experiment_id)
+    # MLflow 3.17 opens its pages of GenAI, without models and metrics, unless the address asks for the others.
+    return f"{server}/#/experiments/{experiment}/runs/{quote(run_id)}?workflowType=machine_learning"

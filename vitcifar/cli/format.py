@@ -141,15 +141,12 @@ def print_places(run_id: str, folder: Path) -> None:
 
 def where_in_mlflow(run_id: str) -> str:
     """The address of a run on a tracking server, or the command that opens MLflow on a local store."""
-    import mlflow
-
+    from vitcifar.stores import run_url
     from vitcifar.uris import sqlite_path
 
+    if address := run_url(run_id):
+        return address
     uri = os.environ["MLFLOW_TRACKING_URI"]  # as `tracking.connect` left it
-    if uri.startswith("http"):
-        experiment = mlflow.get_run(run_id).info.experiment_id
-        # MLflow 3.17 opens its pages of GenAI, without models and metrics, unless the address asks for the others.
-        return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
     default = uri.startswith("sqlite:///") and Path(sqlite_path(uri)) == Path("mlflow.db").absolute()
     return f"mlflow ui --backend-store-uri {'sqlite:///mlflow.db' if default else shlex.quote(redact(uri))}"
 

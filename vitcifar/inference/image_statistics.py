@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitcifar.errors import ReleaseError
+
 # Releases hold what was fitted to exactly these statistics: others need another key in release.json.
 SIDE, CELLS = 32, 4  # pixels of the reduced image, cells along each side of it
 SHRINKAGE = 0.01  # of the covariance towards a multiple of the identity, for small datasets
@@ -58,8 +60,14 @@ class ImageStatistics:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "ImageStatistics":
-        mean, precision = np.asarray(plain["mean"], float), np.asarray(plain["precision"], float)
-        return cls(mean=mean, precision=precision, threshold=float(plain["threshold"]))
+        """Raises ReleaseError for a record that is no such statistics."""
+        try:
+            mean, precision = np.asarray(plain["mean"], float), np.asarray(plain["precision"], float)
+            return cls(mean=mean, precision=precision, threshold=float(plain["threshold"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ReleaseError(
+                f"The image statistics in release.json cannot be read ({error!r}): choose another."
+            ) from None
 
 
 def statistics_of(image: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from jinja2 import Environment
 from mlflow.exceptions import MlflowException
 
 from vitcifar.config import TrainConfig, deciding_settings
-from vitcifar.errors import DataError, ReleaseError, VitCifarError, listed
+from vitcifar.errors import DataError, ReleaseError, VitCifarError, listed, redact
 from vitcifar.evaluation.compare import compare_evaluations
 from vitcifar.registry.benchmark import read_tables
 from vitcifar.registry.card import one_line
@@ -159,7 +159,7 @@ def _commands(model_name: str, spec: str, own: Sequence[str]) -> list[str]:
     model = f"models:/{model_name}/{spec}" if spec.isdecimal() else f"models:/{model_name}@{spec}"
     return [
         # The address of a database holds a password.
-        *([f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}"] if uri.startswith(("sqlite:", "http")) else []),
+        *([f"export MLFLOW_TRACKING_URI={shlex.quote(redact(uri))}"] if uri.startswith(("sqlite:", "http")) else []),
         *(f"vitcifar {command}{option}" for command in own),
         f"mlflow models serve -m {shlex.quote(model)} --env-manager local --port 5001",
     ]

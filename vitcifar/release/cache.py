@@ -90,7 +90,9 @@ def cached_releases() -> list[Cached]:
             release = Cached(folder=folder, num_bytes=sum(files), used=folder.stat().st_mtime, open=False)
             try:
                 lock(folder, shared=False).close()
-            except BlockingIOError:
+            except FileNotFoundError:
+                raise
+            except OSError:  # others have it open, or this file system has no locks
                 release = dataclasses.replace(release, open=True)
             found.append(release)
     return sorted(found, key=lambda release: release.used, reverse=True)

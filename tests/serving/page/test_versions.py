@@ -6,6 +6,7 @@ import threading
 import pytest
 from support.serving import in_chromium, make_manifest, send_event, wait_until
 
+from vitcifar import stores
 from vitcifar.registry.aliases import Event, move_alias
 from vitcifar.registry.registry import Version
 from vitcifar.serving.model_pool import ModelPool
@@ -78,11 +79,11 @@ def test_a_model_card_cannot_inject_html_links_or_images():
 
 def test_a_run_has_a_link_only_when_the_store_is_a_server_and_without_its_password(registry, monkeypatch):
     version = registry.show(1)
-    assert versions.run_url(registry, version) == "", "the store is a file"
+    assert stores.run_url(version.run_id) == "", "the store is a file"
     monkeypatch.setattr("mlflow.get_tracking_uri", lambda: "https://ann:secret@mlflow.example/sub/")
     experiment = registry.client.get_run(version.run_id).info.experiment_id
-    assert versions.run_url(registry, version) == (
-        f"https://mlflow.example/sub/#/experiments/{experiment}/runs/{version.run_id}"
+    assert stores.run_url(version.run_id) == (
+        f"https://mlflow.example/sub/#/experiments/{experiment}/runs/{version.run_id}?workflowType=machine_learning"
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).with_name("picker.js")
 MAX_EXAMPLES = 12
 THUMBNAIL, PREVIEW = 96, 1024  # pixels of the longer side
+PREVIEW_SECONDS = 2  # that a preview waits for others: it holds one of the few threads that answer
 # A photo is reduced to this, or to so many times the network's input: probabilities differ by at most 0.016 then, and
 # by 0.03 at 512 pixels (vit_tiny of the digits, 12 photos of 5.8 megapixels, Chromium 156, Pillow 12.3).
 MIN_SIDE, SIDE_FACTOR = 1024, 4
@@ -67,12 +68,16 @@ def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "grad
 
     def preview(sent: Any) -> dict[str, str]:
         """What the server decodes of an upload, as a PNG: no browser shows a TIFF, and every one animates a GIF."""
+        pixels = None
         try:
             upload = as_upload(sent)
-            with at_once:
-                pixels = read_isolated(read_upload(upload, "image"), "image") if upload else None
+            if upload and at_once.acquire(timeout=PREVIEW_SECONDS):
+                try:
+                    pixels = read_isolated(read_upload(upload, "image"), "image")
+                finally:
+                    at_once.release()
         except (VitCifarError, ValueError):  # the card says what is wrong
-            pixels = None
+            pass
         return {"image": "" if pixels is None else thumbnail(pixels, PREVIEW)}
 
     def example(index: Any) -> dict[str, str]:

@@ -11,15 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from vitcifar.errors import VitCifarError, redact
+from vitcifar.errors import VitCifarError
 from vitcifar.registry.aliases import Event, read_events
 from vitcifar.registry.registry import Registry, Version, select
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.serving.model_pool import MAX_SPEC, RETRY_SECONDS, ModelPool
 from vitcifar.serving.page.gradio_setup import load_gradio
 from vitcifar.serving.page.html import percent
+from vitcifar.stores import run_url
 
 if TYPE_CHECKING:
     import gradio
@@ -74,24 +74,12 @@ class DetailsReader:
             try:
                 details = Details(
                     release=self.registry.manifest(version) if version.digest else None,
-                    run_url=run_url(self.registry, version),
+                    run_url=run_url(version.run_id),
                     problem="" if version.digest else "was not recorded by vitcifar",
                 )
             except Exception:  # the libraries of object stores raise anything
                 details = Details(problem="cannot be read now", failed=time.monotonic())
             self._known[version.number, version.digest] = details
-
-
-def run_url(registry: Registry, version: Version) -> str:
-    """The address of a version's run in MLflow's UI, without a password; "" unless the store is a server."""
-    import mlflow
-
-    uri = mlflow.get_tracking_uri()
-    if not (version.run_id and uri.startswith(("http://", "https://"))):
-        return ""
-    experiment = registry.client.get_run(version.run_id).info.experiment_id
-    server = redact(uri).replace("***@", "").rstrip("/")
-    return f"{server}/#/experiments/{quote(experiment)}/runs/{quote(version.run_id)}"
 
 
 def build_versions(pool: ModelPool, seen: "gradio.Number") -> None:
