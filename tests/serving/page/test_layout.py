@@ -86,6 +86,9 @@ def test_every_tab_fits_and_every_reader_can_use_it(tab, tmp_path, digit, scheme
     (tmp_path / "notes.png").write_text("no image")
     tab.emulate_media(color_scheme=scheme)
     tab.set_viewport_size({"width": width, "height": 844})
+    tab.reload()
+    tab.wait_for_selector(".card.empty")
+    tab.wait_for_function("dark => !!document.querySelector('.dark') == dark", arg=scheme == "dark")
     assert_axe_finds_nothing_serious(tab)
     for name in ("batch", "compare"):
         tab.get_by_role("tab", name=name.capitalize()).click()
