@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vitcifar.inference.session import Prediction
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool
-from vitcifar.serving.page.dropdown import build_dropdown
+from vitcifar.serving.page.dropdown import build_dropdown, numbered_versions
 from vitcifar.serving.page.gradio_setup import load_gradio
 from vitcifar.serving.page.html import bar, percent
 from vitcifar.serving.page.images import Decoded, Part, build_images, build_skeleton, decode, describe, error_row, row
@@ -38,7 +38,7 @@ def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
     first, second = default_pair(pool)
     with gradio.Row(elem_classes="pair"):
         pair = [
-            build_dropdown(version_choices(pool), value, label=label, elem_id=elem_id)
+            build_dropdown(numbered_versions(pool), value, label=label, elem_id=elem_id)
             for value, label, elem_id in (
                 (first, "First version", "first-version"),
                 (second, "Second version", "second-version"),
@@ -61,14 +61,9 @@ def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
     gradio.on([version.input for version in pair], lambda: {"restart": next(restarts)}, None, shown, **at_once)
 
     def follow(*values: Any) -> list[Any]:
-        return [gradio.HTML(value, choices=version_choices(pool)) for value in values]
+        return [gradio.HTML(value, choices=numbered_versions(pool)) for value in values]
 
     seen.change(follow, pair, pair, **at_once)
-
-
-def version_choices(pool: ModelPool) -> list[tuple[str, str]]:
-    """Every version, the newest first, with its aliases."""
-    return [(" · ".join([f"version {v.number}", *v.aliases]), str(v.number)) for v in pool.state.versions]
 
 
 def default_pair(pool: ModelPool) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.page.gradio_setup import load_gradio
 
 if TYPE_CHECKING:
@@ -37,3 +38,8 @@ def build_dropdown(choices: Sequence[tuple[str, str]], value: str, *, label: str
     )
     setattr(dropdown, "preprocess", str)  # noqa: B010
     return dropdown
+
+
+def numbered_versions(pool: ModelPool) -> list[tuple[str, str]]:
+    """Choices: every version, the newest first, with its aliases."""
+    return [(" · ".join([f"version {v.number}", *v.aliases]), str(v.number)) for v in pool.state.versions]

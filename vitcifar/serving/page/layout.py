@@ -11,7 +11,7 @@ from vitcifar.serving.page import html
 from vitcifar.serving.page.batch import build_batch
 from vitcifar.serving.page.classify import build_classify
 from vitcifar.serving.page.compare import build_compare
-from vitcifar.serving.page.dropdown import build_dropdown
+from vitcifar.serving.page.dropdown import build_dropdown, numbered_versions
 from vitcifar.serving.page.gradio_setup import load_gradio
 from vitcifar.serving.page.versions import build_versions
 
@@ -54,8 +54,7 @@ def build_page(
 
 def version_choices(pool: ModelPool) -> list[tuple[str, str]]:
     """The entries of the version list: the default first, then every version, the newest first."""
-    state = pool.state
-    choices = [(" · ".join([f"version {v.number}", *v.aliases]), str(v.number)) for v in state.versions]
+    state, choices = pool.state, numbered_versions(pool)
     if pool.spec in [value for _, value in choices]:
         return choices
     return [(f"{pool.spec} (now version {state.current.version})", pool.spec), *choices]
