@@ -25,6 +25,10 @@ LONG = ("test_transfer", "test_resume", "test_pipeline")  # the slowest files st
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONG)
+    if os.environ.get("CI_NIGHTLY") != "1":
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with CI_NIGHTLY=1"))
 
 
 @pytest.fixture(autouse=True)
