@@ -20,7 +20,7 @@ from vitcifar import stores
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONG = ("test_transfer", "test_resume", "test_pipeline")  # the slowest files start first: both workers end together
+LONG = ("test_resume", "test_pipeline", "test_transfer")  # the slowest files start first: both workers end together
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

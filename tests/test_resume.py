@@ -35,6 +35,7 @@ def printed_run(stdout: str) -> str:
     return re.search(r"^run +(\w{32})", stdout, flags=re.MULTILINE)[1]
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_have_the_same_weights(short_run):
     workspace, first = short_run
     again = vitcifar(workspace, "train", *SHORT, OMP_NUM_THREADS="1")
@@ -45,13 +46,13 @@ def test_two_runs_with_one_seed_have_the_same_weights(short_run):
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder):
-    settings = options({**PLAIN, "epochs": "6", "verbose": "yes"})
+    settings = options({**PLAIN, "epochs": "3", "verbose": "yes"})
     uninterrupted = vitcifar(folder, "train", *settings)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     earlier = set(os.listdir(folder / "runs"))
     command = [sys.executable, "-m", "mlproject", "train", *settings]
     started = subprocess.Popen(command, cwd=folder, env=environment(folder, PYTHONPATH=str(ROOT)))
-    while not list(folder.glob("runs/*/last.pt")) or len(list(folder.glob("runs/*/last.pt"))) < 2:
+    while len(list(folder.glob("runs/*/last.pt"))) < 2:
         assert started.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     started.send_signal(signal.SIGKILL)
@@ -68,9 +69,10 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder):
     assert agreement.returncode == 0, agreement.stdout
     losses = [losses_of(folder, run) for run in (run_id, printed_run(uninterrupted.stdout))]
     assert losses[0] == losses[1]
-    assert len(losses[0]) > 30
+    assert len(losses[0]) > 15
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run_with_the_losses_of_one_process(short_run):
     """Within 1e-5: the order of the sums differs."""
     workspace, first = short_run

@@ -15,6 +15,7 @@ FEW = ("cat", "dog", "ship", "truck")
 NUM_FEW = 10  # training images of each
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SAMPLE, reason="VITCIFAR_SAMPLE is not set to a folder of CIFAR-10 images")
 def test_fine_tuning_a_registered_version_beats_training_from_scratch_on_few_images_over_three_seeds(
     tmp_path, monkeypatch

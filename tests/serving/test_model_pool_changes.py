@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import psutil
+import pytest
 from support.serving import FakeRegistry, wait_until
 from support.toys import make_image
 
@@ -66,6 +67,7 @@ def test_an_old_version_leaves_memory_when_its_last_request_ends(tmp_path):
     assert left() is None
 
 
+@pytest.mark.slow
 def test_many_reloads_fill_neither_memory_nor_the_cache(registry, monkeypatch, tmp_path):
     """Versions 1 and 2 in turns, with an empty cache that keeps one release: each is downloaded again."""
     monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "cache"))

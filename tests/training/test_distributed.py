@@ -61,7 +61,7 @@ def decided(values: dict[tuple[str, int], float]) -> dict[tuple[str, int], float
     "given",
     [
         {"batch_size": 5, "learning_rate": 1e-3, "mixup": 0.2, "augmentation": "crop-flip", "ema_decay": 0.9},
-        {"batch_size": 8, "learning_rate": 1e-2, "train_layers": "head"},
+        pytest.param({"batch_size": 8, "learning_rate": 1e-2, "train_layers": "head"}, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_give_the_losses_of_one_process(tmp_path, given):
@@ -89,6 +89,7 @@ def test_some_variables_of_a_launcher_launch_nothing(monkeypatch, given):
         assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_two_nodes_of_torchrun_give_the_result_of_one_process(tmp_path):
     """Two launchers with a c10d rendezvous on loopback, as on two machines."""
     given = {"epochs": 1, "optimizer": "sgd"}

@@ -152,7 +152,7 @@ def decided(log, after_step=0):
     }
 
 
-@pytest.mark.parametrize("step", [4, 9])
+@pytest.mark.parametrize("step", [4, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_step_and_resumed_equals_an_uninterrupted_one(tmp_path, step):
     uninterrupted, after = Logged(), Logged()
     network, outcome = train(tmp_path / "uninterrupted", log=uninterrupted)
@@ -166,8 +166,10 @@ def test_a_run_killed_at_any_step_and_resumed_equals_an_uninterrupted_one(tmp_pa
 @pytest.mark.parametrize(
     ("given", "step"),
     [
-        ({"num_workers": 2, "augmentation": "trivial", "mixup": 0.2}, 5),
-        ({"head_epochs": 1, "ema_decay": 0.9, "optimizer": "adamw", "weight_decay": 0.1}, 5),
+        pytest.param({"num_workers": 2, "augmentation": "trivial", "mixup": 0.2}, 5, marks=pytest.mark.slow),
+        pytest.param(
+            {"head_epochs": 1, "ema_decay": 0.9, "optimizer": "adamw", "weight_decay": 0.1}, 5, marks=pytest.mark.slow
+        ),
         ({"lora_rank": 2, "train_layers": "2", "optimizer": "sgd", "augmentation": "crop-flip"}, 2),
     ],
 )
