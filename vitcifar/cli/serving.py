@@ -51,21 +51,21 @@ def app(
     vitcifar app --page off
     vitcifar app --feedback sqlite:///feedback.db
     """
-    from vitcifar.serving.app import launch, read_passwords
+    with options.without_gc():
+        from vitcifar.serving.app import launch, read_passwords
 
-    passwords = None if auth == "none" else read_passwords(Path(auth))
-    server = launch(
-        registry,
-        version,
-        host=host,
-        port=port,
-        allowed_hosts=allowed_hosts,
-        passwords=passwords,
-        public=public,
-        page=page == "on",
-        root_path="" if root_path == "none" else root_path,
-        feedback=feedback,
-    )
+        server = launch(
+            registry,
+            version,
+            host=host,
+            port=port,
+            allowed_hosts=allowed_hosts,
+            passwords=None if auth == "none" else read_passwords(Path(auth)),
+            public=public,
+            page=page == "on",
+            root_path="" if root_path == "none" else root_path,
+            feedback=feedback,
+        )
     click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
     server.wait()
 

@@ -122,7 +122,7 @@ def convert_image(image: Image.Image, name: str = "The image", content: bytes = 
             background = Image.new("RGB", image.size, "white")
             background.paste(image, mask=image)
             image = background
-        return np.array(image.convert("RGB"))  # (H, W, 3)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # (H, W, 3)
     except ImageError:
         raise
     except Exception as error:  # a decoder may raise anything on a broken file

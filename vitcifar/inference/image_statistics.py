@@ -73,9 +73,10 @@ class ImageStatistics:
 def statistics_of(image: np.ndarray) -> np.ndarray:
     """Statistics (F,) of an image uint8 (H, W, 3): brightness and contrast in each cell of a grid, colour, edges."""
     small = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2)
-    pixels = np.asarray(small, np.float64) / 255  # (SIDE, SIDE, 3)
-    grey, colour = pixels.mean(axis=2), pixels.max(axis=2) - pixels.min(axis=2)
-    cells = grey.reshape(CELLS, SIDE // CELLS, CELLS, SIDE // CELLS)
-    edges = [np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1)]
-    means, contrasts = cells.mean(axis=(1, 3)).ravel(), cells.std(axis=(1, 3)).ravel()
+    red, green, blue = np.moveaxis(np.asarray(small), 2, 0) / 255  # (SIDE, SIDE) each
+    grey = (red + green + blue) / 3
+    colour = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    cells = grey.reshape(CELLS, SIDE // CELLS, CELLS, SIDE // CELLS).swapaxes(1, 2).reshape(CELLS**2, -1)
+    edges = [np.abs(grey[1:] - grey[:-1]).mean(), np.abs(grey[:, 1:] - grey[:, :-1]).mean()]
+    means, contrasts = cells.mean(axis=1), cells.std(axis=1)
     return np.concatenate([means, contrasts, [colour.mean(), colour.std(), *edges]])

@@ -127,31 +127,39 @@ class OnnxClassifier:
             return self._run("probabilities", images)
 
     def predict(
-        self, data: bytes | Path, name: str = "", *, read: Callable[[bytes | Path, str], np.ndarray] = read_image
+        self,
+        data: bytes | Path,
+        name: str = "",
+        *,
+        read: Callable[[bytes | Path, str], np.ndarray] = read_image,
+        with_ood: bool = True,
     ) -> Prediction:
-        """Decode (with `read`) and classify one image file, called `name` in errors. Raises ImageError."""
+        """Decode (with `read`) and classify one image file, called `name` in errors; `with_ood` also says whether it
+        is unlike the training data. Raises ImageError.
+        """
         start = time.perf_counter()
         with self._counted():
             image = read(data, name)  # (H, W, 3)
             decoded = time.perf_counter()
             probabilities = self._run("probabilities", [image])[0]  # (K,)
         inferred = time.perf_counter()
-        prediction = self._prediction(probabilities)
-        score = self.statistics.relative_distance(image) if self.statistics else None
+        score = self.statistics.relative_distance(image) if self.statistics and with_ood else None
+        prediction = self._prediction(probabilities, ood_score=score)
         end = time.perf_counter()
         timing = Timing(
             decode_ms=1e3 * (decoded - start), inference_ms=1e3 * (inferred - decoded), total_ms=1e3 * (end - start)
         )
-        return dataclasses.replace(prediction, timing=timing, ood_score=score)
+        return dataclasses.replace(prediction, timing=timing)
 
     def predict_images(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Classify images, each uint8 (H, W, 3) of any size, in order and without timing. Raises ImageError."""
         return [self._prediction(probabilities) for probabilities in self.probabilities(images)]
 
-    def _prediction(self, probabilities: np.ndarray) -> Prediction:
-        order = np.argsort(-probabilities, kind="stable")  # (K,)
-        ranked = {self.class_names[index]: float(probabilities[index]) for index in order}
-        return Prediction(label=next(iter(ranked)), probabilities=ranked, release_id=self.release_id)
+    def _prediction(self, probabilities: np.ndarray, ood_score: float | None = None) -> Prediction:
+        values, order = probabilities.tolist(), np.argsort(-probabilities, kind="stable").tolist()  # (K,)
+        ranked = {self.class_names[index]: values[index] for index in order}
+        label = self.class_names[order[0]]
+        return Prediction(label=label, probabilities=ranked, release_id=self.release_id, ood_score=ood_score)
 
     def warm(self) -> None:
         """Run one blank image, so that memory is allocated before the first request."""
@@ -171,29 +179,39 @@ class OnnxClassifier:
 
     def _infer(self, output: str, batch: np.ndarray, session: onnxruntime.InferenceSession) -> np.ndarray:
         try:
-            return np.asarray(session.run([output], {"image": batch})[0])
+            values = np.asarray(session.run([output], {"image": batch})[0], np.float32)
         except Exception as error:  # onnxruntime's errors have no common class
             raise ReleaseError(f"{self.name} failed to run ({_reason(error)}): choose another version.") from None
+        if values.shape != (expected := (len(batch), len(self.class_names))):
+            raise ReleaseError(
+                f"{self.name} returns {output} of shape {values.shape}, expected {expected}: choose another version."
+            )
+        return values
 
     def _run(self, output: str, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        if len(images) == 1:  # a request: the rest is for many
+            _check_image(images[0], 0)
+            return self._infer(output, images[0][None], self._idle_session())
         starts = range(0, max(1, len(images)), MAX_DECODED)
         return np.concatenate([self._run_some(output, images[s : s + MAX_DECODED], s) for s in starts])
 
     def _run_some(self, output: str, images: np.ndarray | Sequence[np.ndarray], first: int) -> np.ndarray:
         for index, image in enumerate(images, first):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-                raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
+            _check_image(image, index)
         result = np.empty((len(images), len(self.class_names)), np.float32)
         for indices in group_by_size(images, self.max_batch, max_pixels=MAX_BATCH_PIXELS):
             batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
-            values = self._infer(output, batch, self._session if self._running == 1 else self._single)
-            if values.shape != result[indices].shape:
-                raise ReleaseError(
-                    f"{self.name} returns {output} of shape {values.shape}, expected {result[indices].shape}: "
-                    "choose another version."
-                )
-            result[indices] = values
+            result[indices] = self._infer(output, batch, self._idle_session())
         return result
+
+    def _idle_session(self) -> onnxruntime.InferenceSession:
+        """The session that suits the load: every core for one call alone, one thread for each of several."""
+        return self._session if self._running == 1 else self._single
+
+
+def _check_image(image: np.ndarray, index: int) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
 
 
 def _size(model: Path | bytes) -> int:

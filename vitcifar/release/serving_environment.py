@@ -24,6 +24,7 @@ SERVING = (  # what serving a version on the CPU imports, neither torch nor anyt
     "fastapi",
     "fastapi-offline",
     "filelock",
+    "httptools",
     "jinja2",
     "joblib",
     "mlflow-skinny",

@@ -144,6 +144,7 @@ def server_config(app: Any) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         backlog=BACKLOG,
         log_level="warning",
+        access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 

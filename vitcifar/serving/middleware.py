@@ -150,8 +150,10 @@ class RequestLimits:
 
         async def receive_limited() -> Message:
             nonlocal num_bytes, complete
+            if complete:  # whoever asks now waits for the client to leave
+                return await receive()
             try:
-                async with asyncio.timeout_at(None if complete else deadline):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 late = f"The request was not sent within {MAX_SEND_SECONDS:g} seconds: send a smaller image."

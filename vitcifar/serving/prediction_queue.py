@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -67,12 +67,13 @@ class PredictionQueue:
         self._waiting.add(turn)
         result = asyncio.get_running_loop().run_in_executor(self._threads, start)
         leaving = asyncio.ensure_future(_until_left(request))
-        either: list[asyncio.Future[Any]] = [result, leaving]
+        leaving.add_done_callback(lambda _: result.cancel())
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not result.done():
-                raise HTTPException(CLIENT_LEFT, "The client left before its prediction.")
-            return result.result()
+            return await result
+        except asyncio.CancelledError:
+            if not leaving.done():  # the server stops
+                raise
+            raise HTTPException(CLIENT_LEFT, "The client left before its prediction.") from None
         finally:
             turn.left = True
             self._waiting.discard(turn)

@@ -80,11 +80,11 @@ def build_server(
     app.add_exception_handler(RequestValidationError, one_sentence)
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=CLIENT_LEFT))
     secured = [Depends(password_check(log_in))] if log_in else []
-    add_health(app, pool)
     for routes in (predict_route, open_inference_routes, scoring_routes):
         app.include_router(routes(predictor), dependencies=secured)
     if store:
         app.include_router(feedback_route(predictor, store), dependencies=secured)
+    add_health(app, pool)  # last: routes are tried in this order
     add_documentation(app, metrics, secured, root_path)
     return app
 
