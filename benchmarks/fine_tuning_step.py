@@ -23,7 +23,7 @@ from torch.nn import functional
 from vitcifar import tracking
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.inference.session import this_machine
+from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import build_network
 from vitcifar.training.distributed import autocast, choose_precision
 from vitcifar.training.loop import fit

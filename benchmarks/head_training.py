@@ -23,7 +23,7 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits
 from vitcifar.data.torchvision_compat import torchvision
-from vitcifar.inference.session import this_machine
+from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import MEAN, STD, Classifier, build_network
 from vitcifar.training.loop import fit
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vitcifar.config import resolve
 from vitcifar.data.dataset import ImageDataset
-from vitcifar.inference.session import this_machine
+from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.training.loop import fit
 

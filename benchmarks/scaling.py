@@ -68,7 +68,7 @@ def main() -> None:
     if options.only:
         train_once(options.only, num_epochs=max(1, 5_000 // options.only))
         return
-    from vitcifar.inference.session import this_machine
+    from vitcifar.inference.machine import this_machine
 
     print(this_machine())
     results: dict[int, list[dict[str, float]]] = {size: [] for size in SIZES}

@@ -38,7 +38,7 @@ from serving_releases import CLIENTS, MODELS, make_releases
 
 from vitcifar import tracking
 from vitcifar.data.image import read_image
-from vitcifar.inference.session import available_cores, this_machine
+from vitcifar.inference.machine import available_cores, this_machine
 from vitcifar.registry.registry import Registry
 from vitcifar.release.latency import time_in_turns
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE

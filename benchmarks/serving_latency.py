@@ -19,7 +19,8 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from vitcifar.config import TrainConfig
-from vitcifar.inference.session import OnnxClassifier, this_machine
+from vitcifar.inference.machine import this_machine
+from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.release.export import export_onnx
 from vitcifar.release.latency import sample, time_in_turns

@@ -66,5 +66,7 @@ def test_a_prediction_says_whether_its_image_is_out_of_distribution(tmp_path, fi
     fields = photo.to_dict("toy", 1)
     assert fields["out_of_distribution"] is True and fields["ood_score"] == photo.ood_score
     assert not dataclasses.replace(photo, ood_score=1.0).out_of_distribution
+    table = OnnxClassifier(file, statistics=fitted).predict(make_image("red"), with_ood=False)
+    assert table.ood_score is None and table.probabilities == photo.probabilities
     unknown = OnnxClassifier(file).predict(make_image("red"))
     assert unknown.ood_score is None and not {"out_of_distribution", "ood_score"} & set(unknown.to_dict("toy", 1))

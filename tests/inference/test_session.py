@@ -20,7 +20,8 @@ from support.toys import make_image, make_onnx
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError, ReleaseError
 from vitcifar.inference import session
-from vitcifar.inference.session import MAX_BATCH, MAX_BATCH_PIXELS, OnnxClassifier, available_cores
+from vitcifar.inference.machine import available_cores
+from vitcifar.inference.session import MAX_BATCH, MAX_BATCH_PIXELS, OnnxClassifier
 
 
 def images_of(*sizes: tuple[int, int]) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ import concurrent.futures
 import threading
 
 import numpy as np
+import pytest
 from support.toys import make_image, make_onnx
 
 from vitcifar.data.image import read_image
@@ -30,6 +31,19 @@ def test_predictions_at_the_same_time_use_one_thread_each_and_one_alone_all(toy_
     classifier.predict(make_image("red"))
     classifier.predict_images([read_image(make_image("red"))])
     assert used == [alone, alone]
+
+
+@pytest.mark.parametrize(("every_core", "one_thread", "chosen"), [(2, 1, 1), (1, 2, 0), (90, 60, 0)])
+def test_a_small_network_that_is_faster_with_one_thread_uses_one_when_alone(
+    toy_onnx, monkeypatch, every_core, one_thread, chosen
+):
+    classifier = OnnxClassifier(toy_onnx, num_threads=2, concurrent=True)
+    sessions = [classifier._session, classifier._single]
+    monkeypatch.setattr(classifier, "_milliseconds", dict(zip(sessions, (every_core, one_thread), strict=True)).get)
+    classifier.warm()
+    used, infer = [], classifier._infer
+    monkeypatch.setattr(classifier, "_infer", lambda *args: used.append(args[2]) or infer(*args))
+    assert classifier.predict(make_image("red")).label == "red" and used == [sessions[chosen]]
 
 
 def test_both_sessions_give_the_same_bits(registry, published):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vitcifar.inference.session import this_machine
+from vitcifar.inference.machine import this_machine
 from vitcifar.registry.benchmark import benchmark, read_tables
 from vitcifar.registry.card import model_card
 from vitcifar.release.latency import LatencyTable, Row, latency_table, time_in_turns

@@ -78,6 +78,15 @@ def test_a_header_that_comes_byte_by_byte_does_not_keep_a_connection_open(quick,
     assert ended
 
 
+def test_headers_without_end_close_the_connection_before_they_fill_the_memory(quick, connect):
+    connection, sent = connect(HEAD[:60]), 0
+    with contextlib.suppress(ConnectionError):
+        while sent < 100 * connections.MAX_HEADER_BYTES and not closed(connection):
+            connection.setblocking(True)
+            sent += connection.send(b"X: " + b"x" * 4000 + b"\r\n")
+    assert connections.MAX_HEADER_BYTES < sent < 100 * connections.MAX_HEADER_BYTES
+
+
 def test_a_body_that_comes_byte_by_byte_is_answered_with_408_and_closed(quick, connect):
     connection, answer = connect(HEAD), b""
     connection.settimeout(0.05)

@@ -1,22 +1,17 @@
-"""One ONNX model on the CPU: images in, calibrated predictions and their timing out; and the machine it runs on.
+"""One ONNX model on the CPU: images in, calibrated predictions and their timing out.
 
 Shapes: N images, H and W their height and width in pixels, K classes.
 """
 
 import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
-import platform
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import onnxruntime
 
@@ -24,15 +19,14 @@ from vitcifar.data.dataset import group_by_size
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError, ReleaseError, reason_of
 from vitcifar.inference.image_statistics import ImageStatistics
+from vitcifar.inference.machine import available_cores
 
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 4_000_000
 MAX_DECODED = 64  # images in memory at a time, of those that are decoded when they are taken
+SMALL_MS = 5.0  # of a prediction; waking a second thread for less may take longer than it saves
 MAX_TWICE = 200 * 2**20  # bytes of a file whose weights may be in memory twice
-# What a machine is described by, besides its processor.
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-PACKAGES = ("numpy", "onnxruntime", "torch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +81,9 @@ class OnnxClassifier:
 
     With the `statistics` of its training images, the prediction of a file says whether it is out of distribution.
     `num_threads` 0 uses every core available to this process. Several threads may call it at the same time. With
-    `concurrent`, predictions at the same time use one thread each, and one alone every core; files above `MAX_TWICE`
-    keep one session. Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to other
-    files.
+    `concurrent`, predictions at the same time use one thread each, and one alone every core, unless `warm` finds a
+    small network faster with one thread; files above `MAX_TWICE` keep one session. Raises ReleaseError for a file that
+    is broken, is not an export of vitcifar or refers to other files.
     """
 
     def __init__(
@@ -107,6 +101,7 @@ class OnnxClassifier:
         # onnxruntime packs the weights again in each session, and shares packed ones in C only: docs/decisions.md.
         if concurrent and self.num_threads > 1 and _size(model) <= MAX_TWICE:
             self._single = _open(model, self.name, 1)
+        self._alone = self._session
         self._running, self._lock = 0, threading.Lock()
         metadata = self._session.get_modelmeta().custom_metadata_map
         _check_graph(self._session, self.name)
@@ -162,10 +157,21 @@ class OnnxClassifier:
         return Prediction(label=label, probabilities=ranked, release_id=self.release_id, ood_score=ood_score)
 
     def warm(self) -> None:
-        """Run one blank image, so that memory is allocated before the first request."""
-        side = self.image_size or 32
-        for session in {self._session, self._single}:
+        """Run blank images, so that memory is allocated before the first request; choose the session of one alone."""
+        every_core, one_thread = self._milliseconds(self._session), np.inf
+        if self._single is not self._session:
+            one_thread = self._milliseconds(self._single)
+        self._alone = self._single if one_thread <= min(every_core, SMALL_MS) else self._session
+
+    def _milliseconds(self, session: onnxruntime.InferenceSession) -> float:
+        """The median of a few predictions, with pauses as between requests; a large network runs once."""
+        side, times = self.image_size or 32, list[float]()
+        while len(times) < 8 and (not times or times[-1] < 10 * SMALL_MS):
+            time.sleep(1e-3)
+            start = time.perf_counter()
             self._infer("probabilities", np.zeros((1, side, side, 3), np.uint8), session)
+            times.append(1e3 * (time.perf_counter() - start))
+        return float(np.median(times))
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -205,8 +211,8 @@ class OnnxClassifier:
         return result
 
     def _idle_session(self) -> onnxruntime.InferenceSession:
-        """The session that suits the load: every core for one call alone, one thread for each of several."""
-        return self._session if self._running == 1 else self._single
+        """The session that suits the load: `_alone` for one call alone, one thread for each of several."""
+        return self._alone if self._running == 1 else self._single
 
 
 def _check_image(image: np.ndarray, index: int) -> None:
@@ -260,43 +266,3 @@ def _class_names(metadata: dict[str, str], name: str) -> tuple[str, ...]:
         if isinstance(names, list) and {type(one) for one in names} == {str} and len(set(names)) == len(names):
             return tuple(names)
     raise ReleaseError(f"{name} is not an export of vitcifar: it has no class names.")
-
-
-def available_cores() -> int:
-    """Physical cores that this process may use, at least 1.
-
-    An affinity mask or a cgroup quota (v1 or v2) limits them; within an affinity mask hyper-threads count as cores.
-    """
-    return int(joblib.cpu_count(only_physical_cores=True))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What determines the latency besides the load: latencies are comparable between equal machines only."""
-
-    processor: str
-    num_cores: int
-    flags: tuple[str, ...]
-    system: str
-    versions: dict[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def this_machine() -> Machine:
-    """Describe the machine this runs on."""
-    try:
-        described = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
-    except OSError:  # only Linux has it
-        described = {}
-    present = (described.get("flags") or described.get("Features") or "").split()
-    return Machine(
-        processor=described.get("model name", "").strip() or platform.processor() or platform.machine(),
-        num_cores=available_cores(),
-        flags=tuple(flag for flag in FLAGS if flag in present),
-        system=f"{platform.system()} {platform.machine()}",
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
-    )

@@ -13,7 +13,8 @@ from scipy.stats import binomtest
 from vitcifar.errors import ConfigError, DataError, GateError, ReleaseError, VitCifarError
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.metrics import Evaluation
-from vitcifar.inference.session import OnnxClassifier, this_machine
+from vitcifar.inference.machine import this_machine
+from vitcifar.inference.session import OnnxClassifier
 from vitcifar.registry.aliases import STAMP, Event, check_alias, current_user, move_alias, new_event
 from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.policy import Gate, Policy, read_policy

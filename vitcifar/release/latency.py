@@ -14,7 +14,8 @@ import numpy as np
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.metrics import evaluate
-from vitcifar.inference.session import Machine, OnnxClassifier, this_machine
+from vitcifar.inference.machine import Machine, this_machine
+from vitcifar.inference.session import OnnxClassifier
 from vitcifar.progress import bar
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, PT2_FILE, Manifest
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from vitcifar.inference.session import available_cores
+from vitcifar.inference.machine import available_cores
 
 MAX_WAITING = 64  # requests
 MAX_WAITING_BYTES = 512 * 2**20  # of their bodies, all in memory

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from vitcifar.data.image import read_image
 from vitcifar.errors import DataError, ImageError
-from vitcifar.inference.session import available_cores
+from vitcifar.inference.machine import available_cores
 from vitcifar.progress import bar
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.tables import Item, Row, check_new_table, find_inputs, read_items, write_table

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vitcifar.inference.session import this_machine
+from vitcifar.inference.machine import this_machine
 
 Switch = tuple[Callable[[], Any], Callable[[Any], object]]  # reads it, sets it
 SWITCHES: dict[str, Switch] = {

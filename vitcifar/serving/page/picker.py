@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import ImageError, VitCifarError
-from vitcifar.inference.session import available_cores
+from vitcifar.inference.machine import available_cores
 from vitcifar.serving.decoder import read_isolated
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.model_pool import ModelPool

@@ -1,0 +1,55 @@
+"""The machine that a model runs on: how many cores it may use, and what its latency depends on."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+from pathlib import Path
+
+import joblib
+
+# What a machine is described by, besides its processor.
+FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+PACKAGES = ("numpy", "onnxruntime", "torch")
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use, at least 1.
+
+    An affinity mask or a cgroup quota (v1 or v2) limits them; within an affinity mask hyper-threads count as cores.
+    """
+    return int(joblib.cpu_count(only_physical_cores=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What determines the latency besides the load: latencies are comparable between equal machines only."""
+
+    processor: str
+    num_cores: int
+    flags: tuple[str, ...]
+    system: str
+    versions: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def this_machine() -> Machine:
+    """Describe the machine this runs on."""
+    try:
+        described = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    except OSError:  # only Linux has it
+        described = {}
+    present = (described.get("flags") or described.get("Features") or "").split()
+    return Machine(
+        processor=described.get("model name", "").strip() or platform.processor() or platform.machine(),
+        num_cores=available_cores(),
+        flags=tuple(flag for flag in FLAGS if flag in present),
+        system=f"{platform.system()} {platform.machine()}",
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+    )
