@@ -251,7 +251,7 @@ def test_a_file_that_is_not_an_image_raises_image_error(toy_onnx):
 def test_the_number_of_threads_respects_the_affinity_of_the_process():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from vitcifar.inference.session import available_cores; print(available_cores())"
+        "from vitcifar.inference.machine import available_cores; print(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
