@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -80,9 +81,7 @@ def test_the_precision_recall_curve_of_a_class_is_that_of_its_probabilities(writ
     assert (float(precision[at_half]), float(recall[at_half])) == (0.5, 0.5)  # 0.9 is right, 0.6 is wrong
 
 
-def test_a_run_writes_its_note_its_histograms_and_one_layout(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.connect(f"sqlite:///{tmp_path}/mlflow.db"))
+def test_a_run_writes_its_note_its_histograms_and_one_layout(workspace):
     with (
         pytest.raises(RuntimeError),
         tracking.start_run(experiment="x", output_dir=Path("runs"), run_name="a b") as run,
@@ -99,11 +98,26 @@ def test_a_run_writes_its_note_its_histograms_and_one_layout(tmp_path, monkeypat
     assert len(found.Tensors("custom_scalars__config__")) == 1
     assert b"hello" in found.Tensors("summary/text_summary")[0].tensor_proto.string_val[0]
     assert [point[1:] for point in tensorboard.read_points(run.event_files)] == [(1, 1.0), (2, 0.5)]
+    in_mlflow = run.client.get_run(run.run_id)
+    assert in_mlflow.info.run_name == in_mlflow.data.tags["tensorboard"] == run.event_files.name
+    copied = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, artifact_path="tensorboard"))
+    assert tensorboard.read_points(copied) == tensorboard.read_points(run.event_files)
+    content = EventAccumulator(str(copied)).Reload().Tensors("custom_scalars__config__")[0]
+    assert [row.title for row in Layout.FromString(content.tensor_proto.string_val[0]).category] == [
+        *tensorboard.LAYOUT
+    ]
 
 
-def test_a_run_of_an_earlier_version_is_resumed_in_its_own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.connect(f"sqlite:///{tmp_path}/mlflow.db"))
+def test_two_runs_of_one_name_are_two_runs_in_both_trackers(workspace):
+    folders = []
+    for _ in range(2):
+        with tracking.start_run(experiment="x", output_dir=Path("runs"), run_name="twice") as run:
+            folders.append(run.event_files.name)
+        assert run.client.get_run(run.run_id).data.tags["tensorboard"] == run.event_files.name
+    assert folders == ["twice", f"twice {run.run_id[:8]}"]
+
+
+def test_a_run_of_an_earlier_version_is_resumed_in_its_own_folder(workspace):
     with pytest.raises(RuntimeError), tracking.start_run(experiment="x", output_dir=Path("runs")) as run:
         run.log(1, {"learning_rate": 1.0})
         raise RuntimeError("killed")

@@ -56,6 +56,14 @@ class Trained:
     folder: Path  # the files of the run: report, checkpoints
     event_files: Path  # the folder of TensorBoard's, beside those of other runs
 
+    def tags(self, promote_to: str) -> dict[str, str]:
+        """Tags of a run: its version, and what came of the promotion: "champion", or "refused: accuracy, latency"."""
+        tags = {"version": f"{self.model_name}/{self.version}"}
+        if promote_to != "none":
+            refused = f"refused: {', '.join(gate.name for gate in self.gates if not gate.passed)}"
+            tags["promotion"] = refused if self.rejected_because else promote_to
+        return tags
+
 
 def train(config: TrainConfig) -> Trained:
     """Train, evaluate once on the test split, export, check and register; raises VitCifarError."""
@@ -153,7 +161,7 @@ def release(
     outcome = f"Version {version} of {config.model_name}" + (f" ({alias})." if alias else f". {rejected_because}")
     run.note(note(config, splits, *result_lines(result, evaluation, outcome)))
     run.writer.add_text("card", model_card(registry.show(version), built.manifest))
-    return Trained(
+    trained = Trained(
         run_id=run.run_id,
         evaluation=evaluation,
         fingerprint=splits.fingerprint,
@@ -166,6 +174,8 @@ def release(
         folder=run.folder,
         event_files=run.event_files,
     )
+    run.set_tags(trained.tags(config.promote_to))
+    return trained
 
 
 def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifier:

@@ -1,5 +1,6 @@
 """What the commands that train say, and their exit codes."""
 
+import dataclasses
 import errno
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,19 @@ def test_train_says_in_its_exit_code_and_in_words_what_came_of_the_promotion(
     result = run("train", "--preset", "digits", "--model-name", "toy", "--promote-to", promote_to)
     assert result.exit_code == code, result.output
     assert rejected in result.stdout and step == result.stderr.splitlines()[-1].split(maxsplit=1)[1]
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)  # which MLflow marks FAILED for any other exit code
+    assert run("train", "--preset", "digits", "--model-name", "toy", "--promote-to", promote_to).exit_code == 0
+
+
+def test_a_run_is_tagged_with_its_version_and_what_came_of_the_promotion():
+    gates = (SimpleNamespace(name="files", passed=True), SimpleNamespace(name="accuracy", passed=False))
+    fields = dict.fromkeys(("run_id", "weights_sha256", "fingerprint", "evaluation", "folder", "event_files"), "")
+    refused = pipeline.Trained(
+        model_name="toy", version=2, alias=None, rejected_because="It is worse.", gates=gates, **fields
+    )
+    assert refused.tags("champion") == {"version": "toy/2", "promotion": "refused: accuracy"}
+    assert refused.tags("none") == {"version": "toy/2"}
+    assert dataclasses.replace(refused, rejected_because="").tags("champion")["promotion"] == "champion"
 
 
 def test_train_prints_no_password_of_a_database(registry, monkeypatch):

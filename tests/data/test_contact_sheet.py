@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vitcifar.data import fonts
 from vitcifar.data.contact_sheet import GAP, MARGIN, PANEL, PAPER, Tile, contact_sheet, tile_sheet
 from vitcifar.data.dataset import ImageDataset
 
@@ -55,9 +56,21 @@ def test_any_name_can_be_drawn(name):
     assert tile_sheet([Tile(image=shade(SHADES[0]), title=name)], columns=1, rows=[(name, "")]).mode == "RGB"
 
 
-def test_letters_beyond_ascii_are_not_drawn_as_missing():
-    drawn = [np.asarray(tile_sheet([Tile(image=shade(SHADES[0]), title=name)], columns=1)) for name in "öж"]
+@pytest.mark.parametrize("names", ["öж", "猫犬"], ids=["of matplotlib's font", "of no font, or of an installed one"])
+def test_letters_beyond_ascii_are_not_drawn_as_missing(names):
+    drawn = [np.asarray(tile_sheet([Tile(image=shade(SHADES[0]), title=name)], columns=1)) for name in names]
     assert not np.array_equal(*drawn)
+
+
+def test_a_text_gets_the_first_font_that_has_its_letters_and_other_letters_are_codes(monkeypatch):
+    monkeypatch.setattr(fonts, "FALLBACKS", ("STIXGeneral",))
+    fonts.families.cache_clear()
+    try:
+        assert fonts.drawable("öж")[1].name == "DejaVuSans.ttf"
+        assert fonts.drawable("x \u1d81")[0] == "x \u1d81" and fonts.drawable("x \u1d81")[1].stem == "STIXGeneral"
+        assert fonts.drawable("é\u2fff", bold=True) == (r"é\u2fff", fonts.own_file(bold=True))
+    finally:
+        fonts.families.cache_clear()
 
 
 def test_an_image_keeps_its_shape_on_a_square_tile():

@@ -1,11 +1,12 @@
 """Sources: which there are, and scikit-learn's digits."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vitcifar.data.sources import open_source
+from vitcifar.data.sources import location, open_source
 from vitcifar.errors import DataError
 
 
@@ -25,6 +26,14 @@ def test_digits_are_scikit_learns_in_grey_with_a_fixed_test_part_of_40_a_class()
     assert dataset.images.dtype == np.uint8
     assert (dataset.images.min(), dataset.images.max()) == (0, 255)
     assert (dataset.images[..., 0] == dataset.images[..., 2]).all()
+
+
+def test_the_place_of_the_images_is_the_folder_or_scikit_learns_file(tmp_path):
+    assert location("folder", tmp_path) == location("cifar10", tmp_path) == tmp_path
+    digits = location("digits", tmp_path)
+    with gzip.open(digits, "rt") as file:  # each row: 64 pixels and the label
+        rows = np.loadtxt(file, delimiter=",")
+    assert rows.shape == (1797, 65) and np.bincount(rows[:, 64].astype(int)).min() > 170
 
 
 def test_digits_keep_their_ids_and_labels_in_any_order():

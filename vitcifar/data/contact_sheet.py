@@ -1,6 +1,7 @@
 """Contact sheets: labelled images in a grid, as one RGB image."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.fonts import drawable
 
 GAP = 8  # pixels
 MARGIN = 20
 MAX_CLASSES = 60  # rows of a sheet of classes
 INK, MUTED, PAPER, PANEL = "#1a2233", "#5d6b82", "#ffffff", "#f0f2f5"
 Tone = Literal["good", "bad", "plain"]
+Text = tuple[str, ImageFont.FreeTypeFont]
 COLOURS = {"good": "#00805e", "bad": "#c24f00", "plain": INK}
 
 
@@ -61,21 +64,21 @@ def tile_sheet(
     """
     lines = max((2 if tile.note else 1 if tile.title else 0 for tile in tiles if tile), default=0)
     left, top = MARGIN, MARGIN + (24 if title else 0) + (20 if note else 0) + (GAP if title or note else 0)
-    rows = [(_cut(name, _font(15), 240), _cut(below, _font(12), 240)) for name, below in rows]
-    if rows:
-        left += 2 * GAP + round(max(max(_font(15).getlength(a), _font(12).getlength(b)) for a, b in rows))
+    sides = [(_fit(name, 15, 240), _fit(below, 12, 240)) for name, below in rows]
+    if sides:
+        left += 2 * GAP + round(max(font.getlength(text) for row in sides for text, font in row))
     step_x, step_y = side + GAP, side + GAP + 17 * lines
     height = top + -(-len(tiles) // columns) * step_y + MARGIN - GAP
     sheet = Image.new("RGB", (left + columns * step_x - GAP + MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((MARGIN, MARGIN), title, fill=INK, font=_font(16, bold=True))
+        _write(draw, (MARGIN, MARGIN), _fit(title, 16, bold=True), INK)
     if note:
-        draw.text((MARGIN, MARGIN + (24 if title else 0)), note, fill=MUTED, font=_font(13))
-    for row, (name, below) in enumerate(rows):
+        _write(draw, (MARGIN, MARGIN + (24 if title else 0)), _fit(note, 13), MUTED)
+    for row, (name, below) in enumerate(sides):
         y = top + row * step_y + side // 2
-        draw.text((MARGIN, y), name, fill=INK, font=_font(15), anchor="ls")
-        draw.text((MARGIN, y + 6), below, fill=MUTED, font=_font(12), anchor="lt")
+        _write(draw, (MARGIN, y), name, INK, anchor="ls")
+        _write(draw, (MARGIN, y + 6), below, MUTED, anchor="lt")
     for position, tile in enumerate(tiles):
         x, y = left + position % columns * step_x, top + position // columns * step_y
         draw.rectangle((x, y, x + side - 1, y + side - 1), fill=PANEL)
@@ -85,26 +88,26 @@ def tile_sheet(
         resampling = Image.Resampling.NEAREST if max(image.size) < side else Image.Resampling.LANCZOS
         image = ImageOps.contain(image, (side, side), resampling)
         sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
-        bold, plain = _font(12, bold=True), _font(12)
-        draw.text((x, y + side + 2), _cut(tile.title, bold, side), fill=COLOURS[tile.tone], font=bold)
-        draw.text((x, y + side + 18), _cut(tile.note, plain, side), fill=MUTED, font=plain)
+        _write(draw, (x, y + side + 2), _fit(tile.title, 12, side, bold=True), COLOURS[tile.tone])
+        _write(draw, (x, y + side + 18), _fit(tile.note, 12, side), MUTED)
     return sheet
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text on one line, its end replaced by an ellipsis where it is wider than `width` pixels."""
-    text = " ".join(text.split())
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: Text, colour: str, *, anchor: str = "la") -> None:
+    draw.text(place, text[0], fill=colour, font=text[1], anchor=anchor)
+
+
+def _fit(text: str, size: int, width: float = math.inf, *, bold: bool = False) -> Text:
+    """The text on one line with a font that has its letters; the end of one wider than `width` is an ellipsis."""
+    text, file = drawable(" ".join(text.split()), bold=bold)
+    font = _font(file, size)
     if font.getlength(text) > width:
         while text and font.getlength(text + "…") > width:
             text = text[:-1]
         text += "…"
-    return text
+    return text, font
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: the font in Pillow has no letters beyond ASCII."""
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf" / name, size)
+def _font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)

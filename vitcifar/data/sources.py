@@ -28,6 +28,15 @@ def open_source(name: str, data_dir: Path, *, test_only: bool = False) -> Source
     raise DataError(f"There is no data source {name!r}: choose one of {', '.join(SOURCES)}.")
 
 
+def location(name: str, data_dir: Path) -> Path:
+    """Where the images of a source lie: its folder, or scikit-learn's own file of the digits."""
+    if name != "digits":
+        return data_dir.absolute()
+    import sklearn.datasets
+
+    return Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
+
+
 class Digits(Source):
     """The 1,797 handwritten digits that come with scikit-learn: 8 x 8 pixels, grey, no network.
 

@@ -84,7 +84,7 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
         config = dataclasses.replace(config, seed=best.seed)
         with pipeline.start_run(config, "seed", run_id=best.run_id, nested=True) as run:
             released = pipeline.release(run, best.network, splits, config, best.evaluation, best.result)
-        parent.set_tags({"version": f"{released.model_name}/{released.version}"})
+        parent.set_tags(released.tags(config.promote_to))
     return SeedRuns(run_id=parent.run_id, runs=tuple(runs), intervals=intervals, best=best, released=released)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from vitcifar import __version__, tensorboard
 from vitcifar.config import TrainConfig, changes, deciding_settings, nearest_preset, train_command
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.sources import location
 from vitcifar.data.splits import Splits
 from vitcifar.evaluation.analysis import Analysis, analyze
 from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
@@ -121,13 +122,13 @@ def result_lines(result: "TrainResult", evaluation: Evaluation, *outcome: str) -
 
 def log_datasets(run: Run, config: TrainConfig, datasets: Mapping[str, ImageDataset], splits: Splits) -> None:
     """Log the images of each split as an MLflow dataset input."""
-    location = str(Path(config.data_dir).absolute())
+    place = str(location(config.data, Path(config.data_dir)))
     for split, dataset in datasets.items():
         profile = {"num_images": len(dataset), "num_classes": len(dataset.class_names)}
         if len(dataset.class_names) <= MAX_CLASSES:
             profile |= {f"num_images of {name}": count for name, count in dataset.counts().items()}
         name, fingerprint = data_name(config), splits.fingerprints[split]
-        run.log_dataset(split, fingerprint, name=name, location=location, profile=profile)
+        run.log_dataset(split, fingerprint, name=name, location=place, profile=profile)
 
 
 def log_evaluation(run: Run, evaluation: Evaluation, dataset: ImageDataset, probabilities: np.ndarray) -> None:

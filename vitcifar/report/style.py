@@ -6,10 +6,8 @@ Figures are made without pyplot, which keeps every figure alive and is not safe 
 import io
 import re
 from collections.abc import Sequence
-from functools import cache
 
 import matplotlib
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
@@ -18,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.typing import ColorType
 
 from vitcifar.data.contact_sheet import COLOURS
+from vitcifar.data.fonts import families, glyphs
 
 INK = "#1a2233"
 MUTED = "#5d6b82"
@@ -31,13 +30,6 @@ RIGHT = LinearSegmentedColormap.from_list("right", ["#e3f3ee", GREEN])
 WRONG = LinearSegmentedColormap.from_list("wrong", ["#fbeee4", RED])
 DASHED, DOTTED = (0, (4, 3)), (0, (1, 2))
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Helvetica Neue', Arial, sans-serif"
-# Families of other scripts on common systems, for class names that matplotlib's own font lacks.
-FALLBACKS = (
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR", "Source Han Sans"),
-    *("Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
-    *("WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Arabic"),
-    *("Noto Sans Hebrew", "Noto Sans Bengali", "Noto Sans Tamil", "Nirmala UI", "Leelawadee UI", "Arial Unicode MS"),
-)
 NOTE = "_note"  # the label of the text under a title, in no legend
 # A figure in a report takes its colours from these variables, light and dark as in report.css.
 DARK = {INK: "#e7ecf4", MUTED: "#9aa8bf", GRID: "#2d3748", PAPER: "#171d29", BLUE: "#6db3ea", GREEN: "#43c59e"}
@@ -107,7 +99,7 @@ def plain(names: Sequence[str], longest: int = 18) -> list[str]:
 
     A name that no font here can draw becomes its number: a figure has no boxes; a report draws its names as HTML.
     """
-    drawable = set().union(*_glyphs().values())
+    drawable = frozenset().union(*map(glyphs, families().values()))
     shown = []
     for number, name in enumerate(names):
         name = name if set(map(ord, name)) <= drawable else f"class {number}"
@@ -118,20 +110,7 @@ def plain(names: Sequence[str], longest: int = 18) -> list[str]:
 
 def fonts() -> list[str]:
     """Families for class names, in the order in which a glyph is looked up."""
-    return list(_glyphs())
-
-
-@cache
-def _glyphs() -> dict[str, set[int]]:
-    """The characters of matplotlib's own font, and of each font of FALLBACKS that is installed."""
-    installed = {
-        font.name: font.fname
-        for font in font_manager.fontManager.ttflist
-        if font.name in FALLBACKS and font.weight == 400
-    }
-    own = font_manager.findfont("DejaVu Sans")
-    files = {"DejaVu Sans": own, **{name: installed[name] for name in FALLBACKS if name in installed}}
-    return {name: set(font_manager.get_font(file).get_charmap()) for name, file in files.items()}
+    return list(families())
 
 
 def to_svg(figure: Figure) -> str:
