@@ -25,7 +25,20 @@ FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 DECIDES_WEIGHTS = {
     *("seed", "arch", "weights", "image_size", "train_layers", "epochs", "batch_size", "learning_rate", "schedule"),
     *("warmup_epochs", "optimizer", "weight_decay", "layer_decay", "clip_norm", "label_smoothing", "augmentation"),
-    *("mixup", "cutmix", "ema_decay", "patience", "head_epochs", "lora_rank", "precision", "compile"),
+    *(
+        "mixup",
+        "cutmix",
+        "normalization",
+        "teacher",
+        "distillation_temperature",
+        "distillation_weight",
+        "ema_decay",
+        "patience",
+        "head_epochs",
+        "lora_rank",
+        "precision",
+        "compile",
+    ),
     *("accumulation_steps", "num_views", "cache_memory", "device"),
 }
 OTHERS = {

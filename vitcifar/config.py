@@ -19,7 +19,7 @@ from vitcifar.errors import ConfigError
 RENAMED_SETTINGS = {"examine": "analysis", "robustness_pictures": "corruption_images", "outliers": "ood"}
 
 MAX_RUN_NAME = 120  # characters of a generated one
-VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_tiny")
+VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_ti_16", "vit_s_16", "vit_s_14", "vit_b_14", "vit_tiny")
 # torchvision's other one, and why it is refused before anything is read.
 REFUSED_VITS = {"vit_h_14": "its weights take 2.5 GB, and one ONNX file holds at most 2 GB"}
 
@@ -80,6 +80,11 @@ class TrainConfig:
         "IMAGENET1K_V1",
         "Initial weights: a torchvision name, none (random), a state dict file, or models:/NAME/VERSION.",
     )
+    normalization: str = _model(
+        "auto",
+        "Mean and deviation of pixels: imagenet, half (0.5, 0.5), or auto (a version's in weights, else imagenet).",
+        choices=("auto", "imagenet", "half"),
+    )
     image_size: int = _model(0, "Input resolution in pixels (0 = the architecture's default).", minimum=0)
     train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.")
 
@@ -104,6 +109,11 @@ class TrainConfig:
     patience: int = _training(0, "Early-stopping patience in epochs (0 = off).", minimum=0)
     head_epochs: int = _training(0, "Epochs that train the head alone before --train-layers (0 = off).", minimum=0)
     lora_rank: int = _training(0, "LoRA rank on attention of the trainable blocks (0 = full fine-tuning).", minimum=0)
+    teacher: str = _training("none", "Version to learn from: none, models:/NAME/VERSION, or a version or alias.")
+    distillation_temperature: float = _training(4.0, "Temperature of both softmaxes with a teacher.", minimum=1.0)
+    distillation_weight: float = _training(
+        0.9, "Weight of the teacher's loss; the labels' has the rest.", minimum=0.0, maximum=1.0
+    )
     resume: str = _training(
         "none", "Resume from a run's last checkpoint: none, last, or a run id.", decides_weights=False
     )

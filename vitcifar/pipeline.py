@@ -8,12 +8,13 @@ from typing import Any
 from vitcifar import tracking
 from vitcifar.config import TrainConfig, resolve, run_name
 from vitcifar.data.splits import Splits, read_splits
-from vitcifar.errors import GateError
+from vitcifar.errors import ConfigError, GateError, listed
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
-from vitcifar.model.network import Classifier, build_network
+from vitcifar.model.network import Classifier, build_network, weights_sha256
 from vitcifar.model.predict import predict_both, predict_logits
+from vitcifar.model.weights import Pretrained
 from vitcifar.progress import notify
 from vitcifar.registry.aliases import parse_uri, resolve_names
 from vitcifar.registry.benchmark import benchmark
@@ -22,8 +23,9 @@ from vitcifar.registry.policy import Gate
 from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
 from vitcifar.release.build import build_release, git_state
-from vitcifar.release.cache import cache_dir, release_weights
+from vitcifar.release.cache import cache_dir, open_network, release_constants, release_weights
 from vitcifar.release.flavor import requirements
+from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import (
     analyze_trained,
     calibrate,
@@ -38,6 +40,8 @@ from vitcifar.training.distributed import broadcast, check_hardware, process_gro
 from vitcifar.training.loop import TrainResult, fit
 from vitcifar.training.stages import Log
 from vitcifar.uris import check_writable
+
+MAX_NAMED = 12  # classes in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +124,11 @@ def fit_and_log(
         log = log or (run.log if run else lambda step, metrics: None)
         histograms = run.log_histograms if run else lambda step, tensors: None
         resume = folder / LAST if resumed else None
-        data = (splits.train, splits.validation)
-        return fit(network, *data, config, log=log, log_histograms=histograms, folder=folder, resume=resume)
+        data, teacher = (splits.train, splits.validation), make_teacher(config, splits.class_names)
+        if run and teacher and not resumed:
+            run.set_tags({"teacher": config.teacher, "teacher_weights_sha256": weights_sha256(teacher)})
+        options: dict[str, Any] = {"folder": folder, "resume": resume, "teacher": teacher}
+        return fit(network, *data, config, log=log, log_histograms=histograms, **options)
 
 
 def train_worker(config: TrainConfig) -> None:
@@ -181,11 +188,37 @@ def release(
 def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifier:
     """The network before training: seeded, with the weights that a config names."""
 
-    def load_release(uri: str) -> dict[str, Any]:
+    def load_release(uri: str) -> Pretrained:
         name, version = parse_uri(uri)
-        return release_weights(Registry(name).pull(version, pytorch=True))
+        release = Registry(name).pull(version, pytorch=True)
+        return Pretrained(release_weights(release), release_constants(release))
 
+    find_teacher(config, class_names)
     return build_network(config, class_names, load_release=load_release, notify=notify)
+
+
+def find_teacher(config: TrainConfig, class_names: tuple[str, ...]) -> Manifest | None:
+    """The manifest of the teacher that a config names. Raises ConfigError when it has other classes."""
+    if config.teacher == "none":
+        return None
+    name, version = parse_uri(config.teacher)
+    registry = Registry(name)
+    release = registry.manifest(registry.show(version))
+    if release.class_names != tuple(class_names):
+        raise ConfigError(
+            f"The teacher {config.teacher} has the classes {listed(release.class_names, MAX_NAMED)}, the images have "
+            f"{listed(class_names, MAX_NAMED)}: name a teacher of the same classes in the same order, or type "
+            "--teacher none."
+        )
+    return release
+
+
+def make_teacher(config: TrainConfig, class_names: tuple[str, ...]) -> Classifier | None:
+    """The network of the teacher that a config names, from its verified release. Raises VitCifarError."""
+    if find_teacher(config, class_names) is None:
+        return None
+    name, version = parse_uri(config.teacher)
+    return open_network(Registry(name).pull(version, pytorch=True))
 
 
 def start_run(

@@ -18,6 +18,7 @@ from support.training import settings, train
 
 from vitcifar.config import resolve
 from vitcifar.errors import TrainingError
+from vitcifar.model import weights as initial
 from vitcifar.model.network import build_network, weights_sha256
 from vitcifar.model.vit import models
 from vitcifar.model.weights import cached_file, download
@@ -61,12 +62,13 @@ def test_weights_of_a_release_start_with_a_new_temperature():
 
     def load_release(name: str):
         requested.append(name)
-        return source.state_dict()
+        return initial.Pretrained(source.state_dict(), {"mean": [0.5] * 3, "std": [0.25] * 3})
 
     network = build_network(resolve("digits", weights="models:/vitcifar/3"), CLASSES, load_release=load_release)
     assert requested == ["models:/vitcifar/3"]
     assert torch.equal(network.head.weight, source.head.weight)
     assert network.temperature == 1.0
+    assert network.constants == {"mean": [0.5] * 3, "std": [0.25] * 3, "layer_norm_eps": 1e-6}
 
 
 def test_wrong_shapes_say_expected_and_got(tmp_path):
@@ -177,10 +179,8 @@ def test_damage_that_no_checksum_finds_ends_in_a_network_or_in_one_sentence(tmp_
 
 
 def test_two_networks_in_one_file_are_ambiguous(tmp_path):
-    torch.save({"student": plain_state(), "teacher": plain_state()}, tmp_path / "w.pt")
-    with pytest.raises(
-        TrainingError, match=r"holds 2 vision transformers \(student, teacher\): save one of them alone"
-    ):
+    torch.save({"first": plain_state(), "second": plain_state()}, tmp_path / "w.pt")
+    with pytest.raises(TrainingError, match=r"holds 2 vision transformers \(first, second\): save one of them alone"):
         tiny(weights=str(tmp_path / "w.pt"))
 
 
@@ -211,13 +211,9 @@ OTHERS = {
         ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight"],
         "other names",
     ),
-    "timm": (
-        ["cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"],
-        "timm's names",
-    ),
-    "Hugging Face": (
-        ["vit.embeddings.cls_token", "vit.embeddings.patch_embeddings.projection.weight", "classifier.weight"],
-        "Hugging Face's names",
+    "CLIP": (
+        ["visual.class_embedding", "visual.conv1.weight", "visual.transformer.resblocks.0.ln_1.weight"],
+        "other names",
     ),
 }
 
@@ -226,7 +222,7 @@ OTHERS = {
 def test_weights_of_another_network_are_named(tmp_path, names, message):
     torch.save({"model": {name: torch.ones(2) for name in names}}, tmp_path / "w.pt")
     with pytest.raises(
-        TrainingError, match=rf"holds no vision transformer with torchvision's names.*but {message}: model.{names[0]}"
+        TrainingError, match=rf"holds no vision transformer with the names of .*but {message}: model.{names[0]}"
     ):
         tiny(weights=str(tmp_path / "w.pt"))
 

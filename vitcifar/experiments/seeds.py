@@ -98,6 +98,7 @@ def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
     config = pipeline.check(config)
     splits = read_splits(config)
     check_network(config, splits.class_names)
+    pipeline.find_teacher(config, splits.class_names)
     return config, splits
 
 

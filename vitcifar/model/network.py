@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError
 from vitcifar.model import vit, weights
 from vitcifar.model.vit import VisionTransformer
+from vitcifar.model.weights import Pretrained
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's: the pretrained backbones expect them
 STD = (0.229, 0.224, 0.225)
+NORMALIZATIONS = {"imagenet": (MEAN, STD), "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 Images = Tensor | Sequence[Tensor]  # uint8 (B, H, W, 3), or a list of (H, W, 3) when sizes are mixed
 
@@ -37,6 +40,12 @@ class Preprocess(nn.Module):
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the three colours, of pixels between 0 and 1."""
+        values = [[float(f"{value:.7g}") for value in part.flatten().tolist()] for part in (self.mean, self.std)]
+        return tuple(values[0]), tuple(values[1])
 
     def forward(self, images: Images) -> Tensor:
         """uint8 images -> float (B, 3, S, S)."""
@@ -65,6 +74,27 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.weight)  # torchvision's initialisation of ViT heads
         nn.init.zeros_(self.head.bias)
         self.register_buffer("temperature", torch.ones(()))  # calibration: probabilities = softmax(logits / T)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the network computes with besides its weights, as a release records it."""
+        mean, std = self.preprocess.normalization
+        return {"mean": list(mean), "std": list(std), "layer_norm_eps": self.backbone.encoder.ln.eps}
+
+    def set_constants(
+        self,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        layer_norm_eps: float | None = None,
+    ) -> None:
+        """Set those of `constants` that are given."""
+        for buffer, values in ((self.preprocess.mean, mean), (self.preprocess.std, std)):
+            if values is not None:
+                buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
+        for module in self.backbone.modules():
+            if isinstance(module, nn.LayerNorm) and layer_norm_eps is not None:
+                module.eps = layer_norm_eps
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -122,12 +152,12 @@ def build_network(
     config: TrainConfig,
     class_names: Sequence[str],
     *,
-    load_release: Callable[[str], Mapping[str, Tensor]] | None = None,
+    load_release: Callable[[str], Pretrained] | None = None,
     notify: Callable[[str], object] = lambda message: None,
 ) -> Classifier:
     """Build the network that the config describes, load its weights, and freeze what `train_layers` leaves out.
 
-    `load_release` turns "models:/NAME/VERSION" into a state dict; `notify` receives messages such as that a head was
+    `load_release` reads the weights of "models:/NAME/VERSION"; `notify` receives messages such as that a head was
     replaced. Raises ConfigError for an unknown name and TrainingError for weights that cannot be read or downloaded.
     """
     image_size = config.image_size or vit.default_image_size(config.arch, config.weights)
@@ -135,8 +165,14 @@ def build_network(
         torch.manual_seed(config.seed)
         network = Classifier(vit.build_backbone(config.arch, image_size), class_names)
     if config.weights != "none":
-        state = weights.read_weights(config.arch, config.weights, load_release=load_release, notify=notify)
-        weights.load_weights(network, state, name=config.weights, notify=notify)
+        found = weights.read_weights(config.arch, config.weights, load_release=load_release, notify=notify)
+        weights.load_weights(network, found.state, name=config.weights, notify=notify)
+        network.set_constants(**found.constants)
+        if config.normalization == "auto" and "layer_norm_eps" in found.constants and "mean" not in found.constants:
+            notify("Pixels are normalised as for ImageNet: weights of AugReg or Google need --normalization half.")
+    if config.normalization != "auto":
+        mean, std = NORMALIZATIONS[config.normalization]
+        network.set_constants(mean=mean, std=std)
     set_trainable(network, config.train_layers)
     return network
 

@@ -17,6 +17,8 @@ from vitcifar.errors import ConfigError
 
 TINY_IMAGE_SIZE = 32
 TINY_PATCH_SIZE = 8
+# Sizes that torchvision does not name: hidden size, blocks, heads (DeiT, Touvron et al. 2021; DINOv2's patches of 14).
+OTHER_SIZES = {"vit_ti_16": (192, 12, 3), "vit_s_16": (384, 12, 6), "vit_s_14": (384, 12, 6), "vit_b_14": (768, 12, 12)}
 
 
 def vit_tiny(image_size: int) -> VisionTransformer:
@@ -48,12 +50,18 @@ def build_backbone(arch: str, image_size: int) -> VisionTransformer:
         raise ConfigError(f"image_size is {image_size}: {arch} needs a multiple of {patch_size}, such as {near}.")
     if arch == "vit_tiny":
         return vit_tiny(image_size)
+    if arch in OTHER_SIZES:
+        width, num_layers, num_heads = OTHER_SIZES[arch]
+        return VisionTransformer(
+            image_size, patch_size, num_layers, num_heads, hidden_dim=width, mlp_dim=4 * width, num_classes=1
+        )
     return models.get_model(arch, weights=None, image_size=image_size, num_classes=1)
 
 
 def find_weights(arch: str, name: str) -> WeightsEnum:
     """torchvision's pretrained weights of an architecture by name; raises ConfigError with the valid names."""
-    names = [] if arch == "vit_tiny" else [weights.name for weights in models.get_model_weights(arch)]
+    own = arch == "vit_tiny" or arch in OTHER_SIZES
+    names = [] if own else [weights.name for weights in models.get_model_weights(arch)]
     if name not in names:
         raise ConfigError(
             f"There are no pretrained weights {name!r} for {arch}: type --weights {', '.join([*names, 'none'])}, the "
@@ -66,5 +74,7 @@ def default_image_size(arch: str, weights: str) -> int:
     """The input size in pixels that an architecture, or its pretrained weights, were made for."""
     if arch == "vit_tiny":
         return TINY_IMAGE_SIZE
+    if arch in OTHER_SIZES:
+        return 224
     pretrained = models.get_model_weights(arch)
     return pretrained[weights].meta["min_size"][0] if weights in pretrained.__members__ else 224

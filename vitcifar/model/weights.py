@@ -2,13 +2,14 @@
 
 Files come with wrappers around the state dict and prefixes before its names; here is what of them is the network."""
 
+import dataclasses
 import functools
 import hashlib
 import http.client
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from vitcifar.config import VITS
 from vitcifar.data.download import STALL_SECONDS, socket_timeout, why_unreachable
 from vitcifar.errors import TrainingError, listed, reason_of
+from vitcifar.model.foreign_names import FOREIGN_ANCHORS, translate
 from vitcifar.model.tensor_file import load_file
 from vitcifar.model.vit import WeightsEnum, build_backbone, default_image_size, find_weights, interpolate_embeddings
 
@@ -28,19 +30,27 @@ POSITIONS = "backbone.encoder.pos_embedding"
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 ANCHORS = ("class_token", "encoder.pos_embedding", "encoder.ln.weight")  # what stands before these is a prefix
 AVERAGED = re.compile(r"(^|[._])(ema|swa|avg|averaged?|shadow)([._]|$)")
-OTHER_NAMES = {"patch_embeddings.projection": "Hugging Face's", "patch_embed.proj": "timm's"}
+STUDENT = re.compile(r"(^|[._])student([._]|$)")  # DINO's checkpoints: the teacher beside it is used
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights under the network's names (backbone..., head...), and what else their network is made of."""
+
+    state: dict[str, Tensor]
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of Classifier.set_constants
 
 
 def read_weights(
     arch: str,
     name: str,
     *,
-    load_release: Callable[[str], Mapping[str, Tensor]] | None = None,
+    load_release: Callable[[str], Pretrained] | None = None,
     notify: Notify = lambda message: None,
-) -> dict[str, Tensor]:
-    """The state dict of `name`, with the network's keys (backbone..., head...); `notify` receives what is left over.
+) -> Pretrained:
+    """The weights that `name` names; `notify` receives what of a file is left over.
 
     Raises ConfigError for a name that torchvision does not have, TrainingError for a file that cannot be read or holds
     no vision transformer, and for a download that fails.
@@ -48,7 +58,7 @@ def read_weights(
     if name.startswith("models:/"):
         if load_release is None:
             raise TrainingError(f"{name} is in a registry, and no registry is available here.")
-        return select(load_release(name), name=name, notify=notify)
+        return load_release(name)
     if "://" in name:
         raise TrainingError(f"{name} is an address: download the file, and type --weights with its path.")
     value = read_file(Path(name).expanduser()) if is_path(name) else download(find_weights(arch, name), arch)
@@ -124,27 +134,30 @@ def tensors_of(value: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def select(tensors: Mapping[str, Tensor], *, name: str, notify: Notify) -> dict[str, Tensor]:
+def select(tensors: Mapping[str, Tensor], *, name: str, notify: Notify) -> Pretrained:
     """The tensors of the one vision transformer among these, under the network's names.
 
-    Raises TrainingError when there is none, or more than one that is not an average of the other.
+    Raises TrainingError when there is none, or more than one that is not an average or the student of the other.
     """
-    plain = {".".join(part for part in key.split(".") if part not in WRAPPERS): key for key in tensors}
-    prefix = find_prefix(plain, name)
+    plain = {".".join(part for part in key.split(".") if part not in WRAPPERS): tensors[key] for key in tensors}
+    prefix, foreign = find_prefix(plain, name)
+    constants: dict[str, Any] = {}
+    if foreign:
+        plain, constants["layer_norm_eps"] = translate(plain, prefix, name)
     parts = prefix.split(".")[:-1]
     parents = ["".join(f"{part}." for part in parts[:end]) for end in range(len(parts), -1, -1)]  # longest first
     state: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
     unused: list[str] = []
-    for full, key in plain.items():
+    for full, tensor in plain.items():
         parent = next(parent for parent in parents if full.startswith(parent))
         inner = full.removeprefix(parent)
         if parent == prefix and inner.startswith(("conv_proj.", "class_token", "encoder.")):
-            state[f"backbone.{inner}"] = tensors[key]
+            state[f"backbone.{inner}"] = tensor
         elif inner in ("head.weight", "head.bias", "temperature"):
-            state[inner] = tensors[key]
+            state[inner] = tensor
         elif parent == prefix and inner.startswith("heads."):
-            heads[inner] = tensors[key]
+            heads[inner] = tensor
         else:
             unused.append(inner.split(".")[0])
     if len({key.rpartition(".")[0] for key in heads}) == 1:
@@ -153,29 +166,34 @@ def select(tensors: Mapping[str, Tensor], *, name: str, notify: Notify) -> dict[
         unused.append("heads")
     if unused:
         notify(f"Not used from {name}: {listed(list(dict.fromkeys(unused)), MAX_NAMED)}.")
-    return state
+    return Pretrained(state, constants)
 
 
-def find_prefix(names: Iterable[str], name: str) -> str:
-    """What stands before torchvision's names: "" or a text that ends with a dot. Raises TrainingError."""
+def find_prefix(names: Collection[str], name: str) -> tuple[str, bool]:
+    """What stands before the names of the vision transformer, "" or a text that ends with a dot, and whether they are
+    timm's or Hugging Face's. Raises TrainingError.
+    """
     found: list[str] = []
-    for anchor in ANCHORS:
-        found = found or [key.removesuffix(anchor) for key in names if f".{key}".endswith(f".{anchor}")]
-    own = [prefix for prefix in found if not AVERAGED.search(prefix)] or found
-    if len(own) > 1:
-        which = ", ".join(prefix.rstrip(".") or "without a prefix" for prefix in own)
-        raise TrainingError(f"{name} holds {len(own)} vision transformers ({which}): save one of them alone.")
-    if own:
-        return own[0]
+    foreign = False
+    for anchor in (*ANCHORS, *FOREIGN_ANCHORS):
+        if not found:
+            found = [key.removesuffix(anchor) for key in names if f".{key}".endswith(f".{anchor}")]
+            foreign = anchor in FOREIGN_ANCHORS
+    for less in (AVERAGED, STUDENT):
+        found = [prefix for prefix in found if not less.search(prefix)] or found
+    if len(found) > 1:
+        which = ", ".join(prefix.rstrip(".") or "without a prefix" for prefix in found)
+        raise TrainingError(f"{name} holds {len(found)} vision transformers ({which}): save one of them alone.")
+    if found:
+        return found[0], foreign
     if "weights.head.weight" in names:
         raise TrainingError(
             f"{name} is the checkpoint of a run that trained the head alone, and holds nothing else: "
             "type --weights models:/NAME/VERSION with the version of that run."
         )
-    kinds = [kind for mark, kind in OTHER_NAMES.items() if any(mark in key for key in names)]
     raise TrainingError(
-        f"{name} holds no vision transformer with torchvision's names, such as class_token, but {(*kinds, 'other')[0]} "
-        f"names: {listed(list(names), MAX_NAMED)}. Name other weights, or type --weights none."
+        f"{name} holds no vision transformer with the names of torchvision, timm or Hugging Face, but other names: "
+        f"{listed(list(names), MAX_NAMED)}. Name other weights, or type --weights none."
     )
 
 

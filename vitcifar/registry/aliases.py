@@ -67,18 +67,23 @@ def parse_uri(uri: str) -> tuple[str, str]:
 
 
 def resolve_names(config: TrainConfig) -> TrainConfig:
-    """Check the names of model and alias. Weights named by an alias get its version number, so that the recorded
-    config always names the same weights. Raises RegistryError.
+    """Check the names of model and alias. Weights and a teacher named by an alias get its version number, so that the
+    recorded config always names the same ones. Raises RegistryError.
     """
     from vitcifar.registry.registry import Registry  # which imports this module
 
     check_model_name(config.model_name)
     if config.promote_to != "none":
         check_alias(config.promote_to)
-    if not config.weights.startswith("models:/"):
-        return config
-    name, version = parse_uri(config.weights)
-    return dataclasses.replace(config, weights=f"models:/{name}/{Registry(name).resolve(version)}")
+    teacher = config.teacher
+    if teacher != "none" and not teacher.startswith("models:/"):  # a version or alias of this model
+        teacher = f"models:/{config.model_name}/{teacher.removeprefix('@')}"
+    resolved: dict[str, Any] = {}
+    for setting, uri in (("weights", config.weights), ("teacher", teacher)):
+        if uri.startswith("models:/"):
+            name, version = parse_uri(uri)
+            resolved[setting] = f"models:/{name}/{Registry(name).resolve(version)}"
+    return dataclasses.replace(config, **resolved)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -135,7 +135,7 @@ def describe(
     network: "Classifier", splits: Splits, evaluation: Mapping[str, Any], config: TrainConfig, run_id: str
 ) -> Manifest:
     """The manifest of a network, without the checks that need the exported file and without the hashes."""
-    from vitcifar.model.network import MEAN, STD, weights_sha256
+    from vitcifar.model.network import weights_sha256
 
     weights = weights_sha256(network)
     identity = [weights, splits.class_names, network.image_size, splits.fingerprint]
@@ -148,7 +148,7 @@ def describe(
         threshold=evaluation.get("threshold", 0.0),
         fingerprint=splits.fingerprint,
         run_id=run_id,
-        preprocessing={"resize": "bilinear, antialiased", "mean": list(MEAN), "std": list(STD)},
+        preprocessing={"resize": "bilinear, antialiased", **network.constants},
         counts=splits.counts(),
         config=dataclasses.asdict(config),
         git=git_state(),

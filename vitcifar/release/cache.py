@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vitcifar.model.network import Classifier
 
+CONSTANTS = ("mean", "std", "layer_norm_eps")  # of the network, in the manifest's preprocessing
 NOT_SERVED = frozenset({PT2_FILE})
 PARTIAL_PREFIX = ".partial-"
 STALE_SECONDS = 24 * 3600
@@ -199,6 +200,11 @@ def _remove_stale(releases: Path) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
+def release_constants(release: Manifest) -> dict[str, Any]:
+    """What the network of a release computes with besides its weights (`Classifier.constants`), if it is recorded."""
+    return {name: release.preprocessing[name] for name in CONSTANTS if name in release.preprocessing}
+
+
 def release_weights(release: Manifest) -> "dict[str, Tensor]":
     """The state dict of the network of a verified release. Raises ReleaseError."""
     state = load_module(release).state_dict()
@@ -235,6 +241,7 @@ def open_network(release: Manifest) -> "Classifier":
         arch=release.config["arch"], image_size=release.image_size, weights="none", train_layers="head"
     )
     network = build_network(config, release.class_names)
+    network.set_constants(**release_constants(release))
     weights = release_weights(release)
     try:
         network.load_state_dict(weights)

@@ -248,6 +248,7 @@ def analyze_trained(
         facts={
             "Network": f"{config.arch}, {network.image_size} pixels, trained: {config.train_layers}",
             "Initial weights": config.weights if config.weights != "none" else "random",
+            **({"Teacher": config.teacher} if config.teacher != "none" else {}),
             "Fingerprint of the images": splits.fingerprint[:16],
             "Run": run.run_id,
             "Commit": commit,

@@ -142,20 +142,33 @@ class CachedFeatures(Dataset[Images]):
         return self.views[(epoch - 1) % len(self.views), torch.from_numpy(indices)]
 
 
-@torch.no_grad()
 def compute_features(
     network: Classifier, loader: Loader, num_images: int, *, depth: int, num_views: int, precision: str
 ) -> CachedFeatures:
     """Run the frozen layers on every view of every image; the work is shared by all processes."""
     network.eval()
-    views = torch.zeros(num_views, num_images, *feature_shape(network, depth))
+
+    def compute(images: Images) -> Tensor:
+        return network.forward_features(network.preprocess(images), depth)
+
+    sizes = (num_views, num_images, *feature_shape(network, depth))
+    return compute_views(compute, loader, sizes, precision=precision, title="Frozen features")
+
+
+@torch.no_grad()
+def compute_views(
+    compute: Callable[[Images], Tensor], loader: Loader, sizes: tuple[int, ...], *, precision: str, title: str
+) -> CachedFeatures:
+    """What `compute` makes of every view of every image, (V, N, ...) as in `sizes`."""
+    num_views, num_images = sizes[:2]
+    views = torch.zeros(sizes)
     own = np.arange(num_images)[rank() :: num_processes()]
     chunks = [own[start : start + IMAGES_PER_BATCH] for start in range(0, len(own), IMAGES_PER_BATCH)]
     requests = [(view + 1, chunk) for view in range(num_views) for chunk in chunks]
-    progress = bar(requests, "Frozen features", "batches", disable=None if rank() == 0 else True)
+    progress = bar(requests, title, "batches", disable=None if rank() == 0 else True)
     for (epoch, chunk), images in zip(progress, loader(requests), strict=True):
         with autocast(loader.device, precision):
-            features = network.forward_features(network.preprocess(images), depth)
+            features = compute(images)
         views[epoch - 1, torch.from_numpy(chunk)] = features.float().cpu()
     return CachedFeatures(sum_over_processes(views.to(loader.device)).cpu() if num_processes() > 1 else views)
 
@@ -215,6 +228,13 @@ class Mix:
         mixed = pixels.clone()
         mixed[:, :, self.box[0], self.box[1]] = partners[:, :, self.box[0], self.box[1]]
         return mixed
+
+    def scaled(self, ratio: float) -> "Mix":
+        """The same mix for a network whose input size is `ratio` times as large."""
+        if self.box is None or ratio == 1:
+            return self
+        rows, columns = (slice(round(side.start * ratio), round(side.stop * ratio)) for side in self.box)
+        return Mix(self.weight, (rows, columns))
 
 
 def sample_mix(config: TrainConfig, key: Sequence[int], image_size: int) -> Mix | None:

@@ -23,6 +23,7 @@ from vitcifar.errors import TrainingError
 from vitcifar.model.network import Classifier, Images, merge_lora
 from vitcifar.training.batches import Batch, plan_epoch, sample_mix
 from vitcifar.training.checkpoint import BEST, LAST
+from vitcifar.training.distillation import distillation_loss
 from vitcifar.training.distributed import (
     autocast,
     barrier,
@@ -75,15 +76,19 @@ def fit(
     folder: Path,
     resume: Path | None = None,
     notify: Callable[[str], object] = progress.notify,
+    teacher: Classifier | None = None,
 ) -> TrainResult:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
     Every epoch writes a checkpoint to `folder` after its metrics were logged, and the head's weights and gradients as
     histograms; `resume` is a checkpoint to continue from. `notify` receives messages about behaviour that may surprise.
+    `teacher` is a trained network of the same classes to learn from beside the labels.
     Inside `distributed.process_group()` the processes share every batch, and rank 0 logs and writes. Raises
     TrainingError at the first loss that is not finite, and for a checkpoint of other settings, weights or images.
     """
-    setup, stages, saved = prepare(network, train, validation, config, log, log_histograms, notify, folder, resume)
+    setup, stages, saved = prepare(
+        network, train, validation, config, log, log_histograms, notify, folder, resume, teacher
+    )
     state = TrainState(**saved.get("state", {}))
     num_epochs, disable = sum(stage.num_epochs for stage in stages), None if rank() == 0 else True
     images = {"total": len(train) * num_epochs, "initial": len(train) * state.epoch}
@@ -168,7 +173,8 @@ def train_step(
     mix = sample_mix(config, (config.seed, state.epoch + 1, state.step, 1), setup.network.image_size)
     for indices, partners in batch.micro_batches:
         labels = setup.labels[indices]  # (B,)
-        inputs = stage.inputs.preprocess(next(loaded))  # (B, 3, S, S), or cached features; with a mix 2 B
+        images = next(loaded)
+        inputs = stage.inputs.preprocess(images)  # (B, 3, S, S), or cached features; with a mix 2 B
         if mix:
             inputs = mix(*inputs.chunk(2))
         with autocast(setup.device, setup.precision):
@@ -177,6 +183,10 @@ def train_step(
         if mix:
             partner_loss = sum_of_losses(logits, setup.labels[partners], config.label_smoothing)
             loss = mix.weight * loss + (1 - mix.weight) * partner_loss
+        if stage.inputs.teacher:
+            targets = stage.inputs.teacher(images, (state.epoch + 1, indices), mix)  # (B, K)
+            taught = distillation_loss(logits, targets, config.distillation_temperature)
+            loss = torch.lerp(loss, taught, config.distillation_weight)
         torch.autograd.backward(stage.scaler.scale(loss / batch.size))
         sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
     sum_gradients(stage.weights.values())

@@ -19,6 +19,7 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.model.network import Classifier, Images, add_lora, frozen_depth, set_trainable, train_lora
 from vitcifar.training.batches import AugmentedImages, Loader, compute_features, plan_cache
 from vitcifar.training.checkpoint import LAST, Checkpoints, identity_of
+from vitcifar.training.distillation import Teacher, prepare_teacher
 from vitcifar.training.distributed import choose_device, choose_precision, rank
 
 Log = Callable[[int, Mapping[str, float]], object]
@@ -66,6 +67,7 @@ class Setup:
     log: Log
     log_histograms: LogHistograms
     notify: Callable[[str], object]
+    teacher: Classifier | None
 
     @property
     def num_batches(self) -> int:
@@ -83,6 +85,7 @@ def prepare(
     notify: Callable[[str], object],
     folder: Path,
     resume: Path | None,
+    teacher: Classifier | None = None,
 ) -> tuple[Setup, list[Stage], dict[str, Any]]:
     """Move the network to its device, add LoRA, and load the checkpoint to continue from ({} if there is none)."""
     device = choose_device(config.device)
@@ -104,7 +107,7 @@ def prepare(
     if rank() > 0:
         log, log_histograms, notify = lambda step, metrics: None, lambda step, tensors: None, lambda message: None
     setup = Setup(
-        network, train, validation, config, device, precision, labels, checkpoints, log, log_histograms, notify
+        network, train, validation, config, device, precision, labels, checkpoints, log, log_histograms, notify, teacher
     )
     return setup, stages, saved
 
@@ -161,6 +164,7 @@ class Inputs:
     validation: Loader
     preprocess: Callable[[Images], Tensor]  # -> pixels (B, 3, S, S), or the features as loaded
     classify: Callable[[Tensor], Tensor]
+    teacher: Teacher | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +199,7 @@ def begin_stage(setup: Setup, stage: Stage, state: TrainState, saved: Mapping[st
 def prepare_inputs(setup: Setup, train_layers: str) -> Inputs:
     """Decide whether frozen features are cached, report the decision, and compute them."""
     network, config, device = setup.network, setup.config, setup.device
-    train = Loader(AugmentedImages(setup.train, config.augmentation, config.seed), config.num_workers, device)
+    images = train = Loader(AugmentedImages(setup.train, config.augmentation, config.seed), config.num_workers, device)
     validation = Loader(AugmentedImages(setup.validation, "none", config.seed), 0, device)
     preprocess: Callable[[Images], Tensor] = network.preprocess
     classify: Callable[[Tensor], Tensor] = network.from_pixels
@@ -209,9 +213,16 @@ def prepare_inputs(setup: Setup, train_layers: str) -> Inputs:
         train = Loader(compute(train, sizes[0], num_views=num_views), 0, device)
         validation = Loader(compute(validation, sizes[1], num_views=1), 0, device)
         preprocess, classify = nn.Identity(), partial(network.forward_head, depth=depth)
+    teacher = None
+    if setup.teacher:
+        always_same = config.augmentation == "none" and not (config.mixup or config.cutmix)
+        views = (num_views or int(always_same), sizes[0])
+        teacher = prepare_teacher(
+            setup.teacher, images, config, sizes=views, student_size=network.image_size, notify=setup.notify
+        )
     if config.compile == "on":
         classify = torch.compile(classify)
-    return Inputs(train, validation, preprocess, classify)
+    return Inputs(train, validation, preprocess, classify, teacher)
 
 
 def build_optimizer(weights: Mapping[str, Tensor], config: TrainConfig, num_blocks: int) -> torch.optim.Optimizer:
