@@ -21,11 +21,9 @@ def train(preset: str = "cifar10", *, tracking_uri: str | None = None, **setting
     `settings` are those of the reference, such as epochs=3 or data="folder"; they override the preset. The store is
     `tracking_uri`, else MLFLOW_TRACKING_URI, else ./mlflow.db. Raises VitCifarError for what a user can fix.
     """
-    from vitcifar import pipeline, tracking
+    from vitcifar import pipeline
 
-    config = pipeline.plan(preset, settings)
-    tracking.connect(tracking_uri)
-    return pipeline.train(config)
+    return pipeline.train(pipeline.plan(preset, settings, tracking_uri))
 
 
 def load(uri: str, *, tracking_uri: str | None = None, num_threads: int = 0) -> "LoadedModel":

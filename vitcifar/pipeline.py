@@ -35,9 +35,10 @@ from vitcifar.report.log import (
     result_lines,
 )
 from vitcifar.report.tables import log_projector
-from vitcifar.training.checkpoint import BEST, LAST, resumed_config
+from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
 from vitcifar.training.loop import TrainResult, fit
+from vitcifar.training.resume import choose, resumed_config
 from vitcifar.training.stages import Log
 from vitcifar.uris import check_writable
 
@@ -113,28 +114,37 @@ def fit_and_test(
 
 
 def fit_and_log(
-    run: tracking.Run | None, network: Classifier, splits: Splits, config: TrainConfig, *, log: Log | None = None
+    run: tracking.Run, network: Classifier, splits: Splits, config: TrainConfig, *, log: Log | None = None
 ) -> TrainResult:
-    """Log the inputs, then train: the network ends with its best weights on validation. No run = a worker process."""
+    """Log the inputs, then train: the network ends with its best weights on validation."""
     resumed = config.resume != "none"
-    if run and not resumed:
+    if not resumed:
         log_inputs(run, config, splits, network, git_state())
     with spawn_workers(config.num_processes), process_group():
-        folder = Path(broadcast(str(run.folder) if run else ""))
-        log = log or (run.log if run else lambda step, metrics: None)
-        histograms = run.log_histograms if run else lambda step, tensors: None
-        resume = folder / LAST if resumed else None
-        data, teacher = (splits.train, splits.validation), make_teacher(config, splits.class_names)
-        if run and teacher and not resumed:
+        folder, data = Path(broadcast(str(run.folder))), (splits.train, splits.validation)
+        teacher = make_teacher(config, splits.class_names)
+        if teacher and not resumed:
             run.set_tags({"teacher": config.teacher, "teacher_weights_sha256": weights_sha256(teacher)})
-        options: dict[str, Any] = {"folder": folder, "resume": resume, "teacher": teacher}
-        return fit(network, *data, config, log=log, log_histograms=histograms, **options)
+        options: dict[str, Any] = {"log": log or run.log, "log_histograms": run.log_histograms, "teacher": teacher}
+        return fit(network, *data, config, folder=folder, resume=folder / LAST if resumed else None, **options)
 
 
-def train_worker(config: TrainConfig) -> None:
-    """Train as one of several processes; rank 0 tracks, evaluates and releases."""
+def train_worker(config: TrainConfig, folder: Path | None = None) -> None:
+    """Train as one of several processes; rank 0 tracks, evaluates and releases, and names the run's folder."""
     splits = read_splits(config)
-    fit_and_log(None, make_network(config, splits.class_names), splits, config)
+    network, log = make_network(config, splits.class_names), lambda step, metrics: None
+    teacher, data = make_teacher(config, splits.class_names), (splits.train, splits.validation)
+    with process_group():
+        folder = folder or Path(broadcast(""))
+        resume = folder / LAST if config.resume != "none" else None
+        fit(network, *data, config, log=log, folder=folder, resume=resume, teacher=teacher)
+
+
+def resume_worker(options: dict[str, Any]) -> None:
+    """As `train_worker`, for a run that rank 0 resumes: it alone knows which one is the last."""
+    with process_group():
+        folder = Path(broadcast(""))
+        train_worker(resumed_config(folder, options), folder)
 
 
 def release(
@@ -230,6 +240,14 @@ def start_run(
     return tracking.start_run(experiment=config.experiment, output_dir=folder, run_name=name, tags=tags, **options)
 
 
-def plan(preset: str, options: dict[str, Any]) -> TrainConfig:
-    """The config of a run: the preset and the given options, or that of the run to resume. Raises ConfigError."""
-    return resolve(preset, **options) if options.get("resume", "none") == "none" else resumed_config(options)
+def plan(preset: str, options: dict[str, Any], tracking_uri: str | None = None) -> TrainConfig:
+    """Connect to the store, and return the config of a run: the preset and the given options, or those of the run to
+    resume, for which a store must exist: it knows what has finished. Raises VitCifarError.
+    """
+    if options.get("resume", "none") == "none":
+        config = resolve(preset, **options)
+        tracking.connect(tracking_uri)
+        return config
+    tracking.connect(tracking_uri, new=False)
+    folder = choose(Path(options.get("output_dir", "runs")), options["resume"], tracking.obstacle)
+    return resumed_config(folder, options)

@@ -14,6 +14,7 @@ from mlflow.utils.uri import is_local_uri
 
 from vitcifar import signals
 from vitcifar.errors import TrackingError
+from vitcifar.lock import locked
 from vitcifar.run import SYSTEM_PREFIX
 from vitcifar.run import Run as Run
 from vitcifar.stores import ERRORS, check_server, explain, find_run, follow_moves, local_folder, open_file
@@ -95,42 +96,63 @@ def start_run(
     parent = mlflow.active_run() if nested else None
     uri = os.environ["MLFLOW_TRACKING_URI"]
     active = run = None
-    try:
-        with reaching(uri):
-            if given and given == by_project:
-                check_unused(given)
-            if len(run_name or "") > MAX_NAME:
-                raise TrackingError(
-                    f"The run's name has {len(run_name or ''):,} characters: type --run-name with at most {MAX_NAME}."
+    with contextlib.ExitStack() as lock:
+        try:
+            if run_id:  # before the store is told that the run goes on
+                lock.enter_context(locked(output_dir / run_id))
+            with reaching(uri):
+                if given and given == by_project:
+                    check_unused(given)
+                if len(run_name or "") > MAX_NAME:
+                    raise TrackingError(
+                        f"The run's name has {len(run_name or ''):,} characters: type --run-name with at most "
+                        f"{MAX_NAME}."
+                    )
+                active = mlflow.start_run(
+                    run_id=given,
+                    experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
+                    run_name=run_name if given is None else None,
+                    nested=nested,
+                    tags=tags,
+                    log_system_metrics=True,
                 )
-            active = mlflow.start_run(
-                run_id=given,
-                experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
-                run_name=run_name if given is None else None,
-                nested=nested,
-                tags=tags,
-                log_system_metrics=True,
-            )
-        if is_local_uri(active.info.artifact_uri):  # type: ignore[no-untyped-call]
-            cure = "make it writable, or name another experiment with --experiment"
-            check_writable(local_folder(active.info.artifact_uri), cure)
-        run = open_run(active, output_dir, name=run_name if given == by_project else None, resumed=run_id is not None)
-        yield run
-        run.close()
-    except BaseException as error:
-        told = explain(uri, error) if isinstance(error, ERRORS) else error
-        if active:
-            with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
-                mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-                if isinstance(error, Exception):
-                    mlflow.MlflowClient().set_tag(active.info.run_id, "failure", str(told) or type(error).__name__)
-                if run is not None:
-                    run.close()
-        if told is not error:
-            raise told from error
-        raise
-    with reaching(uri):
-        mlflow.end_run()
+            if not run_id:
+                lock.enter_context(locked(output_dir / active.info.run_id))
+            if is_local_uri(active.info.artifact_uri):  # type: ignore[no-untyped-call]
+                cure = "make it writable, or name another experiment with --experiment"
+                check_writable(local_folder(active.info.artifact_uri), cure)
+            name = run_name if given == by_project else None
+            run = open_run(active, output_dir, name=name, resumed=run_id is not None)
+            yield run
+            run.close()
+        except BaseException as error:
+            told = told_of(error, uri)
+            if active:
+                with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
+                    end_failed(active.info.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", told)
+                    if run is not None:
+                        run.close()
+            if told is not error:
+                raise told from error
+            raise
+        with reaching(uri):
+            mlflow.end_run()
+
+
+def told_of(error: BaseException, uri: str) -> BaseException:
+    """The error that a user can read for one that ended a run, or the error itself."""
+    if isinstance(error, ERRORS):
+        return explain(uri, error)
+    if isinstance(error, SystemExit):  # else the command would end with its code, which may be 0
+        return TrackingError(f"The run was ended from inside, by sys.exit({error.code!r}): see the lines above it.")
+    return error
+
+
+def end_failed(run_id: str, status: str, told: BaseException) -> None:
+    """End a run as FAILED or KILLED, with the tag `failure`."""
+    mlflow.end_run(status)
+    if isinstance(told, Exception):
+        mlflow.MlflowClient().set_tag(run_id, "failure", str(told) or type(told).__name__)
 
 
 def open_run(active: Any, output_dir: Path, *, name: str | None, resumed: bool) -> Run:
@@ -179,12 +201,29 @@ def check_unused(run_id: str) -> Any:
     return run
 
 
+def obstacle(run_id: str) -> str | None:
+    """What the store says against going on with a run, or None."""
+    try:
+        run = find_run(run_id)
+    except TrackingError as error:
+        if run_id not in str(error):  # it is the store that cannot be used
+            raise
+        return "is not in this store, or was deleted"
+    return f"has finished ({version_of(run)})" if run.info.status == "FINISHED" else None
+
+
+def version_of(run: Any) -> str:
+    """The version that a run has registered, in words."""
+    return str(run.data.tags.get("version", "no version")).replace("/", " ")
+
+
 def check_resumable(run_id: str, fingerprint: str) -> None:
     """Raise TrackingError when a run has finished, or has started with images of another fingerprint."""
     run = find_run(run_id)
     if run.info.status == "FINISHED":
-        version = run.data.tags.get("version", "no version").replace("/", " ")
-        raise TrackingError(f"Run {run_id} has finished ({version}): there is nothing to resume, omit --resume.")
+        raise TrackingError(
+            f"Run {run_id} has finished ({version_of(run)}): there is nothing to resume, omit --resume."
+        )
     recorded = run.data.params.get("config.fingerprint", fingerprint)
     if recorded != fingerprint:
         raise TrackingError(

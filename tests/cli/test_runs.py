@@ -134,7 +134,7 @@ def test_the_variable_that_names_an_experiment_does_not_stop_a_run_from_being_re
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     planned = []
     monkeypatch.setattr(
-        pipeline, "plan", lambda preset, given: planned.append(given) or pipeline.resolve("cifar10", epochs=0)
+        pipeline, "plan", lambda preset, given, uri: planned.append(given) or pipeline.resolve("cifar10", epochs=0)
     )
     for words in (["--resume", "last"], []):
         run("train", *words)

@@ -40,7 +40,7 @@ def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: A
     vitcifar train --train-layers all --learning-rate 1e-5 --epochs 5
     vitcifar train --preset digits --seeds 5
     """
-    from vitcifar import pipeline, tracking
+    from vitcifar import pipeline
     from vitcifar.registry.registry import Registry
     from vitcifar.training.distributed import is_worker
 
@@ -48,10 +48,11 @@ def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: A
     by_project = "MLFLOW_RUN_ID" in os.environ
     if values["resume"] is not None and source is ParameterSource.ENVIRONMENT:
         values["experiment"] = None  # a run that is resumed keeps its experiment
-    config = pipeline.plan(preset, options.given(values))
+    given = options.given(values)
     if seeds == 1 and is_worker():
-        return pipeline.train_worker(config)
-    tracking.connect(tracking_uri)
+        resumes = given.get("resume", "none") != "none"
+        return pipeline.resume_worker(given) if resumes else pipeline.train_worker(resolve(preset, **given))
+    config = pipeline.plan(preset, given, tracking_uri)
     trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds)
     registry = Registry(trained.model_name)
     format.print_trained(trained, verbose=verbose)

@@ -1,12 +1,17 @@
 """Where the network trains: device, precision, and data-parallel processes, started by torchrun or by rank 0."""
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import joblib
 import psutil
@@ -14,7 +19,7 @@ import torch
 from torch import Tensor, distributed
 
 from vitcifar.config import TrainConfig
-from vitcifar.errors import ConfigError
+from vitcifar.errors import ConfigError, TrainingError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_BF16_HIDDEN_SIZE = 256  # below it, on a CPU, conversions to bf16 cost more than the faster products save
@@ -79,7 +84,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
-TIMEOUT = timedelta(minutes=10)  # how long the other processes wait for the slowest
+TIMEOUT = timedelta(seconds=50)  # how long processes wait in a step for the slowest
+START = timedelta(minutes=10)  # and at the start, while it reads its images
+GRACE = 3.0  # seconds in which rank 0, if it lives, ends the others and says why
 
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
@@ -95,11 +102,19 @@ def is_worker() -> bool:
     return launched_processes() > 1 and int(os.environ["RANK"]) > 0
 
 
+class LostProcess(TrainingError):
+    """Another training process has ended or does not answer."""
+
+
+_workers: list[subprocess.Popen[bytes]] = []  # that this process has started
+
+
 @contextmanager
 def spawn_workers(num_processes: int) -> Iterator[None]:
     """Start num_processes - 1 workers that run this process's command, and make this process rank 0.
 
-    Leaving the block waits for the workers; an exception kills them. Under torchrun it does nothing.
+    Leaving the block waits for the workers; an exception kills them. Under torchrun it does nothing. Raises
+    TrainingError with the cause when a worker ends too early or hangs.
     """
     if num_processes == 1 or launched_processes() > 1:
         yield
@@ -109,21 +124,39 @@ def spawn_workers(num_processes: int) -> Iterator[None]:
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     threads = max(1, joblib.cpu_count() // num_processes)  # of those that a cgroup leaves to this process
-    workers = []
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "start_new_session": os.name == "posix"}  # no Ctrl-C
     try:
         for rank in map(str, range(1, num_processes)):
             own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": str(threads)}
-            workers.append(subprocess.Popen(sys.orig_argv, env={**os.environ, **own}, stdout=subprocess.DEVNULL))
+            _workers.append(subprocess.Popen(sys.orig_argv, env={**os.environ, **own}, **options))
         torch.set_num_threads(threads)
         os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
         yield
-        for worker in workers:
-            worker.wait()
+        for worker in _workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(TIMEOUT.total_seconds())
+    except LostProcess as error:
+        raise TrainingError(why_lost(str(error))) from error
     finally:
         for name in LAUNCHED:
             os.environ.pop(name, None)
-        for worker in workers:
+        for worker in _workers:
             worker.kill()
+            worker.wait()
+        _workers.clear()
+
+
+def why_lost(otherwise: str) -> str:
+    """What has become of the first worker that has ended by an error, or `otherwise`."""
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline:
+        for number, worker in enumerate(_workers, start=1):
+            if code := worker.poll():
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                cure = "free memory if it ran out" if code < 0 else "see its message above"
+                return f"Training process {number} {how}: {cure}, then type vitcifar train --resume last."
+        time.sleep(0.05)
+    return otherwise
 
 
 @contextmanager
@@ -132,14 +165,58 @@ def process_group() -> Iterator[None]:
     if launched_processes() == 1 or distributed.is_initialized():
         yield
         return
+    rank, size = int(os.environ["RANK"]), launched_processes()
+    if rank:
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    with together():
+        store = meet(rank, size)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def meet(rank: int, size: int) -> distributed.Store:
+    """Wait until all processes are there, or one that this process started has ended; returns their common store."""
+    if _workers:  # torch's own way waits in C++, also for those that have died
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store: Any = distributed.TCPStore(*address, size, is_master=True, timeout=START, wait_for_workers=False)
+    else:
+        store, _, _ = next(distributed.rendezvous("env://", timeout=START))
+    store.set(f"joined/{rank}", "yes")
+    deadline = time.monotonic() + START.total_seconds()
+    while not store.check([f"joined/{other}" for other in range(size)]):
+        if time.monotonic() > deadline or any(worker.poll() for worker in _workers):
+            raise RuntimeError("Timed out")
+        time.sleep(0.02)
+    return store
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent has ended, which may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Turn an error of gloo or nccl into LostProcess; in a worker, after rank 0 had time to say why and to end it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_worker():
+            time.sleep(GRACE)
+        slow = re.search(r"[Tt]imed? ?out", str(error))
+        how = f"does not answer within {TIMEOUT.total_seconds():.0f} s" if slow else "has ended"
+        raise LostProcess(
+            f"Another training process {how}: see its messages, then type vitcifar train --resume last."
+        ) from error
 
 
 def rank() -> int:
@@ -154,20 +231,23 @@ def broadcast(value: str) -> str:
     """Broadcast a string from rank 0."""
     values = [value]
     if num_processes() > 1:
-        distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        with together():
+            distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]
 
 
 def barrier() -> None:
     """Wait until every process is here."""
     if num_processes() > 1:
-        distributed.barrier()
+        with together():
+            distributed.barrier()
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """All-reduce a tensor in place: the sum over all processes."""
     if num_processes() > 1:
-        distributed.all_reduce(tensor)
+        with together():
+            distributed.all_reduce(tensor)
     return tensor
 
 
@@ -177,6 +257,7 @@ def sum_gradients(weights: Iterable[Tensor]) -> None:
         return
     weights = list(weights)
     flat = torch.cat([torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights])
-    distributed.all_reduce(flat)
+    with together():
+        distributed.all_reduce(flat)
     for weight, summed in zip(weights, torch.split(flat, [w.numel() for w in weights]), strict=True):
         weight.grad = summed.view_as(weight)

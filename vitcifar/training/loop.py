@@ -21,7 +21,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
 from vitcifar.model.network import Classifier, Images, merge_lora
-from vitcifar.training.batches import Batch, plan_epoch, sample_mix
+from vitcifar.training.batches import Batch, plan_epoch, sample_mix, supervised
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distillation import distillation_loss
 from vitcifar.training.distributed import (
@@ -38,12 +38,12 @@ from vitcifar.training.stages import (
     Log,
     LogHistograms,
     Setup,
-    TrainState,
     begin_stage,
     learning_rate,
     prepare,
     rates_by_layer,
 )
+from vitcifar.training.state import TrainState, adopt_best, load_best
 
 BAR = "{desc} {bar} {percentage:.0f}%, {rate_noinv_fmt}, {remaining} left{postfix}"
 SPLITS = ("train", "validation")
@@ -89,10 +89,12 @@ def fit(
     setup, stages, saved = prepare(
         network, train, validation, config, log, log_histograms, notify, folder, resume, teacher
     )
-    state = TrainState(**saved.get("state", {}))
+    state = TrainState.restore(saved, resume or folder)
+    if resume is not None and (state.epoch or (folder / BEST).exists()):
+        adopt_best(setup.checkpoints, state, folder / BEST)
     num_epochs, disable = sum(stage.num_epochs for stage in stages), None if rank() == 0 else True
     images = {"total": len(train) * num_epochs, "initial": len(train) * state.epoch}
-    with progress.bar(None, "Training", "images", bar_format=BAR, disable=disable, **images) as bar:
+    with supervised(), progress.bar(None, "Training", "images", bar_format=BAR, disable=disable, **images) as bar:
         while state.stage < len(stages):
             stage = stages[state.stage]
             if not state.finished(stage, config.patience):
@@ -103,7 +105,7 @@ def fit(
                     end_epoch(setup, active, state, metrics)
             state.stage, state.stage_epoch, state.stage_step = state.stage + 1, 0, 0
     barrier()  # rank 0 has written the best weights
-    network.load_state_dict(setup.checkpoints.load(folder / BEST)["weights"], strict=False)
+    network.load_state_dict(load_best(setup.checkpoints, state, folder / BEST)["weights"], strict=False)
     merge_lora(network.blocks)
     network.eval()
     return TrainResult(
@@ -274,7 +276,7 @@ def keep_best(setup: Setup, state: TrainState, metrics: Mapping[str, float]) -> 
     if not best or (metrics[accuracy], -metrics[loss]) > (best[accuracy], -best[loss]):
         state.best_epoch = state.epoch
         state.best_metrics = {name: value for name, value in metrics.items() if not name.startswith("system/")}
-        setup.checkpoints.save(BEST, epoch=state.epoch)
+        setup.checkpoints.save(BEST, epoch=state.epoch, metrics=state.best_metrics)
 
 
 def sum_of_losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:

@@ -16,40 +16,16 @@ from torch import Tensor, nn
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.errors import TrainingError, reason_of
 from vitcifar.model.network import Classifier, Images, add_lora, frozen_depth, set_trainable, train_lora
 from vitcifar.training.batches import AugmentedImages, Loader, compute_features, plan_cache
-from vitcifar.training.checkpoint import LAST, Checkpoints, identity_of
+from vitcifar.training.checkpoint import CURE, LAST, Checkpoints, check_tensors, identity_of
 from vitcifar.training.distillation import Teacher, prepare_teacher
 from vitcifar.training.distributed import choose_device, choose_precision, rank
+from vitcifar.training.state import Stage, TrainState
 
 Log = Callable[[int, Mapping[str, float]], object]
 LogHistograms = Callable[[int, Mapping[str, Tensor]], object]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A number of epochs in which the same layers train."""
-
-    train_layers: str
-    num_epochs: int
-
-
-@dataclasses.dataclass
-class TrainState:
-    """Progress of training: completed epochs and steps, in total and in this stage, and the best epoch so far."""
-
-    epoch: int = 0
-    step: int = 0
-    stage: int = 0
-    stage_epoch: int = 0
-    stage_step: int = 0
-    best_epoch: int = 0
-    best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def finished(self, stage: Stage, patience: int) -> bool:
-        """Whether the stage's epochs are complete, or early stopping applies: none of the last `patience` was best."""
-        num_epochs_since_best = min(self.stage_epoch, self.epoch - self.best_epoch)
-        return self.stage_epoch >= stage.num_epochs or bool(patience and num_epochs_since_best >= patience)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +63,7 @@ def prepare(
     resume: Path | None,
     teacher: Classifier | None = None,
 ) -> tuple[Setup, list[Stage], dict[str, Any]]:
-    """Move the network to its device, add LoRA, and load the checkpoint to continue from ({} if there is none)."""
+    """Move the network to its device, add LoRA, and load the checkpoint to continue from, or one without progress."""
     device = choose_device(config.device)
     network.to(device)
     if config.lora_rank:
@@ -96,7 +72,8 @@ def prepare(
     stages.append(Stage(config.train_layers, config.epochs))
     weights = enter_stage(network, stages[-1], config.lora_rank)  # the last stage trains all that trains
     checkpoints = Checkpoints(folder=folder, identity=identity_of(network, weights, train, config), weights=weights)
-    saved: dict[str, Any] = {}
+    saved: dict[str, Any] = {"state": {}}
+    checkpoints.remove_partial()
     if resume is not None:
         saved = checkpoints.load(resume)
         network.load_state_dict(saved["weights"], strict=False)
@@ -187,13 +164,29 @@ def begin_stage(setup: Setup, stage: Stage, state: TrainState, saved: Mapping[st
     scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision == "fp16")
     ema = EMA(weights, config.ema_decay) if config.ema_decay else None
     if state.stage_epoch:
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
-        if ema:
-            ema.load_state_dict(saved["ema"])
+        restore(saved, optimizer, scaler, ema)
     inputs = prepare_inputs(setup, stage.train_layers)
     num_steps = stage.num_epochs * setup.num_batches
     return ActiveStage(num_steps=num_steps, weights=weights, optimizer=optimizer, scaler=scaler, ema=ema, inputs=inputs)
+
+
+def restore(
+    saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, ema: EMA | None
+) -> None:
+    """Load the states of a checkpoint; raises TrainingError for those of another network, optimizer or torch."""
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+        for weight, state in optimizer.state.items():
+            if strange := [name for name, value in state.items() if value.ndim and value.shape != weight.shape]:
+                raise ValueError(f"{strange[0]} has another shape than its weight")
+        scaler.load_state_dict(saved["scaler"])
+        if ema:
+            check_tensors(saved["ema"]["weights"], ema.weights, "The EMA of the checkpoint")
+            ema.load_state_dict(saved["ema"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"The checkpoint's optimizer, scaler or EMA does not fit this run ({reason_of(error)}): {CURE}."
+        ) from error
 
 
 def prepare_inputs(setup: Setup, train_layers: str) -> Inputs:
