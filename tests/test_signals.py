@@ -14,6 +14,7 @@ import pytest
 from support.commands import PLAIN, ROOT, environment, options
 
 from vitcifar import signals, tracking
+from vitcifar.errors import TrackingError
 
 
 @pytest.fixture
@@ -107,6 +108,16 @@ def test_a_write_to_mlflow_is_completed_before_a_signal_stops_the_command(instal
         run.log(1, {"train/loss": 0.5})
     assert run.client.get_run(run.run_id).data.metrics == {"train/loss": 0.5}
     assert statuses(folder) == ["KILLED"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), RecursionError(), MemoryError(), GeneratorExit()])
+def test_whatever_ends_a_run_before_its_end_leaves_it_failed(start, folder, error):
+    expected = TrackingError if isinstance(error, SystemExit) else type(error)
+    with pytest.raises(expected) as raised, start():
+        raise error
+    assert statuses(folder) == ["FAILED"]
+    if expected is TrackingError:  # and so the command ends with exit code 1
+        assert f"by sys.exit({error.code!r})" in str(raised.value)
 
 
 def test_an_ignored_signal_stays_ignored(installed):

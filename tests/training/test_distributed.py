@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from support.project import ROOT
@@ -76,6 +78,63 @@ def test_two_processes_give_the_losses_of_one_process(tmp_path, given):
     assert second["values"] == [], "only rank 0 logs"
     assert first["sha256"] == second["sha256"]
     assert first["best_epoch"] == second["best_epoch"] == outcome.best_epoch
+
+
+LOST = """
+import os, signal, sys
+from datetime import timedelta
+from pathlib import Path
+sys.path.insert(0, "tests")
+from support.training import settings, train
+from vitcifar.errors import TrainingError
+from vitcifar.training import distributed, loop
+
+folder, fault, victim = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.TIMEOUT = timedelta(seconds=4)
+is_victim = os.environ.get("RANK", "0") == victim
+(folder / ("rank" + os.environ.get("RANK", "0"))).write_text(str(os.getpid()))
+if fault == "early" and is_victim:
+    sys.exit(3)
+step = loop.train_step
+
+def train_step(setup, stage, state, *rest):
+    if is_victim and state.step == 2:
+        os.kill(os.getpid(), getattr(signal, fault))
+    return step(setup, stage, state, *rest)
+
+loop.train_step = train_step
+try:
+    with distributed.spawn_workers(2), distributed.process_group():
+        train(folder, settings())
+except TrainingError as error:
+    sys.exit(f"Error: {error}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "victim", "message"),
+    [
+        ("SIGKILL", 1, "Training process 1 was killed by SIGKILL"),
+        pytest.param("SIGSTOP", 1, "does not answer within 4 s", marks=pytest.mark.slow),
+        pytest.param("early", 1, "Training process 1 ended with exit code 3", marks=pytest.mark.slow),
+        pytest.param("SIGKILL", 0, "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_process_that_dies_or_hangs_is_one_sentence_and_leaves_no_other(tmp_path, fault, victim, message):
+    command = [sys.executable, "-c", LOST, str(tmp_path), fault, str(victim)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Epoch ")]
+    assert done.returncode == (-9 if victim == 0 else 1), done.stderr
+    deadline = time.monotonic() + 15
+    for rank in (0, 1):  # rank 1 sees within a second that rank 0 was killed
+        pid = int((tmp_path / f"rank{rank}").read_text())
+        while psutil.pid_exists(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not psutil.pid_exists(pid)
+    if victim == 1:
+        (line,) = lines
+        assert line.startswith("Error: ") and message in line
 
 
 @pytest.mark.parametrize("given", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "4"}])
