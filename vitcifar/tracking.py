@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shlex
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.uri import is_local_uri
 
 from vitcifar import signals
-from vitcifar.errors import TrackingError
+from vitcifar.errors import TrackingError, VitCifarError
 from vitcifar.lock import locked
 from vitcifar.run import SYSTEM_PREFIX
 from vitcifar.run import Run as Run
 from vitcifar.stores import ERRORS, check_server, explain, find_run, follow_moves, local_folder, open_file
 from vitcifar.stores import reaching as reaching
 from vitcifar.tensorboard import FOLDER, new_folder
-from vitcifar.uris import check_writable, sqlite_path, sqlite_uri, without_credentials
+from vitcifar.uris import check_writable, full_folder, reserve, sqlite_path, sqlite_uri, without_credentials
 
 MAX_NAME = 250  # characters in the name of a run or experiment: what every database of MLflow holds
 _store_option = ""
@@ -33,7 +34,8 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     for MLflow prints the address. Raises TrackingError when the store is unreachable, when the URI is invalid, and for
     a missing SQLite file unless `new`.
     """
-    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that it raises as well
+    for chatty in ("alembic", "mlflow.system_metrics.system_metrics_monitor"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # It warns of every release that its wheel is not the vitcifar which makes it.
     logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
@@ -96,7 +98,9 @@ def start_run(
     parent = mlflow.active_run() if nested else None
     uri = os.environ["MLFLOW_TRACKING_URI"]
     active = run = None
+    database = sqlite_path(uri) if uri.startswith("sqlite:///") else None
     with contextlib.ExitStack() as lock:
+        free = lock.enter_context(reserve(database))
         try:
             if run_id:  # before the store is told that the run goes on
                 lock.enter_context(locked(output_dir / run_id))
@@ -126,7 +130,8 @@ def start_run(
             yield run
             run.close()
         except BaseException as error:
-            told = told_of(error, uri)
+            told = told_of(error, uri, output_dir, active)
+            free()
             if active:
                 with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
                     end_failed(active.info.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", told)
@@ -139,12 +144,20 @@ def start_run(
             mlflow.end_run()
 
 
-def told_of(error: BaseException, uri: str) -> BaseException:
+def told_of(error: BaseException, uri: str, output_dir: Path, run: Any) -> BaseException:
     """The error that a user can read for one that ended a run, or the error itself."""
     if isinstance(error, ERRORS):
         return explain(uri, error)
     if isinstance(error, SystemExit):  # else the command would end with its code, which may be 0
         return TrackingError(f"The run was ended from inside, by sys.exit({error.code!r}): see the lines above it.")
+    folders = [output_dir, Path(tempfile.gettempdir())]
+    if run and is_local_uri(run.info.artifact_uri):  # type: ignore[no-untyped-call]
+        folders.append(local_folder(run.info.artifact_uri))
+    if not isinstance(error, VitCifarError) and (full := full_folder(error, folders)):
+        return TrackingError(
+            f"The disk of {full.absolute()} is full: free space there, then type the command again; a training goes on "
+            "with --resume last."
+        )
     return error
 
 

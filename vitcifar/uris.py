@@ -1,15 +1,18 @@
 """Addresses of tracking stores: the path in a SQLite URI, the password in that of a server; folders to write to."""
 
 import contextlib
+import errno
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from vitcifar.errors import ConfigError, TrackingError
 
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "VITCIFAR_CREDENTIALS_HOST")
+RESERVE = 2**18  # bytes
 
 
 def sqlite_path(uri: str) -> Path:
@@ -96,3 +99,38 @@ def check_writable(folder: Path, cure: str) -> None:
         tempfile.TemporaryDirectory(dir=existing).cleanup()
     except OSError as error:
         raise ConfigError(f"The folder {folder} cannot be written to ({error.strerror}): {cure}.") from None
+
+
+def full_folder(error: BaseException, folders: Iterable[Path]) -> Path | None:
+    """Which of the folders is on a full disk, for an error of one; None for another error.
+
+    An error of a write does not say of which file: the folder whose disk has the least space is taken.
+    """
+    chain: BaseException | None = error
+    while chain is not None and not (isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT)):
+        chain = chain.__cause__
+    if chain is None:
+        return None
+    return min((folder for folder in folders if folder.is_dir()), key=lambda folder: shutil.disk_usage(folder).free)
+
+
+@contextlib.contextmanager
+def reserve(database: Path | None) -> Iterator[Callable[[], None]]:
+    """Space on the disk of a SQLite file, kept inside the block, and a function that frees it earlier.
+
+    With it the end of a run can be written to a database whose disk has become full.
+    """
+    path = database and database.with_name(f"{database.name}.reserve")
+    if path:
+        with contextlib.suppress(OSError):
+            path.write_bytes(bytes(RESERVE))
+
+    def free() -> None:
+        if path:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    try:
+        yield free
+    finally:
+        free()
