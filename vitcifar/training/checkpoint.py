@@ -78,7 +78,7 @@ def save(state: Mapping[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w+b") as file:
             sealing = Sealing(file)
-            torch.save(state, sealing)
+            torch.save(state, sealing)  # type: ignore[arg-type]  # it needs write and flush alone
             sealing.seal()
             file.flush()
             os.fsync(file.fileno())

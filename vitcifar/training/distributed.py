@@ -17,6 +17,8 @@ import joblib
 import psutil
 import torch
 from torch import Tensor, distributed
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.rendezvous import rendezvous
 
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError, TrainingError
@@ -181,13 +183,13 @@ def process_group() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def meet(rank: int, size: int) -> distributed.Store:
+def meet(rank: int, size: int) -> Any:
     """Wait until all processes are there, or one that this process started has ended; returns their common store."""
     if _workers:  # torch's own way waits in C++, also for those that have died
         address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store: Any = distributed.TCPStore(*address, size, is_master=True, timeout=START, wait_for_workers=False)
+        store: Any = TCPStore(*address, size, is_master=True, timeout=START, wait_for_workers=False)
     else:
-        store, _, _ = next(distributed.rendezvous("env://", timeout=START))
+        store, _, _ = next(rendezvous("env://", timeout=START))
     store.set(f"joined/{rank}", "yes")
     deadline = time.monotonic() + START.total_seconds()
     while not store.check([f"joined/{other}" for other in range(size)]):

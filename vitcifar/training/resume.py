@@ -51,7 +51,7 @@ def choose(output_dir: Path, resume: str, obstacle: Callable[[str], str | None])
             raise TrainingError(f"There is no checkpoint of run {resume!r}; there are: {', '.join(names[:5])}.")
         check_free(output_dir / resume)
         return output_dir / resume
-    obstacles = []
+    obstacles: list[str] = []
     for folder in folders:
         process = holder(folder)
         reason = f"is still training, in {process}" if process else obstacle(folder.name)
