@@ -38,11 +38,14 @@ from serving_releases import CLIENTS, MODELS, make_releases
 
 from vitcifar import tracking
 from vitcifar.data.image import read_image
+from vitcifar.evaluation.monitoring import two_sample_test
 from vitcifar.inference.machine import available_cores, this_machine
 from vitcifar.registry.registry import Registry
 from vitcifar.release.latency import time_in_turns
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE
 from vitcifar.serving.loaded_model import open_version
+from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.monitor import REFRESH_SECONDS
 
 CORES = available_cores()
 TURNS = 3
@@ -397,6 +400,84 @@ def start(folder: Path, seconds: float) -> None:
         verdict("the fastest start", least, f"at most {limit} s", least <= limit, " s")
 
 
+def durations(work: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """How long each call took, in milliseconds, with one thread for each piece of work."""
+    stop, times = time.perf_counter() + seconds, []
+
+    def run(one: Callable[[], Any]) -> None:
+        while (start := time.perf_counter()) < stop:
+            one()
+            times.append(1e3 * (time.perf_counter() - start))
+
+    with ThreadPoolExecutor(len(work)) as threads:
+        list(threads.map(run, work))
+    return times
+
+
+def shadow(folder: Path, seconds: float) -> None:
+    """What a challenger in the shadow costs the answers: p50 of 1, 4 and 16 clients, without and with it."""
+    for model in ("tiny", "int8"):
+        file = image_file(MODELS[model].side)
+        with (
+            our_server(folder, model, "--page", "off") as (plain, _, _),
+            our_server(folder, model, "--page", "off", "--shadow", "2") as (shadowed, _, _),
+        ):
+            urls = {"without": plain, "with": shadowed}
+            durations([Client(shadowed, "/v1/predict", "image/jpeg", file).ask], 3)  # its process has started
+            for count in (1, 4, CLIENTS):
+                times: dict[str, list[float]] = {name: [] for name in urls}
+                before = shadow_predictions(shadowed)
+                for _, (name, url) in itertools.product(range(2 * TURNS), urls.items()):
+                    clients = [Client(url, "/v1/predict", "image/jpeg", file).ask for _ in range(count)]
+                    times[name] += durations(clients, seconds / 12)
+                shares = {q: {name: float(np.percentile(one, q)) for name, one in times.items()} for q in (50, 95)}
+                predicted = (shadow_predictions(shadowed) - before) / len(times["with"])
+                print(
+                    f"{MODELS[model].name}, {count} clients, without and with: "
+                    + "; ".join(f"p{q} {one['without']:.2f} and {one['with']:.2f} ms" for q, one in shares.items())
+                    + f"; {predicted:.1%} of the images predicted by both"
+                )
+                ratio = shares[50]["with"] / shares[50]["without"]
+                verdict("ratio of p50, with / without", ratio, "at most 1.10", ratio <= 1.1)
+
+
+def shadow_predictions(url: str) -> int:
+    """How many images version 2 has predicted."""
+    time.sleep(REFRESH_SECONDS + 1)
+    found = json.load(urlopen(f"{url}/v1/monitor", timeout=30))["versions"]
+    return next((one["num_predictions"] for one in found if one["version"] == 2), 0)
+
+
+def monitor(folder: Path, seconds: float) -> None:
+    """What the monitor adds to a prediction, and how long a test of drift takes."""
+    for model in ("tiny", "int8"):
+        file, pool = image_file(MODELS[model].side), ModelPool(Registry(model), "champion")
+        plain = open_version(Registry(model), "champion", concurrent=True).classifier
+        sides = {"without": plain, "with": pool.state.current.classifier}
+        times = time_in_turns(
+            {name: lambda one=one: np.array(one.predict(file).probability) for name, one in sides.items()},  # noqa: B023
+            num_runs=40 if model == "int8" else 400,
+        )
+        p50 = {name: float(np.percentile(values, 50)) for name, values in times.items()}
+        image, prediction = read_image(file), plain.predict(file)
+        window = pool.monitor.window(pool.state.current.manifest, "measured")
+        start = time.perf_counter()
+        for _ in range(1000):
+            window.add(image, prediction, np.zeros(768, np.float32))
+        added = time.perf_counter() - start  # seconds for 1,000 = milliseconds for one
+        print(
+            f"{MODELS[model].name}, p50 of a prediction {p50['without']:.3f} ms without, {p50['with']:.3f} with the "
+            f"monitor; to remember one takes {added:.4f} ms"
+        )
+        verdict(
+            "ratio, to remember / to predict", added / p50["without"], "at most 0.05", added <= 0.05 * p50["without"]
+        )
+    rows = np.random.default_rng(0).normal(size=(1000, 768))
+    start = time.perf_counter()
+    two_sample_test(rows[:500], rows[500:])
+    print(f"a test of drift, 500 embeddings of ViT-B/16 against 500: {1e3 * (time.perf_counter() - start):.0f} ms")
+
+
 PARTS = {
     "latency": latency,
     "throughput": throughput,
@@ -404,6 +485,8 @@ PARTS = {
     "changes": changes,
     "score": score,
     "start": start,
+    "shadow": shadow,
+    "monitor": monitor,
 }
 
 

@@ -32,7 +32,7 @@ class Served:
 
 MODELS = {
     "tiny": Served("vit_tiny", "vit_tiny", ONNX_FILE, 32, 3),
-    "int8": Served("ViT-B/16 int8", "vit_b_16", INT8_FILE, 224),
+    "int8": Served("ViT-B/16 int8", "vit_b_16", INT8_FILE, 224, 2),
     "float": Served("ViT-B/16 float", "vit_b_16", ONNX_FILE, 224),
 }
 

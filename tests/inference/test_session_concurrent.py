@@ -50,7 +50,7 @@ def test_both_sessions_give_the_same_bits(registry, published):
     classifier = OnnxClassifier(registry.pull(1).onnx_path, num_threads=2, concurrent=True)
     for image in published.splits.test.images:
         alone, each = (
-            classifier._infer("logits", image[None], one) for one in (classifier._session, classifier._single)
+            classifier._infer(["logits"], image[None], one)[0] for one in (classifier._session, classifier._single)
         )
         np.testing.assert_array_equal(alone, each)
 

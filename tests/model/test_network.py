@@ -23,8 +23,10 @@ from vitcifar.model.network import (
 def test_images_of_any_size_become_logits_and_probabilities(shape):
     network = tiny()
     network.temperature.fill_(2.0)
-    logits, probabilities = Released(network)(torch.from_numpy(random_images(*shape)))
+    images = torch.from_numpy(random_images(*shape))
+    logits, probabilities, embedding = Released(network)(images)
     assert logits.shape == (shape[0], 3)
+    torch.testing.assert_close(embedding, network.embed(images))
     torch.testing.assert_close(probabilities, torch.softmax(logits / 2, dim=1))
 
 

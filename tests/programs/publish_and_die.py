@@ -75,7 +75,7 @@ def replace_export(run_id: str) -> None:
     build.describe = lambda *_, **__: release
     build.trace = lambda network: None
     build.export_onnx = lambda network, path, **_: make_onnx(path, release_id="killed")
-    build.check_parity = lambda *_: parity
+    build.check_parity = lambda *_, **__: parity
     build.put_examples = lambda test, folder: folder.mkdir()
     build.flavor.save_model = save_model
 

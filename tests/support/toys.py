@@ -15,9 +15,17 @@ COLOURS = ("red", "green", "blue")
 
 
 def make_onnx(
-    path: Path, class_names: Sequence[str] = COLOURS, *, release_id: str = "toy", temperature: float = 1.0
+    path: Path,
+    class_names: Sequence[str] = COLOURS,
+    *,
+    release_id: str = "toy",
+    temperature: float = 1.0,
+    embedding: bool = False,
 ) -> Path:
-    """A graph with the inputs and outputs of a real release whose logits are an image's mean red, green, blue / 16."""
+    """A graph with the inputs and outputs of a real release whose logits are an image's mean red, green, blue / 16.
+
+    With an `embedding`, it is these means; releases of earlier versions of vitcifar have none.
+    """
     import onnx
     from onnx import TensorProto, helper
 
@@ -29,6 +37,7 @@ def make_onnx(
         helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
         helper.make_node("Div", ["logits", "temperature"], ["scaled"]),
         helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=1),
+        *([helper.make_node("Identity", ["mean"], ["embedding"])] if embedding else []),
     ]
     constants = [
         helper.make_tensor("sides", TensorProto.INT64, [2], [1, 2]),
@@ -40,8 +49,10 @@ def make_onnx(
         "colours",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", "h", "w", 3])],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", len(class_names)])
-            for name in ("logits", "probabilities")
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, ["n", 3 if name == "embedding" else len(class_names)]
+            )
+            for name in ("logits", "probabilities", *(["embedding"] if embedding else []))
         ],
         constants,
     )

@@ -17,6 +17,7 @@ import click
 from vitcifar import __version__, signals
 from vitcifar.cli import feedback, registry, runs, serving
 from vitcifar.cli.container import container
+from vitcifar.cli.monitor import monitor
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
@@ -32,7 +33,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.rollback,
         registry.history,
     ),
-    "Serve": (serving.app, serving.predict, serving.score, feedback.feedback, container),
+    "Serve": (serving.app, serving.predict, serving.score, feedback.feedback, monitor, container),
     "Maintenance": (registry.doctor, registry.prune, serving.cache, registry.benchmark, runs.reproduce),
 }
 

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     "none",
     "Store for feedback: sqlite:///FILE or another SQLAlchemy URL (none = no feedback).",
 )
+@options.option(
+    "--shadow",
+    "none",
+    "Alias or number of a version that predicts the same images in the background (none = no other version).",
+)
 @options.option("--root-path", "none", "Sub-path, or whole URL, at which a proxy offers the server (none = neither).")
 def app(
     registry: "Registry",
@@ -42,6 +47,7 @@ def app(
     page: str,
     root_path: str,
     feedback: str,
+    shadow: str,
 ) -> None:
     """Serve a version that follows its alias: a demo page, REST, health and metrics.
 
@@ -50,6 +56,7 @@ def app(
     vitcifar app --host 0.0.0.0 --auth passwords.txt
     vitcifar app --page off
     vitcifar app --feedback sqlite:///feedback.db
+    vitcifar app --shadow challenger
     """
     with options.without_gc():
         from vitcifar.serving.app import launch, read_passwords
@@ -65,6 +72,7 @@ def app(
             page=page == "on",
             root_path="" if root_path == "none" else root_path,
             feedback=feedback,
+            shadow=shadow,
         )
     click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
     server.wait()

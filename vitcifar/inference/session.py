@@ -1,11 +1,10 @@
 """One ONNX model on the CPU: images in, calibrated predictions and their timing out.
 
-Shapes: N images, H and W their height and width in pixels, K classes.
+Shapes: N images, H and W their height and width in pixels, K classes, D the width of an embedding.
 """
 
 import contextlib
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,18 @@ import onnxruntime
 
 from vitcifar.data.dataset import group_by_size
 from vitcifar.data.image import read_image
-from vitcifar.errors import ImageError, ReleaseError, reason_of
+from vitcifar.errors import ImageError, ReleaseError
 from vitcifar.inference.image_statistics import ImageStatistics
 from vitcifar.inference.machine import available_cores
+from vitcifar.inference.onnx_file import (
+    EMBEDDING,
+    check_graph,
+    embedding_size,
+    open_session,
+    read_class_names,
+    reason_of_onnxruntime,
+    size_of,
+)
 
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
@@ -76,14 +84,19 @@ class Prediction:
         return fields if self.timing is None else {**fields, "timing": dataclasses.asdict(self.timing)}
 
 
+# Told of a prediction: the pixels uint8 (H, W, 3), the prediction, and the embedding (D,) if the release has any.
+Observer = Callable[[np.ndarray, Prediction, np.ndarray | None], None]
+
+
 class OnnxClassifier:
-    """An open ONNX model of a release: `image` uint8 (N, H, W, 3) -> `logits` and `probabilities` float32 (N, K).
+    """An open ONNX model of a release: `image` uint8 (N, H, W, 3) -> `logits` and `probabilities` float32 (N, K), and
+    `embedding` (N, D), the input of its head.
 
     With the `statistics` of its training images, the prediction of a file says whether it is out of distribution.
     `num_threads` 0 uses every core available to this process. Several threads may call it at the same time. With
     `concurrent`, predictions at the same time use one thread each, and one alone every core, unless `warm` finds a
-    small network faster with one thread; files above `MAX_TWICE` keep one session. Raises ReleaseError for a file that
-    is broken, is not an export of vitcifar or refers to other files.
+    small network faster with one thread; files above `MAX_TWICE` keep one session. `observe`, if it is set, is told of
+    every prediction. Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to others.
     """
 
     def __init__(
@@ -97,15 +110,17 @@ class OnnxClassifier:
         self.statistics = statistics
         self.name = "The model" if isinstance(model, bytes) else str(model)
         self.num_threads = num_threads or available_cores()
-        self._session = self._single = _open(model, self.name, self.num_threads)
+        self._session = self._single = open_session(model, self.name, self.num_threads)
         # onnxruntime packs the weights again in each session, and shares packed ones in C only: docs/decisions.md.
-        if concurrent and self.num_threads > 1 and _size(model) <= MAX_TWICE:
-            self._single = _open(model, self.name, 1)
+        if concurrent and self.num_threads > 1 and size_of(model) <= MAX_TWICE:
+            self._single = open_session(model, self.name, 1)
         self._alone = self._session
         self._running, self._lock = 0, threading.Lock()
         metadata = self._session.get_modelmeta().custom_metadata_map
-        _check_graph(self._session, self.name)
-        self.class_names = _class_names(metadata, self.name)
+        check_graph(self._session, self.name)
+        self.class_names = read_class_names(metadata, self.name)
+        self.embedding_size = embedding_size(self._session)  # 0 for a release without
+        self.observe: Observer | None = None
         self.release_id = metadata.get("release_id", "")
         self.image_size = int(metadata.get("image_size", 0))
         self.temperature = float(metadata.get("temperature", 1.0))
@@ -114,12 +129,20 @@ class OnnxClassifier:
     def logits(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Logits float32 (N, K) of images, each uint8 (H, W, 3) of any size, in the same order. Raises ImageError."""
         with self._counted():
-            return self._run("logits", images)
+            return self._run(["logits"], images)[0]
 
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Calibrated probabilities float32 (N, K) of images, as for `logits`."""
         with self._counted():
-            return self._run("probabilities", images)
+            return self._run(["probabilities"], images)[0]
+
+    def logits_and_embeddings(self, images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, K) and embeddings (N, D) of images in one pass, float32; D is 0 for a release without."""
+        with self._counted():
+            if self.embedding_size:
+                logits, embeddings = self._run(["logits", EMBEDDING], images)
+                return logits, embeddings
+            return self._run(["logits"], images)[0], np.empty((len(images), 0), np.float32)
 
     def predict(
         self,
@@ -136,19 +159,35 @@ class OnnxClassifier:
         with self._counted():
             image = read(data, name)  # (H, W, 3)
             decoded = time.perf_counter()
-            probabilities = self._run("probabilities", [image])[0]  # (K,)
+            outputs = self._run(self._wanted, [image])  # (1, K), and (1, D) for the observer
         inferred = time.perf_counter()
         score = self.statistics.relative_distance(image) if self.statistics and with_ood else None
-        prediction = self._prediction(probabilities, ood_score=score)
+        prediction = self._prediction(outputs[0][0], ood_score=score)
         end = time.perf_counter()
         timing = Timing(
             decode_ms=1e3 * (decoded - start), inference_ms=1e3 * (inferred - decoded), total_ms=1e3 * (end - start)
         )
-        return dataclasses.replace(prediction, timing=timing)
+        prediction = dataclasses.replace(prediction, timing=timing)
+        self._tell([image], [prediction], outputs)
+        return prediction
 
     def predict_images(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Classify images, each uint8 (H, W, 3) of any size, in order and without timing. Raises ImageError."""
-        return [self._prediction(probabilities) for probabilities in self.probabilities(images)]
+        with self._counted():
+            outputs = self._run(self._wanted, images)
+        predictions = [self._prediction(probabilities) for probabilities in outputs[0]]
+        self._tell(images, predictions, outputs)
+        return predictions
+
+    @property
+    def _wanted(self) -> list[str]:
+        return ["probabilities", EMBEDDING] if self.observe and self.embedding_size else ["probabilities"]
+
+    def _tell(self, images: Sequence[np.ndarray], predictions: list[Prediction], outputs: list[np.ndarray]) -> None:
+        if (observe := self.observe) is not None:
+            embeddings = outputs[1] if len(outputs) > 1 else [None] * len(predictions)
+            for image, prediction, embedding in zip(images, predictions, embeddings, strict=True):
+                observe(image, prediction, embedding)
 
     def _prediction(self, probabilities: np.ndarray, ood_score: float | None = None) -> Prediction:
         values, order = probabilities.tolist(), np.argsort(-probabilities, kind="stable").tolist()  # (K,)
@@ -169,7 +208,7 @@ class OnnxClassifier:
         while len(times) < 8 and (not times or times[-1] < 10 * SMALL_MS):
             time.sleep(1e-3)
             start = time.perf_counter()
-            self._infer("probabilities", np.zeros((1, side, side, 3), np.uint8), session)
+            self._infer(["probabilities"], np.zeros((1, side, side, 3), np.uint8), session)
             times.append(1e3 * (time.perf_counter() - start))
         return float(np.median(times))
 
@@ -183,32 +222,40 @@ class OnnxClassifier:
             with self._lock:
                 self._running -= 1
 
-    def _infer(self, output: str, batch: np.ndarray, session: onnxruntime.InferenceSession) -> np.ndarray:
+    def _infer(self, outputs: list[str], batch: np.ndarray, session: onnxruntime.InferenceSession) -> list[np.ndarray]:
         try:
-            values = np.asarray(session.run([output], {"image": batch})[0], np.float32)
+            arrays = [np.asarray(values, np.float32) for values in session.run(outputs, {"image": batch})]
         except Exception as error:  # onnxruntime's errors have no common class
-            raise ReleaseError(f"{self.name} failed to run ({_reason(error)}): choose another version.") from None
-        if values.shape != (expected := (len(batch), len(self.class_names))):
             raise ReleaseError(
-                f"{self.name} returns {output} of shape {values.shape}, expected {expected}: choose another version."
-            )
-        return values
+                f"{self.name} failed to run ({reason_of_onnxruntime(error)}): choose another version."
+            ) from None
+        for name, values in zip(outputs, arrays, strict=True):
+            if values.shape != (expected := (len(batch), self._width(name))):
+                raise ReleaseError(
+                    f"{self.name} returns {name} of shape {values.shape}, expected {expected}: choose another version."
+                )
+        return arrays
 
-    def _run(self, output: str, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    def _width(self, output: str) -> int:
+        return self.embedding_size if output == EMBEDDING else len(self.class_names)
+
+    def _run(self, outputs: list[str], images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
         if len(images) == 1:  # a request: the rest is for many
             _check_image(images[0], 0)
-            return self._infer(output, images[0][None], self._idle_session())
+            return self._infer(outputs, images[0][None], self._idle_session())
         starts = range(0, max(1, len(images)), MAX_DECODED)
-        return np.concatenate([self._run_some(output, images[s : s + MAX_DECODED], s) for s in starts])
+        parts = [self._run_some(outputs, images[s : s + MAX_DECODED], s) for s in starts]
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
-    def _run_some(self, output: str, images: np.ndarray | Sequence[np.ndarray], first: int) -> np.ndarray:
+    def _run_some(self, outputs: list[str], images: np.ndarray | Sequence[np.ndarray], first: int) -> list[np.ndarray]:
         for index, image in enumerate(images, first):
             _check_image(image, index)
-        result = np.empty((len(images), len(self.class_names)), np.float32)
+        results = [np.empty((len(images), self._width(name)), np.float32) for name in outputs]
         for indices in group_by_size(images, self.max_batch, max_pixels=MAX_BATCH_PIXELS):
             batch = np.stack([images[index] for index in indices])  # (n, H, W, 3)
-            result[indices] = self._infer(output, batch, self._idle_session())
-        return result
+            for result, values in zip(results, self._infer(outputs, batch, self._idle_session()), strict=True):
+                result[indices] = values
+        return results
 
     def _idle_session(self) -> onnxruntime.InferenceSession:
         """The session that suits the load: `_alone` for one call alone, one thread for each of several."""
@@ -218,51 +265,3 @@ class OnnxClassifier:
 def _check_image(image: np.ndarray, index: int) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ImageError(f"Image {index} is {image.dtype} {image.shape}: expected uint8 (height, width, 3).")
-
-
-def _size(model: Path | bytes) -> int:
-    return len(model) if isinstance(model, bytes) else model.stat().st_size
-
-
-def _open(model: Path | bytes, name: str, num_threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    # Otherwise the threads spin for 45 ms after each run, on cores that other processes need. The latency is the same
-    # (ViT-B/16 int8, 2 cores, onnxruntime 1.32: 57.5 ms with and without).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # External data would be read from there. Nothing can exist below a device file: onnxruntime rejects such models.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null/none")
-    options.log_severity_level = 3  # errors only; ReleaseError reports them
-    if isinstance(model, Path) and not model.is_file():
-        raise ReleaseError(f"There is no file {model}: pull the version again.")
-    try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's errors have no common class
-        raise ReleaseError(
-            f"{name} is not an ONNX file that can be opened ({_reason(error)}): pull the version again."
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    return reason_of(error).removeprefix("[ONNXRuntimeError] : ")
-
-
-def _check_graph(session: onnxruntime.InferenceSession, name: str) -> None:
-    inputs = {entry.name: entry.type for entry in session.get_inputs()}
-    outputs = [entry.name for entry in session.get_outputs()]
-    if inputs != {"image": "tensor(uint8)"} or not {"logits", "probabilities"} <= set(outputs):
-        raise ReleaseError(
-            f"{name} is not an export of vitcifar: expected image (uint8) -> logits, probabilities; "
-            f"got {', '.join(f'{key} ({kind})' for key, kind in inputs.items())} -> {', '.join(outputs)}."
-        )
-
-
-def _class_names(metadata: dict[str, str], name: str) -> tuple[str, ...]:
-    with contextlib.suppress(KeyError, ValueError):
-        names = json.loads(metadata["class_names"])
-        if isinstance(names, list) and {type(one) for one in names} == {str} and len(set(names)) == len(names):
-            return tuple(names)
-    raise ReleaseError(f"{name} is not an export of vitcifar: it has no class names.")

@@ -137,15 +137,16 @@ class Classifier(nn.Module):
 
 
 class Released(nn.Module):
-    """The exported form of a classifier: image uint8 (B, H, W, 3) -> (logits, probabilities), both (B, K)."""
+    """The exported form: image uint8 (B, H, W, 3) -> logits, probabilities, both (B, K), and the embedding (B, D)."""
 
     def __init__(self, network: Classifier) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.network(image)
-        return logits, torch.softmax(logits / self.network.temperature, dim=-1)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedding = self.network.embed(image)
+        logits = self.network.head(embedding)
+        return logits, torch.softmax(logits / self.network.temperature, dim=-1), embedding
 
 
 def build_network(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 
-from vitcifar.errors import ConfigError, RegistryError
+from vitcifar.errors import ConfigError, RegistryError, redact
 from vitcifar.registry import policy, records
 from vitcifar.registry.aliases import create_model, new_key, sign
 from vitcifar.registry.policy import PolicyChange
@@ -66,6 +66,11 @@ def set_policy(registry: "Registry", reason: str, **limits: Any) -> PolicyChange
         if not Path(folder).is_dir():
             raise ConfigError(f"There is no folder {folder} of golden images: check --golden-dir.")
         limits["golden_dir"] = str(Path(folder).absolute())
+    if (url := limits.get("feedback", "none")) != redact(url):
+        raise ConfigError(
+            f"Who reads the registry reads its policy, so {redact(url)} is not recorded: leave the login out of "
+            "--feedback; variables of the database's driver can give it."
+        )
     before = registry.policy()
     after = dataclasses.replace(before, **limits)
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)

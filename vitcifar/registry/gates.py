@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from vitcifar.errors import ConfigError, DataError, GateError, ReleaseError, VitCifarError
+from vitcifar.errors import ConfigError, DataError, GateError, ReleaseError, VitCifarError, redact
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.inference.machine import this_machine
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.registry.aliases import STAMP, Event, check_alias, current_user, move_alias, new_event
 from vitcifar.registry.approvals import read_approvals
+from vitcifar.registry.marked import check_marked
 from vitcifar.registry.policy import Gate, Policy, read_policy
 from vitcifar.registry.records import hide
 from vitcifar.registry.registry import Registry, Version
@@ -33,6 +34,7 @@ LIMITS = {  # the policy's fields that set the limit of a gate
     "calibration": ("max_ece",),
     "latency": ("max_p95_ms",),
     "golden images": ("golden_dir",),
+    "feedback": ("feedback",),
     "approvals": ("approvals",),
 }
 
@@ -107,7 +109,7 @@ def reject_looser(gates: tuple[Gate, ...], policy: Policy, required: Policy) -> 
         if not (fields := [name for name in LIMITS.get(gate.name, ()) if name in looser]):
             return gate
         limits = ", ".join(
-            f"{name} {getattr(policy, name)}, the policy is {getattr(required, name)}" for name in fields
+            f"{name} {redact(str(getattr(policy, name)))}, the policy is {getattr(required, name)}" for name in fields
         )
         message = f"looser than the policy ({limits}): {gate.message}"
         return dataclasses.replace(gate, passed=False, required=True, message=message)
@@ -151,6 +153,7 @@ def check_gates(
         _calibration(evaluation, policy.max_ece),
         _latency(release, policy),
         _golden(release, policy),
+        check_marked(registry, version, holder if holder != version else None, policy),
         _approvals(registry, version, policy),
     )
 

@@ -42,18 +42,28 @@ class Policy:
         0.0, "Maximum 95th percentile of the latency of one image here, in ms (0 = no maximum).", minimum=0.0
     )
     golden_dir: str = setting("none", "Folder of CLASS/* images that must all be classified correctly (none = none).")
+    feedback: str = setting(
+        "none",
+        "Store of feedback (SQLAlchemy URL) on whose marked images it must not be worse than the alias' holder "
+        "(none = none).",
+    )
     approvals: int = setting(0, "Approvals required of users other than the one who promotes.", minimum=0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check(field, getattr(self, field.name))
+        file = self.feedback.removeprefix("sqlite:///")
+        if file != self.feedback and not Path(file).is_absolute():  # the policy counts in other folders too
+            object.__setattr__(self, "feedback", f"sqlite:///{Path(file).absolute()}")
 
     def looser_than(self, other: "Policy") -> tuple[str, ...]:
         """The fields that let a version pass that the other policy rejects."""
         mine, others = self._strictness(), other._strictness()
         looser = [name for name in mine if mine[name] < others[name]]
         same = Path(self.golden_dir).absolute() == Path(other.golden_dir).absolute()
-        return (*looser, *(["golden_dir"] if other.golden_dir != "none" and not same else []))
+        looser += ["golden_dir"] if other.golden_dir != "none" and not same else []
+        looser += ["feedback"] if other.feedback not in ("none", self.feedback) else []
+        return tuple(looser)
 
     @property
     def summary(self) -> str:
@@ -121,7 +131,7 @@ def read_policy(tags: Mapping[str, str]) -> Policy:
     return Policy(**changes[-1].after) if changes else Policy()
 
 
-MAX_MESSAGE = 350  # characters: a move with its eight gates must fit into a tag, which holds 5,000 in some databases
+MAX_MESSAGE = 300  # characters: a move with its nine gates must fit into a tag, which holds 5,000 in some databases
 OLD_FIELDS = {"asked": "required", "sentence": "message", "number": "value"}  # as vitcifar 0.1 recorded them
 
 

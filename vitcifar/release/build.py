@@ -28,6 +28,7 @@ from vitcifar.release import flavor
 from vitcifar.release.export import export_onnx, trace
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, Manifest
 from vitcifar.release.parity import check_parity
+from vitcifar.release.reference import choose_reference, embed, write_reference
 from vitcifar.run import model_name
 from vitcifar.tracking import reaching
 
@@ -70,12 +71,18 @@ def build_release(
         onnx_path = staged / ONNX_FILE
         program = trace(network)
         export_onnx(network, onnx_path, class_names=release.class_names, release_id=release.release_id, program=program)
-        parity = check_parity(network, onnx_path, splits.test)
+        embeddings: list[np.ndarray] = []
+        parity = check_parity(network, onnx_path, splits.test, embeddings=embeddings)
         statistics = ImageStatistics.fit(splits.train.images, splits.validation.images)
         checks = {"parity": dataclasses.asdict(parity), "image_statistics": statistics.to_dict()}
         release = _add_checks(release, checks)
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
+        if release.serves != ONNX_FILE:
+            chosen = splits.test.subset(choose_reference(len(splits.test)))
+            embeddings = [embed(staged / release.serves, chosen.images)]
+        if embeddings:
+            write_reference(staged, np.concatenate(embeddings))
         put_examples(splits.test, staged / "examples")
         digests: list[str] = []  # filled by the flavor: MLflow deletes the folder before `log` returns
         with reaching(mlflow.get_tracking_uri()), temporaries_in(staged.parent):

@@ -40,10 +40,10 @@ def export_onnx(
     release_id: str,
     program: "ExportedProgram | None" = None,
 ) -> None:
-    """Write the network as ONNX: `image` uint8 (N, H, W, 3) -> `logits` (N, K), `probabilities` (N, K); any N, H, W.
+    """Write the network as ONNX: `image` uint8 (N, H, W, 3) -> `logits`, `probabilities` (N, K) and `embedding` (N, D).
 
-    The file contains no path of this machine and has no external data. `program` is the result of `trace`, if there
-    is one already.
+    N, H and W may be anything. The file contains no path of this machine and has no external data. `program` is the
+    result of `trace`, if there is one already.
     """
     import onnx
     import torch
@@ -57,7 +57,7 @@ def export_onnx(
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=["logits", "probabilities"],
+            output_names=["logits", "probabilities", "embedding"],
             external_data=False,
             verbose=False,
         )

@@ -104,7 +104,7 @@ class GraphBuilder:
 
 
 def build_graph(network: "Classifier", *, int8: bool, ranges: Mapping[str, Range] | None = None) -> GraphBuilder:
-    """The graph of a network: `image` uint8 (N, H, W, 3) -> `logits`, `probabilities` (N, K); any N, H, W.
+    """The graph of a network: `image` uint8 (N, H, W, 3) -> `logits`, `probabilities` (N, K), `embedding` (N, D).
 
     With `int8`, `ranges` of the activations mean static quantization, None dynamic. Raises ReleaseError for a layer
     that has no counterpart here.
@@ -117,8 +117,8 @@ def build_graph(network: "Classifier", *, int8: bool, ranges: Mapping[str, Range
 def to_proto(graph: GraphBuilder, network: "Classifier", *, class_names: Sequence[str], release_id: str) -> ModelProto:
     """The graph as an ONNX model with the metadata of a release."""
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])]
-    shape: list[str | int | None] = ["N", len(class_names)]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("logits", "probabilities")]
+    widths = {"logits": len(class_names), "probabilities": len(class_names), "embedding": network.head.in_features}
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in widths.items()]
     proto = helper.make_model(
         helper.make_graph(graph.nodes, "vision_transformer", inputs, outputs, list(graph.constants.values())),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
@@ -198,7 +198,7 @@ def _group_norm(graph: GraphBuilder, layer: Any, name: str, x: str) -> str:
 
 
 def _blocks(graph: GraphBuilder, network: "Classifier", x: str) -> None:
-    """tokens (N, T, D) -> logits and probabilities (N, K)."""
+    """tokens (N, T, D) -> logits and probabilities (N, K), embedding (N, D)."""
     blocks: list[Any] = list(network.blocks)
     for index, block in enumerate(blocks):
         last = index == len(blocks) - 1
@@ -210,7 +210,7 @@ def _blocks(graph: GraphBuilder, network: "Classifier", x: str) -> None:
         hidden = graph.linear(hidden, f"blocks.{index}.down", to_numpy(down.weight), to_numpy(down.bias))
         x = graph.add("Add", hidden, x)
     x = graph.norm(x, "norm", network.backbone.encoder.ln)  # (N, 1, D)
-    x = graph.add("Reshape", x, graph.constant("rows", [0, -1], np.int64))  # (N, D)
+    x = graph.add("Reshape", x, graph.constant("rows", [0, -1], np.int64), name="embedding")  # (N, D)
     head = graph.constant("head.weight", to_numpy(network.head.weight).T)
     logits = graph.add("MatMul", x, head)
     graph.add("Add", logits, graph.constant("head.bias", to_numpy(network.head.bias)), name="logits")

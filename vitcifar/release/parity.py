@@ -31,10 +31,13 @@ class Parity:
     num_edge_cases: int = 0  # how many of the images are edge-case files
 
 
-def check_parity(network: "Classifier", onnx_path: Path, dataset: ImageDataset) -> Parity:
+def check_parity(
+    network: "Classifier", onnx_path: Path, dataset: ImageDataset, *, embeddings: list[np.ndarray] | None = None
+) -> Parity:
     """Compare the logits of both models on every image and on the edge-case files; raises ReleaseError if they differ.
 
     The ONNX model starts from the bytes of an image file, as in serving; the network from the pixels used in training.
+    To `embeddings` are appended those that the ONNX model computes on the way, each (N, D) of a batch.
     """
     from vitcifar.inference.session import OnnxClassifier  # onnxruntime writes into the temporary folder when imported
     from vitcifar.model.network import evaluation_mode
@@ -48,7 +51,10 @@ def check_parity(network: "Classifier", onnx_path: Path, dataset: ImageDataset) 
         for start in bar(range(0, len(dataset), BATCH_SIZE), "Parity", "batches"):
             images = dataset.images[start : start + BATCH_SIZE]
             expected.append(predict_logits(network, images))
-            actual.append(classifier.logits([read_image(to_png(image)) for image in images]))
+            logits, embedded = classifier.logits_and_embeddings([read_image(to_png(image)) for image in images])
+            actual.append(logits)
+            if embeddings is not None:
+                embeddings.append(embedded)
         images = [read_image(data, name) for name, data in edge_cases.items()]
         expected.append(predict_logits(network, images))
         actual.append(classifier.logits(images))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import os
@@ -24,6 +25,7 @@ from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.middleware import ALL_INTERFACES, read_hosts
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.server import LogIn, build_server, mount_page
+from vitcifar.serving.shadow import Shadow
 from vitcifar.signals import SIGNALS
 
 POLL_SECONDS = 2.0  # how often the pool polls the registry, and an open page the pool
@@ -34,8 +36,16 @@ KEEP_ALIVE_SECONDS = 30  # between the requests of a connection
 class Page:
     """A running server, with its page or without: all its `urls`; `wait` serves until a signal, `close` stops it."""
 
-    def __init__(self, urls: Sequence[str], pool: ModelPool, server: uvicorn.Server, gradio_app: Any) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        pool: ModelPool,
+        server: uvicorn.Server,
+        gradio_app: Any,
+        shadow: Shadow | None = None,
+    ) -> None:
         self.urls = urls
+        self.shadow = shadow
         self.pool = pool
         self._server = server
         self._gradio_app = gradio_app
@@ -75,6 +85,17 @@ class Page:
             self._gradio_app.blocks.is_running = False
             self._gradio_app.stop_event.set()  # ends the stream of every open page
         self._thread.join(DRAIN_SECONDS + 1)
+        if self.shadow:
+            self.shadow.close()
+
+
+def start_shadow(pool: ModelPool, store: FeedbackStore | None, spec: str) -> Shadow:
+    """A challenger that sees what the pool predicts and what people say of it. Raises RegistryError."""
+    shadow = Shadow(pool, spec)
+    pool.watch = shadow.offer
+    if store:
+        store.watch = functools.partial(shadow.mark, store)
+    return shadow
 
 
 def launch(
@@ -89,16 +110,18 @@ def launch(
     page: bool = True,
     root_path: str = "",
     feedback: str = "none",
+    shadow: str = "none",
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
     """Load a version, serve it and follow its alias; returns when the server is up.
 
     `port` 0 takes a free one. `allowed_hosts` are more host names of the server, as `read_hosts` reads them. Without
     `page`, only REST is served and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the
-    server, or the URL. `feedback` is the SQLAlchemy URL of a store for feedback, which is taken then. With
-    `passwords`, by user name, people and programs must log in; without, `public` opens the server to other machines.
-    Raises ServingError when the address or the store is not available or the server not `public`, RegistryError or
-    ReleaseError when the version cannot be loaded.
+    server, or the URL. `feedback` is the SQLAlchemy URL of a store for feedback, which is taken then. `shadow` is the
+    alias or number of a version that predicts the same images in the background. With `passwords`, by user name, people
+    and programs must log in; without, `public` opens the server to other machines. Raises ServingError when the address
+    or the store is not available or the server not `public`, RegistryError or ReleaseError when the version cannot be
+    loaded.
     """
     if not (passwords or public or is_loopback(host)):
         raise ServingError(
@@ -112,6 +135,7 @@ def launch(
     try:
         store = FeedbackStore(feedback) if feedback != "none" else None
         pool = ModelPool(registry, version)
+        challenger = start_shadow(pool, store, shadow) if shadow != "none" else None
         log_in = login_check(passwords) if passwords else None
         app = build_server(
             pool,
@@ -121,11 +145,12 @@ def launch(
             origin=origin,
             root_path=root_path,
             store=store,
+            shadow=challenger,
         )
         with without_proxies():
-            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, store) if page else None
+            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, store, challenger) if page else None
         urls = [f"http://{netloc}:{listener.getsockname()[1]}{root_path}" for netloc in netlocs(host)]
-        running = Page(urls, pool, uvicorn.Server(server_config(app)), gradio_app)
+        running = Page(urls, pool, uvicorn.Server(server_config(app)), gradio_app, challenger)
         running.start(listener)
     except BaseException:
         listener.close()

@@ -7,7 +7,7 @@ file that was sent, such as its place and time. SQLAlchemy is imported when a st
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Entry:
     label: str  # what was predicted
     probability: float
     truth: str | None
-    source: str  # page or rest
+    source: str  # page, rest, or shadow: of a challenger's prediction, by who marked the champion's
     time: str = ""  # UTC, such as 2026-01-31T12:00:00Z
     has_image: bool = False
 
@@ -90,6 +90,7 @@ class FeedbackStore:
         except ImportError:
             raise ServingError("Feedback needs the package sqlalchemy: type pip install sqlalchemy.") from None
         self.url = url
+        self.watch: Callable[[LoadedModel, Entry, np.ndarray], None] | None = None  # is told of what is recorded
         with self._reaching():
             parsed = sqlalchemy.make_url(url)
             is_sqlite = parsed.get_backend_name() == "sqlite"
@@ -255,7 +256,10 @@ def record(
         truth=prediction.label if right else truth or None,
         source=source,
     )
-    return entry, store.add(entry, pixels if keep_image else None)
+    is_new = store.add(entry, pixels if keep_image else None)
+    if store.watch:
+        store.watch(model, entry, pixels)
+    return entry, is_new
 
 
 def live_accuracies(entries: Iterable[Entry]) -> list[Live]:

@@ -8,11 +8,15 @@ import datetime
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from vitcifar.errors import ImageError, VitCifarError
+from vitcifar.inference.session import Prediction
 from vitcifar.registry.registry import Registry, Version, select
 from vitcifar.serving.loaded_model import LoadedModel, open_version
+from vitcifar.serving.monitor import Monitor
 
 LOG = logging.getLogger(__name__)
 MAX_RECENT = 2  # versions in memory besides the current one
@@ -46,6 +50,8 @@ class ModelPool:
     def __init__(self, registry: Registry, spec: str) -> None:
         self.registry = registry
         self.spec = spec.removeprefix("@")
+        self.monitor = Monitor()  # is told of every prediction
+        self.watch: Callable[[LoadedModel, np.ndarray, Prediction], None] | None = None  # so is this
         self._recent: dict[int, LoadedModel] = {}  # by number; replaced, never modified, so reading needs no lock
         self._loading = threading.Lock()
         self._stop = threading.Event()
@@ -128,9 +134,20 @@ class ModelPool:
             return model
         with self._loading:  # one version at a time; another thread may just have loaded this one
             if (model := self._recent.get(number)) is None:
-                model = open_version(self.registry, number, concurrent=True)
+                model = self._observe(open_version(self.registry, number, concurrent=True))
                 self._recent = dict([*self._recent.items(), (number, model)][-MAX_RECENT:])
             return model
+
+    def _observe(self, model: LoadedModel) -> LoadedModel:
+        window = self.monitor.window(model.manifest, model.digest)
+
+        def observe(image: np.ndarray, prediction: Prediction, embedding: np.ndarray | None) -> None:
+            window.add(image, prediction, embedding)
+            if self.watch:
+                self.watch(model, image, prediction)
+
+        model.classifier.observe = observe
+        return model
 
 
 def sentence_for_visitors(pool: ModelPool, error: VitCifarError, spec: str) -> str:

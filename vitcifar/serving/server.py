@@ -25,14 +25,16 @@ from vitcifar.serving.feedback_route import feedback_route
 from vitcifar.serving.metrics import Metrics, RequestCounter
 from vitcifar.serving.middleware import HostCheck, PublicOrigin, RequestLimits, SecurityHeaders, SubPath
 from vitcifar.serving.model_pool import ModelPool
+from vitcifar.serving.monitor_route import monitor_route
 from vitcifar.serving.open_inference import open_inference_routes
 from vitcifar.serving.page.gradio_setup import load_gradio, theme
 from vitcifar.serving.prediction_queue import CLIENT_LEFT, PredictionQueue
 from vitcifar.serving.scoring import scoring_routes
+from vitcifar.serving.shadow import Shadow
 
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
 MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
-PAGE_CSS = [Path(__file__).with_name("page") / name for name in ("page.css", "feedback.css", "tabs.css")]
+PAGE_CSS = [Path(__file__).with_name("page") / name for name in ("page.css", "feedback.css", "tabs.css", "monitor.css")]
 SWAGGER = Path(fastapi_offline.__file__).with_name("static")  # nothing is loaded from other machines
 LogIn = Callable[[str, str], Awaitable[bool]]
 
@@ -46,13 +48,14 @@ def build_server(
     origin: str = "",
     root_path: str = "",
     store: FeedbackStore | None = None,
+    shadow: Shadow | None = None,
 ) -> FastAPI:
     """The server without the page. With `log_in`, everything but health asks for a name and a password.
 
-    Feedback is taken with a `store`.
+    Feedback is taken with a `store`; a `shadow` is only reported on here.
     """
     queue = PredictionQueue()
-    metrics = Metrics(pool, queue)
+    metrics = Metrics(pool, queue, shadow)
     predictor = Predictor(pool, queue, metrics)
 
     @asynccontextmanager
@@ -82,6 +85,7 @@ def build_server(
     secured = [Depends(password_check(log_in))] if log_in else []
     for routes in (predict_route, open_inference_routes, scoring_routes):
         app.include_router(routes(predictor), dependencies=secured)
+    app.include_router(monitor_route(pool, shadow), dependencies=secured)
     if store:
         app.include_router(feedback_route(predictor, store), dependencies=secured)
     add_health(app, pool)  # last: routes are tried in this order
@@ -158,7 +162,7 @@ def add_documentation(app: FastAPI, metrics: Metrics, secured: list[Any], root_p
     """`/metrics`, `/docs` and `/openapi.json`."""
 
     @app.get("/metrics", tags=["metrics"], dependencies=secured, response_class=Response)
-    async def text() -> Response:
+    def text() -> Response:  # in a thread: a test of drift takes a while
         """Metrics for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -186,12 +190,13 @@ def mount_page(
     log_in: LogIn | None,
     root_path: str,
     store: FeedbackStore | None = None,
+    shadow: Shadow | None = None,
 ) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
     from vitcifar.serving.page.layout import build_page
 
     gradio = load_gradio()
-    blocks = build_page(pool, poll_seconds, store, password=log_in is not None)
+    blocks = build_page(pool, poll_seconds, store, shadow, password=log_in is not None)
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)
     blocks.state_session_capacity = MAX_SESSIONS
     gradio.mount_gradio_app(

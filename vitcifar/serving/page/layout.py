@@ -13,14 +13,21 @@ from vitcifar.serving.page.classify import build_classify
 from vitcifar.serving.page.compare import build_compare
 from vitcifar.serving.page.dropdown import build_dropdown, numbered_versions
 from vitcifar.serving.page.gradio_setup import load_gradio
+from vitcifar.serving.page.monitor import build_monitor
 from vitcifar.serving.page.versions import build_versions
+from vitcifar.serving.shadow import Shadow
 
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 SCRIPT = Path(__file__).with_name("page.js")
 
 
 def build_page(
-    pool: ModelPool, poll_seconds: float, store: FeedbackStore | None = None, *, password: bool = False
+    pool: ModelPool,
+    poll_seconds: float,
+    store: FeedbackStore | None = None,
+    shadow: Shadow | None = None,
+    *,
+    password: bool = False,
 ) -> Any:
     """The components of the page and their events. `password` = programs must log in."""
     gradio = load_gradio()
@@ -43,6 +50,8 @@ def build_page(
                 build_compare(pool, seen)
             with gradio.Tab("Versions"):
                 build_versions(pool, seen)
+            with gradio.Tab("Monitor") as tab:
+                build_monitor(pool, shadow, tab)
         script = SCRIPT.read_text(encoding="utf-8")
         gradio.HTML(html.programs(password), js_on_load=script, apply_default_css=False, elem_id="foot")
         at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
