@@ -38,6 +38,14 @@ def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(latency, "REST_SECONDS", 0.0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, where a test does not name another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITCIFAR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def toy_onnx(tmp_path: Path) -> Path:
     """The ONNX file of a toy release that tells red, green and blue images apart."""

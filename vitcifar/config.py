@@ -114,6 +114,12 @@ class TrainConfig:
     distillation_weight: float = _training(
         0.9, "Weight of the teacher's loss; the labels' has the rest.", minimum=0.0, maximum=1.0
     )
+    head_solver: str = _training(
+        "minibatch",
+        "Fit of the head: minibatch (epochs, with --optimizer) or lbfgs (logistic regression on frozen features, L2 by "
+        "cross-validation; seconds).",
+        choices=("minibatch", "lbfgs"),
+    )
     resume: str = _training(
         "none", "Resume from a run's last checkpoint: none, last, or a run id.", decides_weights=False
     )
@@ -126,6 +132,12 @@ class TrainConfig:
     num_views: int = _speed(4, "Augmented views per image with cached frozen features (0 = no cache).", minimum=0)
     cache_memory: float = _speed(
         4.0, "Memory limit of the images, and of the feature cache, in GB (0 = hold neither).", minimum=0.0
+    )
+    cache_disk: float = _speed(
+        10.0,
+        "Disk limit of the features of frozen layers that runs share, in GB (0 = keep none on disk).",
+        minimum=0.0,
+        decides_weights=False,
     )
     num_workers: int = _speed(
         0, "DataLoader worker processes (0 = load in the main process).", minimum=0, decides_weights=False
@@ -181,12 +193,25 @@ class TrainConfig:
             raise ConfigError("head_epochs has no effect when train_layers is head: use --epochs alone.")
         if self.lora_rank and layers == "head":
             raise ConfigError("lora_rank adapts blocks, but train_layers is head: type --train-layers all.")
+        if self.head_solver == "lbfgs":
+            self._check_lbfgs()
         if self.accumulation_steps > self.batch_size:
             raise ConfigError(
                 f"accumulation_steps is {self.accumulation_steps}: at most batch_size, {self.batch_size}."
             )
         if self.analysis == "none" and self.ood not in ("none", "auto"):
             raise ConfigError(f"ood is {self.ood!r}, but analysis is none: type --analysis quick.")
+
+    def _check_lbfgs(self) -> None:
+        fits = "head_solver lbfgs fits the head alone, to the labels of all features at once"
+        needs = {"train_layers": "head", "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "teacher": "none"}
+        for name, needed in needs.items():
+            if (value := getattr(self, name)) != needed:
+                raise ConfigError(f"{fits}, but {name} is {value}: type --{name.replace('_', '-')} {needed}.")
+        if not self.num_views:
+            raise ConfigError(f"{fits}, but num_views is 0: type --num-views 1.")
+        if self.num_processes > 1:
+            raise ConfigError(f"{fits}, in one process, but num_processes is {self.num_processes}.")
 
 
 def groups() -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vitcifar import tracking
+from vitcifar.cache import cache_dir
 from vitcifar.config import TrainConfig, resolve, run_name
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, GateError, listed
@@ -13,7 +15,6 @@ from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, build_network, weights_sha256
-from vitcifar.model.predict import predict_both, predict_logits
 from vitcifar.model.weights import Pretrained
 from vitcifar.progress import notify
 from vitcifar.registry.aliases import parse_uri, resolve_names
@@ -23,7 +24,7 @@ from vitcifar.registry.policy import Gate
 from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
 from vitcifar.release.build import build_release, git_state
-from vitcifar.release.cache import cache_dir, open_network, release_constants, release_weights
+from vitcifar.release.cache import open_network, release_constants, release_weights
 from vitcifar.release.flavor import requirements
 from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import (
@@ -37,6 +38,8 @@ from vitcifar.report.log import (
 from vitcifar.report.tables import log_projector
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
+from vitcifar.training.feature_cache import open_feature_cache, predict_dataset
+from vitcifar.training.head_solver import solve_head
 from vitcifar.training.loop import TrainResult, fit
 from vitcifar.training.resume import choose, resumed_config
 from vitcifar.training.stages import Log
@@ -98,19 +101,29 @@ def fit_and_test(
 ) -> tuple[TrainResult, Evaluation]:
     """Everything in a run before its release: training, calibration on validation, the test split once."""
     result = fit_and_log(run, network, splits, config)
+    return result, test(run, network, splits, config, result)
+
+
+def test(
+    run: tracking.Run, network: Classifier, splits: Splits, config: TrainConfig, result: TrainResult
+) -> Evaluation:
+    """Calibrate a trained network on validation, and log its evaluation on the test split, which is used here once."""
     notify(f"Evaluating {len(splits.validation):,} validation and {len(splits.test):,} test images.")
-    validation = predict_logits(network, splits.validation.images, config.batch_size)
-    logits, embeddings = predict_both(network, splits.test.images, config.batch_size)
+    cache = open_feature_cache(config)
+    validation, _ = predict_dataset(network, splits.validation, config, cache)
+    logits, embeddings = predict_dataset(network, splits.test, config, cache)
     evaluation = calibrate(validation, logits, splits, config.target_precision)
     network.temperature.fill_(evaluation.temperature)
     log_evaluation(run, evaluation, splits.test, softmax(logits, evaluation.temperature))
     log_projector(run, evaluation, splits.test, embeddings)
-    run.note(note(config, splits, *result_lines(result, evaluation)))
+    run.note(note(config, splits, *result_lines(result, evaluation), options=result.options))
     name, step = f"epoch {result.best_epoch} of {run_name(config)}", result.best_step
+    if result.method:
+        name = f"weights of {run_name(config)}"
     checkpoint = run.log_checkpoint(name, run.folder / BEST, step, {"epoch": result.best_epoch})
     run.link_model(checkpoint, {"validation": step, "test": 0})
-    analyze_trained(run, network, splits, config, evaluation, logits, best_epoch=result.best_epoch, git=git_state())
-    return result, evaluation
+    analyze_trained(run, network, splits, config, evaluation, logits, result=result, git=git_state())
+    return evaluation
 
 
 def fit_and_log(
@@ -125,8 +138,12 @@ def fit_and_log(
         teacher = make_teacher(config, splits.class_names)
         if teacher and not resumed:
             run.set_tags({"teacher": config.teacher, "teacher_weights_sha256": weights_sha256(teacher)})
-        options: dict[str, Any] = {"log": log or run.log, "log_histograms": run.log_histograms, "teacher": teacher}
-        return fit(network, *data, config, folder=folder, resume=folder / LAST if resumed else None, **options)
+        options: dict[str, Any] = {"log": log or run.log, "log_histograms": run.log_histograms}
+        options |= {"folder": folder, "resume": folder / LAST if resumed else None}
+        options["feature_cache"] = open_feature_cache(config)
+        if config.head_solver == "lbfgs":
+            return solve_head(network, *data, config, **options)
+        return fit(network, *data, config, teacher=teacher, **options)
 
 
 def train_worker(config: TrainConfig, folder: Path | None = None) -> None:
@@ -137,7 +154,8 @@ def train_worker(config: TrainConfig, folder: Path | None = None) -> None:
     with process_group():
         folder = folder or Path(broadcast(""))
         resume = folder / LAST if config.resume != "none" else None
-        fit(network, *data, config, log=log, folder=folder, resume=resume, teacher=teacher)
+        shared = {"teacher": teacher, "feature_cache": open_feature_cache(config)}
+        fit(network, *data, config, log=log, folder=folder, resume=resume, **shared)
 
 
 def resume_worker(options: dict[str, Any]) -> None:
@@ -154,12 +172,19 @@ def release(
     config: TrainConfig,
     evaluation: Evaluation,
     result: TrainResult,
+    *,
+    checks: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Build, register and benchmark a version, and promote it to the requested alias if it passes the gates."""
+    """Build, register and benchmark a version, and promote it to the requested alias if it passes the gates.
+
+    `checks` are recorded in the release beside those that it makes.
+    """
     notify(f"Exporting to ONNX, and checking parity on {len(splits.test):,} test images.")
     network.to("cpu")  # where releases are checked and serve
     int8, scores = config.int8 == "try", evaluation.to_dict()
-    built = build_release(network, splits=splits, evaluation=scores, config=config, run_id=run.run_id, int8=int8)
+    built = build_release(
+        network, splits=splits, evaluation=scores, config=config, run_id=run.run_id, int8=int8, checks=checks
+    )
     run.link_model(built.model_id, {"validation": result.best_step, "test": 0})
     sha256 = built.manifest.checks["weights_sha256"]
     version = register(built.manifest, built.model_id, built.digest)
@@ -176,7 +201,7 @@ def release(
         except GateError as error:
             gates, rejected_because = error.gates, str(error)
     outcome = f"Version {version} of {config.model_name}" + (f" ({alias})." if alias else f". {rejected_because}")
-    run.note(note(config, splits, *result_lines(result, evaluation, outcome)))
+    run.note(note(config, splits, *result_lines(result, evaluation, outcome), options=result.options))
     run.writer.add_text("card", model_card(registry.show(version), built.manifest))
     trained = Trained(
         run_id=run.run_id,

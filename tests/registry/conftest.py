@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from support.releases import add_version
 
+from vitcifar.cache import cache_dir
 from vitcifar.registry.registry import Registry
-from vitcifar.release.cache import cache_dir
 
 
 @pytest.fixture(scope="module")

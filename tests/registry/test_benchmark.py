@@ -7,10 +7,10 @@ import pytest
 import torch
 from support.toys import Published
 
+from vitcifar.cache import cache_dir
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.registry.benchmark import benchmark, read_old_tables, read_tables
 from vitcifar.registry.registry import Registry
-from vitcifar.release.cache import cache_dir
 from vitcifar.release.latency import this_machine
 
 

@@ -13,11 +13,11 @@ from support.project import ROOT
 from support.releases import add_version, store_release
 from support.toys import stored
 
+from vitcifar.cache import cache_dir
 from vitcifar.errors import ReleaseError, TrackingError
 from vitcifar.registry.aliases import move_alias, new_event, new_key
 from vitcifar.registry.doctor import Finding, diagnose, repair
 from vitcifar.registry.registry import Registry
-from vitcifar.release.cache import cache_dir
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import mlflow
 import pytest
 from support.toys import stored
 
+from vitcifar.cache import cache_dir
 from vitcifar.errors import GateError, RegistryError, ReleaseError, VitCifarError
 from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.registry import Registry
 from vitcifar.release import cache
-from vitcifar.release.cache import cache_dir
 from vitcifar.serving.loaded_model import open_version
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from support.releases import make_release
 
+from vitcifar.cache import cache_dir
 from vitcifar.errors import ReleaseError
 from vitcifar.release import manifest
-from vitcifar.release.cache import cache_dir, fetch
+from vitcifar.release.cache import fetch
 from vitcifar.release.manifest import sha256_of
 
 

@@ -10,9 +10,10 @@ from click.testing import CliRunner
 from support.project import ROOT
 from support.releases import make_release
 
+from vitcifar.cache import cache_dir
 from vitcifar.cli import main
 from vitcifar.errors import ReleaseError
-from vitcifar.release.cache import cache_dir, cached_releases, fetch, lock
+from vitcifar.release.cache import cached_releases, fetch, lock
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_pulling_deletes_the_releases_that_were_not_used_for_longest(stored):
     assert cached() == {a, b} and pull(stored[0]) == a
     c = pull(stored[2])
     assert cached() == {a, c}, "b was not used for longest"
-    assert [release.folder for release in cached_releases()] == [c, a]
+    assert [release.path for release in cached_releases()] == [c, a]
     assert cached_releases()[0].num_bytes == sum(path.stat().st_size for path in c.rglob("*") if path.is_file())
 
 
@@ -59,7 +60,7 @@ def test_a_release_that_another_process_has_open_stays(stored):
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
         b, c = pull(stored[1]), pull(stored[2])
-        assert cached() == {a, b, c} and {release.folder for release in cached_releases() if release.open} == {a}
+        assert cached() == {a, b, c} and {release.path for release in cached_releases() if release.open} == {a}
         pull(stored[3])
         assert a in cached() and len(cached()) == 3
         process.communicate("\n", timeout=20)

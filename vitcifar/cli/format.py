@@ -19,13 +19,13 @@ from vitcifar.errors import redact
 from vitcifar.registry.policy import read_changes, read_policy
 
 if TYPE_CHECKING:
+    from vitcifar.cache import Cached
     from vitcifar.pipeline import Trained
     from vitcifar.registry.aliases import Event
     from vitcifar.registry.diff import Difference
     from vitcifar.registry.policy import Gate, PolicyChange
     from vitcifar.registry.registry import Version
     from vitcifar.registry.repair import Finding
-    from vitcifar.release.cache import Cached
 
 NAME_WIDTH = 13  # of fields
 UNBROKEN = 100_000  # columns, where no terminal breaks the lines
@@ -76,18 +76,21 @@ def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err
         click.echo(line.rstrip(), err=err)
 
 
-def print_releases(releases: Sequence["Cached"]) -> None:
-    """Print releases of the cache."""
+def print_cached(found: Mapping[str, Sequence["Cached"]]) -> None:
+    """Print what is in the cache, by its kind."""
     rows = [
         (
-            release.folder.name[:16],
-            f"{release.num_bytes / 1e6:.1f}",
-            f"{datetime.datetime.fromtimestamp(release.used):%F %T}",
-            "open" if release.open else "",
+            entry.path.name[:16],
+            f"{entry.num_bytes / 1e6:.1f}",
+            f"{datetime.datetime.fromtimestamp(entry.used):%F %T}",
+            kind,
+            "open" if entry.open else "",
         )
-        for release in releases
+        for kind, entries in found.items()
+        for entry in entries
     ]
-    print_table(("digest", "MB", "last used", ""), rows)
+    if rows:
+        print_table(("digest", "MB", "last used", "kind", ""), rows)
 
 
 def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"], float | None]) -> None:

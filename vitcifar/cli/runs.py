@@ -27,9 +27,15 @@ SWEEP_SETTINGS = tuple(name for name, group in groups().items() if not {name, gr
 @options.option(
     "--seeds", 1, "Number of seeds, starting at --seed, as nested runs; the best on validation is released.", minimum=1
 )
+@options.option(
+    "--soup",
+    "none",
+    "Model soup of the seeds, released if it is better than the best one on validation: none, greedy or uniform.",
+    choices=("none", "greedy", "uniform"),
+)
 @options.yes_or_no("--verbose", "Print also the calibration, the gates and the sha256 of the weights.")
 @options.tracking_uri_option
-def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: Any) -> None:
+def train(preset: str, seeds: int, soup: str, verbose: bool, tracking_uri: str, **values: Any) -> None:
     """Train, evaluate, export to ONNX and register a version.
 
     The exit code is 3 when the version does not pass the gates of --promote-to; within `mlflow run`, which would take
@@ -49,11 +55,13 @@ def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: A
     if values["resume"] is not None and source is ParameterSource.ENVIRONMENT:
         values["experiment"] = None  # a run that is resumed keeps its experiment
     given = options.given(values)
+    if seeds == 1 and soup != "none":
+        raise ConfigError("soup averages the weights of several seeds, but seeds is 1: type --seeds 5.")
     if seeds == 1 and is_worker():
         resumes = given.get("resume", "none") != "none"
         return pipeline.resume_worker(given) if resumes else pipeline.train_worker(resolve(preset, **given))
     config = pipeline.plan(preset, given, tracking_uri)
-    trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds)
+    trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds, soup)
     registry = Registry(trained.model_name)
     format.print_trained(trained, verbose=verbose)
     step = f"app --version {trained.alias or trained.version}"
@@ -66,10 +74,10 @@ def train(preset: str, seeds: int, verbose: bool, tracking_uri: str, **values: A
         raise click.exceptions.Exit(NOT_PROMOTED)
 
 
-def train_and_print_seeds(config: TrainConfig, num_seeds: int) -> "Trained":
+def train_and_print_seeds(config: TrainConfig, num_seeds: int, soup: str) -> "Trained":
     from vitcifar.experiments.seeds import train_seeds
 
-    result = train_seeds(config, num_seeds)
+    result = train_seeds(config, num_seeds, soup)
     for run in result.runs:
         accuracies = [f"{split} {run.metrics[f'{split}/accuracy']:.4f}" for split in ("validation", "test")]
         format.print_field(f"seed {run.seed}", f"{'  '.join(accuracies)}  run {run.run_id}")
@@ -77,7 +85,10 @@ def train_and_print_seeds(config: TrainConfig, num_seeds: int) -> "Trained":
     interval = f"95% interval over the seeds {mean.low:.4f} to {mean.high:.4f}, Student's t"
     format.print_field("mean", f"{mean.mean:.4f} ({interval})")
     format.print_field("parent run", result.run_id)
-    format.print_field("released", f"seed {result.best.seed}, the best on validation")
+    if result.soup:
+        format.print_field("soup", result.soup.summary())
+    kept = result.soup is not None and result.soup.kept
+    format.print_field("released", "the soup" if kept else f"seed {result.best.seed}, the best on validation")
     return result.released
 
 
@@ -167,7 +178,7 @@ def data(preset: str, sheet: str, **values: Any) -> None:
 
 @options.registry_command
 @options.version_option
-@options.settings(*DATA_SETTINGS, *ANALYSIS_SETTINGS, default="as the version was trained")
+@options.settings(*DATA_SETTINGS, *ANALYSIS_SETTINGS, "cache_disk", default="as the version was trained")
 @options.experiment_option
 def evaluate(registry: "Registry", version: str, experiment: str, **values: Any) -> None:
     """Evaluate a registered version on test images, as a run of its own that is linked to the version.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitcifar.cli import format, options
+from vitcifar.config import TrainConfig
 
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
@@ -147,19 +148,26 @@ def score(registry: "Registry", sources: list[str], out: str, version: str, engi
 @options.command
 @click.argument("action", type=click.Choice(["list", "prune"]))
 @options.option("--keep", 0, "Releases that prune keeps (0 = as VITCIFAR_CACHE_KEEP says, otherwise 5).", minimum=0)
-def cache(action: str, keep: int) -> None:
-    """List the releases in this user's cache, or delete those that were not used for longest.
+@options.option("--cache-disk", TrainConfig.cache_disk, "Features that prune keeps, in GB (0 = none).", minimum=0.0)
+def cache(action: str, keep: int, cache_disk: float) -> None:
+    """List the releases and features in this user's cache, or delete those that were not used for longest.
 
-    Every command that downloads a release prunes by itself. One that a process has open is never deleted.
+    Every command that downloads a release or keeps features prunes by itself. A release that a process has open is
+    never deleted.
 
     \b
     vitcifar cache list
-    vitcifar cache prune --keep 2
+    vitcifar cache prune --keep 2 --cache-disk 0
     """
-    from vitcifar.release.cache import cache_dir, cached_releases, num_kept, prune_cache
+    from vitcifar.cache import cache_dir, cached_features, features_dir, prune_features
+    from vitcifar.release.cache import cached_releases, num_kept, prune_cache
 
-    rows = cached_releases() if action == "list" else prune_cache(keep or num_kept())
-    if rows:
-        format.print_releases(rows)
-    size = sum(row.num_bytes for row in rows) / 1e6
-    click.echo(f"{len(rows)} releases, {size:.1f} MB, {'in' if action == 'list' else 'deleted from'} {cache_dir()}.")
+    if action == "list":
+        releases, features = cached_releases(), cached_features(features_dir())
+    else:
+        releases = prune_cache(keep or num_kept())
+        features = prune_features(features_dir(), int(cache_disk * 1e9))
+    format.print_cached({"release": releases, "features": features})
+    where = f"{'in' if action == 'list' else 'deleted from'} {cache_dir()}"
+    for kind, found in (("releases", releases), ("files of features", features)):
+        click.echo(f"{len(found)} {kind}, {sum(row.num_bytes for row in found) / 1e6:.1f} MB, {where}.")

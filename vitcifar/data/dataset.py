@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,11 @@ class ImageDataset:
         images = images[indices] if isinstance(images, np.ndarray) else stack([images[index] for index in indices])
         ids = tuple(self.ids[index] for index in indices)
         return ImageDataset(images=images, labels=self.labels[indices], class_names=self.class_names, ids=ids)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of these images, taken once: images that are decoded on demand must not change."""
+        return fingerprint(self)
 
     def counts(self) -> dict[str, int]:
         """Class name -> number of images."""
@@ -102,14 +108,14 @@ def group_by_size(images: Iterable[np.ndarray], max_batch: int, *, max_pixels: i
     return batches
 
 
-def fingerprint(dataset: ImageDataset, split: str = "") -> str:
+def fingerprint(dataset: ImageDataset) -> str:
     """sha256 over the class names and, for each image in order, over label, shape and every pixel.
 
-    Ids and memory layout (array or list) do not change it; `split` is for the progress bar.
+    Ids and memory layout (array or list) do not change it.
     """
     # The salt is part of every recorded fingerprint: it never changes.
     digest = hashlib.sha256(json.dumps(["vitcifar pictures 1", dataset.class_names]).encode())
-    images = bar(dataset.images, f"Fingerprint {split}".rstrip(), "images")
+    images = bar(dataset.images, "Fingerprint", "images")
     for image, label in zip(images, dataset.labels, strict=True):
         assert image.dtype == np.uint8, f"pixels are {image.dtype}"
         digest.update(np.array([label, *image.shape], dtype="<i8").tobytes())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.dataset import ImageDataset, Source, fingerprint
+from vitcifar.data.dataset import ImageDataset, Source
 from vitcifar.data.files import ImageFiles, load_files
 from vitcifar.data.sources import open_source
 from vitcifar.errors import DataError, ImageError, listed
@@ -37,7 +37,7 @@ class Splits:
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Split -> fingerprint of its dataset."""
-        return {split: fingerprint(dataset, split) for split, dataset in self.datasets.items()}
+        return {split: dataset.fingerprint for split, dataset in self.datasets.items()}
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -111,7 +111,7 @@ def analyze(
     duplicates, nearest = None, None
     if trained_on:
         datasets = {**trained_on, "test": test}
-        duplicates, nearest = similar_images(evaluation, datasets, network if full else None, config.batch_size)
+        duplicates, nearest = similar_images(evaluation, datasets, network if full else None, config)
     ood_images, robustness = read_ood_images(config, limit=len(test)), None
     if full and config.corruption_images:
         subset = test.subset(balanced_indices(test.labels, config.corruption_images))
@@ -130,18 +130,18 @@ def analyze(
 
 
 def similar_images(
-    evaluation: Evaluation, datasets: Mapping[str, ImageDataset], network: "Classifier | None", batch_size: int
+    evaluation: Evaluation, datasets: Mapping[str, ImageDataset], network: "Classifier | None", config: TrainConfig
 ) -> tuple[Duplicates, NearestImages | None]:
     """Duplicates across splits and, with the network, the training images nearest to the most confident errors."""
     embeddings = {split: thumbnails(dataset.images) for split, dataset in datasets.items()}
     nearest = None
     if network is not None:
-        from vitcifar.model.predict import predict_embeddings
+        from vitcifar.training.feature_cache import embed, open_feature_cache
 
-        learned = {}
+        learned, cache = {}, open_feature_cache(config)
         for split, dataset in datasets.items():
             progress = partial(bar, title=f"Embeddings of {split}", unit="batches")
-            learned[split] = predict_embeddings(network, dataset.images, batch_size, progress=progress)
+            learned[split] = embed(network, dataset, config.batch_size, cache, progress=progress)
         embeddings = {split: concat_embeddings(embeddings[split], learned[split]) for split in datasets}
         errors = most_confident(evaluation, correct=False)[:NUM_NEAREST]
         if len(errors):

@@ -14,6 +14,7 @@ from vitcifar.config import TrainConfig, run_name
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
+from vitcifar.experiments.soup import Soup, check_soup, make_soup, release_soup
 from vitcifar.model.network import Classifier, check_network
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes
@@ -49,6 +50,7 @@ class SeedRun:
     evaluation: Evaluation
     result: TrainResult
     network: Classifier | None  # of the best run only
+    folder: Path = Path()  # of its checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,16 +62,19 @@ class SeedRuns:
     intervals: Mapping[str, MeanInterval]
     best: SeedRun
     released: pipeline.Trained
+    soup: Soup | None = None
 
 
-def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
+def train_seeds(config: TrainConfig, num_seeds: int, soup: str = "none") -> SeedRuns:
     """Train with `seed`, `seed` + 1, ... on the same images, each as a run under one parent; raises VitCifarError.
 
-    The parent gets the mean and the interval of the main test metrics. The run that is best on validation is released.
+    The parent gets the mean and the interval of the main test metrics. The run that is best on validation is released,
+    or a `soup` of the runs (greedy or uniform) that is better there.
     When a run fails, the parent ends FAILED with the same message; runs that are complete stay.
     """
     if config.resume != "none":
         raise ConfigError("resume continues one run: leave --seeds out.")
+    check_soup(soup, config)
     config, splits = prepare(config, "each seed is a run of its own")
     last = config.seed + num_seeds - 1
     name = run_name(config).replace(f" s{config.seed}", f" s{config.seed}-{last}", 1)
@@ -82,10 +87,20 @@ def train_seeds(config: TrainConfig, num_seeds: int) -> SeedRuns:
         parent.set_tags({"best_seed": str(best.seed), "best_run": best.run_id})
         assert best.network is not None
         config = dataclasses.replace(config, seed=best.seed)
-        with pipeline.start_run(config, "seed", run_id=best.run_id, nested=True) as run:
-            released = pipeline.release(run, best.network, splits, config, best.evaluation, best.result)
+        made = None
+        if soup != "none":
+            made = make_soup(soup, sorted(runs, key=on_validation, reverse=True), best.network, splits, config)
+            parent.log_json("soup.json", {**dataclasses.asdict(made), "kept": made.kept})
+            parent.set_tags({"soup": made.summary()})
+        if made and made.kept:
+            released = release_soup(made, best.network, splits, config, best.result)
+        else:
+            with pipeline.start_run(config, "seed", run_id=best.run_id, nested=True) as run:
+                released = pipeline.release(run, best.network, splits, config, best.evaluation, best.result)
         parent.set_tags(released.tags(config.promote_to))
-    return SeedRuns(run_id=parent.run_id, runs=tuple(runs), intervals=intervals, best=best, released=released)
+    return SeedRuns(
+        run_id=parent.run_id, runs=tuple(runs), intervals=intervals, best=best, released=released, soup=made
+    )
 
 
 def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
@@ -113,12 +128,24 @@ def train_seed(config: TrainConfig, splits: Splits, seed: int) -> SeedRun:
     except VitCifarError as error:
         raise type(error)(f"Seed {seed}: {error}") from error
     metrics = {**result.best_metrics, **{f"test/{name}": getattr(evaluation, name) for name in TEST_METRICS}}
-    return SeedRun(seed=seed, run_id=run.run_id, metrics=metrics, evaluation=evaluation, result=result, network=network)
+    return SeedRun(
+        seed=seed,
+        run_id=run.run_id,
+        metrics=metrics,
+        evaluation=evaluation,
+        result=result,
+        network=network,
+        folder=run.folder,
+    )
 
 
 def best_run(runs: Sequence[SeedRun]) -> SeedRun:
     """The run with the highest accuracy on validation, then the lowest loss; the test split has no influence."""
-    return max(runs, key=lambda run: (run.metrics["validation/accuracy"], -run.metrics["validation/loss"]))
+    return max(runs, key=on_validation)
+
+
+def on_validation(run: SeedRun) -> tuple[float, float]:
+    return run.metrics["validation/accuracy"], -run.metrics["validation/loss"]
 
 
 def drop_networks(runs: Sequence[SeedRun]) -> list[SeedRun]:

@@ -140,19 +140,20 @@ def with_aliases(version: Version) -> str:
 
 
 def reproduce(registry: Registry, spec: str | int) -> Reproduction:
-    """Train a version again from its recorded config, as a run that releases nothing, and compare.
+    """Train a version that is no soup again from its recorded config, as a run that releases nothing, and compare.
 
     The config neither resumes nor promotes; the threads and switches of torch are as recorded. Raises ReleaseError
     before training when the images differ, or the config is one of another vitcifar; warns when the commit differs.
     """
     from vitcifar import pipeline
+    from vitcifar.experiments.soup import require_single_run
     from vitcifar.model.network import weights_sha256
     from vitcifar.training.numerics import recorded_switches
 
     release = registry.pull(spec)
     assert release.version is not None
-    commit, git = release.git.get("commit"), git_state()
-    config = recorded_config(release, **AGAIN)
+    commit, git, config = release.git.get("commit"), git_state(), recorded_config(release, **AGAIN)
+    require_single_run(release, config)
     splits = read_splits(config)
     if splits.fingerprint != release.fingerprint:
         raise ReleaseError(
@@ -172,8 +173,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
         with pipeline.start_run(config, "reproduce", name=f"reproduce {version_name(release)}") as run:
             _, evaluation = pipeline.fit_and_test(run, network, splits, config)
         now = environment()
-    recorded, weights = release.checks.get("weights_sha256"), weights_sha256(network)
-    scores = evaluation.to_dict()
+    recorded, weights, scores = release.checks.get("weights_sha256"), weights_sha256(network), evaluation.to_dict()
     causes = (
         *compare_sections("code", release.git, git),
         *compare_sections("environment", *_comparable(release.environment, now)),

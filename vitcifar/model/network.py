@@ -228,11 +228,16 @@ def count_trained(network: Classifier, train_layers: str, lora_rank: int) -> int
 
 def weights_sha256(network: nn.Module) -> str:
     """sha256 over every weight and buffer: names, shapes, types and bytes."""
+    return tensors_sha256(network.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over tensors in the order of their names: names, shapes, types and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -44,6 +44,13 @@ def predict_embeddings(
     return _predict(network, network.embed, images, batch_size, network.head.in_features, progress)
 
 
+def predict_head(network: Classifier, embeddings: np.ndarray, batch_size: int = 32) -> np.ndarray:
+    """Logits (N, K), float32, of embeddings (N, D)."""
+    with torch.no_grad():
+        batches = torch.split(torch.from_numpy(embeddings).to(network.head.weight.device), batch_size)
+        return np.concatenate([network.head(batch).float().cpu().numpy() for batch in batches])
+
+
 def _predict(
     network: Classifier,
     forward: Callable[[Images], Tensor],

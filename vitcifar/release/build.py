@@ -58,11 +58,12 @@ def build_release(
     config: TrainConfig,
     run_id: str,
     int8: bool = False,
+    checks: Mapping[str, Any] | None = None,
 ) -> Built:
     """Export the network, check its parity on the test images and store the release as a logged model of the run.
 
-    With `int8` the int8 candidates are evaluated too and an accepted one serves, else the float file. Raises
-    ReleaseError when a check fails: nothing is stored then.
+    `checks` are recorded beside its own. With `int8` the int8 candidates are evaluated too and an accepted one serves,
+    else the float file. Raises ReleaseError when a check fails: nothing is stored then.
     """
     release = describe(network, splits, evaluation, config, run_id)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
@@ -74,8 +75,8 @@ def build_release(
         embeddings: list[np.ndarray] = []
         parity = check_parity(network, onnx_path, splits.test, embeddings=embeddings)
         statistics = ImageStatistics.fit(splits.train.images, splits.validation.images)
-        checks = {"parity": dataclasses.asdict(parity), "image_statistics": statistics.to_dict()}
-        release = _add_checks(release, checks)
+        own = {"parity": dataclasses.asdict(parity), "image_statistics": statistics.to_dict()}
+        release = _add_checks(release, {**(checks or {}), **own})
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
         if release.serves != ONNX_FILE:

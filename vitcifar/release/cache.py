@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from vitcifar.cache import PARTIAL_PREFIX, STALE_SECONDS, Cached, cache_dir
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError, reason_of
 from vitcifar.release.artifacts import download_file, environment_variable
@@ -25,19 +26,8 @@ if TYPE_CHECKING:
 
 CONSTANTS = ("mean", "std", "layer_norm_eps")  # of the network, in the manifest's preprocessing
 NOT_SERVED = frozenset({PT2_FILE})
-PARTIAL_PREFIX = ".partial-"
-STALE_SECONDS = 24 * 3600
 STORE = "the store"  # the origin that messages name for downloaded files
 KEEP = 5  # releases, if VITCIFAR_CACHE_KEEP does not say another number
-
-
-def cache_dir() -> Path:
-    """The folder of the cache: VITCIFAR_CACHE, or ~/.cache/vitcifar. Raises ReleaseError without a home folder."""
-    given = os.environ.get("VITCIFAR_CACHE")
-    try:
-        return Path(given).absolute() if given else Path.home() / ".cache" / "vitcifar"
-    except RuntimeError:  # neither HOME nor an entry of the user
-        raise ReleaseError("There is no home folder for the cache: set VITCIFAR_CACHE to a folder.") from None
 
 
 def num_kept() -> int:
@@ -72,23 +62,13 @@ def fetch(location: str, digest: str, *, pytorch: bool = False) -> Manifest:
     return release
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cached:
-    """A release in the cache: its size on disk, when a command last used it, and whether a process has it open."""
-
-    folder: Path
-    num_bytes: int
-    used: float  # seconds since 1970
-    open: bool
-
-
 def cached_releases() -> list[Cached]:
     """The releases in the cache, the last used one first."""
     found = []
     for folder in (cache_dir() / "releases").glob("[0-9a-f]" * 64):
         with contextlib.suppress(FileNotFoundError):  # another process deletes it
             files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-            release = Cached(folder=folder, num_bytes=sum(files), used=folder.stat().st_mtime, open=False)
+            release = Cached(path=folder, num_bytes=sum(files), used=folder.stat().st_mtime)
             try:
                 lock(folder, shared=False).close()
             except FileNotFoundError:
@@ -103,8 +83,8 @@ def prune_cache(keep: int) -> list[Cached]:
     """Delete all but the `keep` releases that were used last, and those that a process has open; returns those."""
     deleted = []
     for release in cached_releases()[keep:]:
-        with contextlib.suppress(OSError), lock(release.folder, shared=False), _partial(release.folder.parent) as trash:
-            os.replace(release.folder, trash / release.folder.name)
+        with contextlib.suppress(OSError), lock(release.path, shared=False), _partial(release.path.parent) as trash:
+            os.replace(release.path, trash / release.path.name)
             deleted.append(release)
     return deleted
 

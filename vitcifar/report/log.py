@@ -97,14 +97,14 @@ def with_changes(config: TrainConfig) -> str:
     return ", ".join([preset, *(f"{name} {value}" for name, value in changes(preset, config).items())])
 
 
-def note(config: TrainConfig, splits: Splits, *results: str) -> str:
+def note(config: TrainConfig, splits: Splits, *results: str, options: str = "") -> str:
     """The description of a run in Markdown: its results, the recipe, the images, and the command that repeats it."""
     counts = ", ".join(f"{len(dataset):,} {split}" for split, dataset in splits.datasets.items() if len(dataset))
     lines = [
         *results,
         f"Preset {with_changes(config)}.",
         f"{counts} images of {data_name(config)}, {len(splits.class_names)} classes.",
-        f"    {train_command(nearest_preset(config), config)}",
+        f"    {train_command(nearest_preset(config), config)}{options}",
     ]
     return "\n\n".join(lines)
 
@@ -112,11 +112,11 @@ def note(config: TrainConfig, splits: Splits, *results: str) -> str:
 def result_lines(result: "TrainResult", evaluation: Evaluation, *outcome: str) -> list[str]:
     """What came out of a run, for its note; its `outcome` in the registry second, for MLflow folds a long note."""
     best = result.best_metrics["validation/accuracy"]
+    made = result.method or f"Best of {result.num_epochs} epochs: {result.best_epoch}"
     return [
         f"**Test accuracy {evaluation.accuracy_text()}.**",
         *outcome,
-        f"Best of {result.num_epochs} epochs: {result.best_epoch}, with validation accuracy {best:.4f}. "
-        f"On test, {evaluation.calibration_text()}.",
+        f"{made}, with validation accuracy {best:.4f}. On test, {evaluation.calibration_text()}.",
     ]
 
 
@@ -218,7 +218,7 @@ def analyze_trained(
     evaluation: Evaluation,
     logits: np.ndarray,
     *,
-    best_epoch: int,
+    result: "TrainResult",
     git: Mapping[str, Any],
 ) -> None:
     """Run and log the analysis that config.analysis selects, with the report; logits (N, K) of the test split."""
@@ -253,7 +253,13 @@ def analyze_trained(
             "Run": run.run_id,
             "Commit": commit,
         },
-        training=Training(config=config, curves=logged_curves(run), best_epoch=best_epoch),
+        training=Training(
+            config=config,
+            curves=logged_curves(run),
+            best_epoch=result.best_epoch,
+            method=result.method,
+            options=result.options,
+        ),
     )
 
 

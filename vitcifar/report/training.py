@@ -14,20 +14,25 @@ NO_SETTINGS = ("resume", "run_name")  # of the training itself
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training that has ended: `curves` by the name of the metric; the best epoch counts from 1."""
+    """A training that has ended: `curves` by the name of the metric; the best epoch counts from 1, or `method` says how
+    the weights were made without epochs, with further `options` of the command."""
 
     config: TrainConfig
     curves: Mapping[str, plots.Curve]
     best_epoch: int
+    method: str = ""
+    options: str = ""
 
     @property
     def num_epochs(self) -> int:
-        return max((len(curve) for curve in self.curves.values()), default=0)
+        return 0 if self.method else max((len(curve) for curve in self.curves.values()), default=0)
 
 
 def training_findings(training: Training) -> list[Finding]:
     """The best epoch, and whether more epochs may help."""
     best, last = training.best_epoch, training.num_epochs
+    if training.method:
+        return [Finding(text=f"{training.method}.")]
     if not last:
         return []
     text = f"The weights are those of epoch {best} of {last}, the best on validation"
@@ -37,6 +42,9 @@ def training_findings(training: Training) -> list[Finding]:
 def training_section(training: Training) -> Section:
     """Curves of loss and accuracy, the settings that differ from the defaults, and the command."""
     changed = different_settings(training.config)
+    chosen = (
+        f"{training.method[:1].lower()}{training.method[1:]}" or "the best epoch is chosen on the validation images"
+    )
     again = dataclasses.replace(training.config, run_name="none")
     table = Table(
         title="Settings that differ from the defaults",
@@ -45,9 +53,9 @@ def training_section(training: Training) -> Section:
     )
     return Section(
         title="Training",
-        text="The test images took no part: the best epoch is chosen on the validation images. This command repeats "
-        "the training on the same images, from the same folder:",
-        command=train_command(nearest_preset(again), again),
+        text=f"The test images took no part: {chosen}. This command repeats the training on the same images, from the "
+        "same folder:",
+        command=train_command(nearest_preset(again), again) + training.options,
         figures=[plots.training_curves(training.curves, training.best_epoch)] if training.num_epochs else [],
         tables=[table] if changed else [],
     )

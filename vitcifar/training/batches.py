@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from vitcifar.model.predict import to_batch, to_device
 from vitcifar.model.vit import v2
 from vitcifar.progress import bar
 from vitcifar.training.distributed import autocast, num_processes, rank, sum_over_processes
+from vitcifar.training.feature_cache import FeatureCache, feature_key
 
 IMAGES_PER_BATCH = 64  # in the frozen layers
 TIMEOUT = 50  # seconds for one request; without a limit a hanging worker blocks training forever
@@ -188,9 +190,27 @@ class CachedFeatures(Dataset[Images]):
         return self.views[(epoch - 1) % len(self.views), torch.from_numpy(indices)]
 
 
+def cached_features(
+    network: Classifier, loader: Loader, *, depth: int, num_views: int, precision: str, cache: FeatureCache | None
+) -> CachedFeatures:
+    """The features of the images that a loader augments: computed, or those that an earlier run has kept on disk."""
+    source = loader.source
+    assert isinstance(source, AugmentedImages)
+    num_images, augmentation = len(source.dataset), source.augmentation
+    compute = partial(
+        compute_features, network, loader, num_images, depth=depth, num_views=num_views, precision=precision
+    )
+    if cache is None:
+        return CachedFeatures(compute())
+    views = "none" if augmentation == "none" else [augmentation, source.seed, num_views]
+    inputs = {"batch_size": IMAGES_PER_BATCH, "views": views}
+    key = partial(feature_key, network, source.dataset, depth=depth, precision=precision, inputs=inputs)
+    return CachedFeatures(cache.get(key, (num_views, num_images, *feature_shape(network, depth)), compute))
+
+
 def compute_features(
     network: Classifier, loader: Loader, num_images: int, *, depth: int, num_views: int, precision: str
-) -> CachedFeatures:
+) -> Tensor:
     """Run the frozen layers on every view of every image; the work is shared by all processes."""
     network.eval()
 
@@ -198,7 +218,7 @@ def compute_features(
         return network.forward_features(network.preprocess(images), depth)
 
     sizes = (num_views, num_images, *feature_shape(network, depth))
-    return compute_views(compute, loader, sizes, precision=precision, title="Frozen features")
+    return compute_views(compute, loader, sizes, precision=precision, title="Frozen features").views
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitcifar.config import TrainConfig, deciding_settings
-from vitcifar.data.dataset import ImageDataset, fingerprint
+from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError, listed
 from vitcifar.model.network import Classifier
 from vitcifar.model.tensor_file import load_file
@@ -139,7 +139,7 @@ def identity_of(
     return {
         "settings": {name: getattr(config, name) for name in deciding_settings()},
         "classes": list(network.class_names),
-        "images": fingerprint(train),
+        "images": train.fingerprint,
         "frozen weights": frozen.hexdigest(),
     }
 

@@ -33,8 +33,10 @@ from vitcifar.training.distributed import (
     sum_gradients,
     sum_over_processes,
 )
+from vitcifar.training.feature_cache import FeatureCache
 from vitcifar.training.stages import (
     ActiveStage,
+    Inputs,
     Log,
     LogHistograms,
     Setup,
@@ -58,6 +60,8 @@ class TrainResult:
     num_epochs: int
     num_steps: int
     num_trained_parameters: int
+    method: str = ""  # how the weights were made, in a sentence, unless they are those of an epoch
+    options: str = ""  # of the command, besides the config
 
     @property
     def best_step(self) -> int:
@@ -77,17 +81,19 @@ def fit(
     resume: Path | None = None,
     notify: Callable[[str], object] = progress.notify,
     teacher: Classifier | None = None,
+    feature_cache: FeatureCache | None = None,
 ) -> TrainResult:
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
     Every epoch writes a checkpoint to `folder` after its metrics were logged, and the head's weights and gradients as
     histograms; `resume` is a checkpoint to continue from. `notify` receives messages about behaviour that may surprise.
     `teacher` is a trained network of the same classes to learn from beside the labels.
+    Features of frozen layers are shared with other runs through a `feature_cache`.
     Inside `distributed.process_group()` the processes share every batch, and rank 0 logs and writes. Raises
     TrainingError at the first loss that is not finite, and for a checkpoint of other settings, weights or images.
     """
     setup, stages, saved = prepare(
-        network, train, validation, config, log, log_histograms, notify, folder, resume, teacher
+        network, train, validation, config, log, log_histograms, notify, folder, resume, teacher, feature_cache
     )
     state = TrainState.restore(saved, resume or folder)
     if resume is not None and (state.epoch or (folder / BEST).exists()):
@@ -104,8 +110,14 @@ def fit(
                     metrics = train_epoch(setup, active, state, bar)
                     end_epoch(setup, active, state, metrics)
             state.stage, state.stage_epoch, state.stage_step = state.stage + 1, 0, 0
+    return finish(setup, state)
+
+
+def finish(setup: Setup, state: TrainState) -> TrainResult:
+    """Leave the network with its best weights, and describe the training."""
+    network, checkpoints = setup.network, setup.checkpoints
     barrier()  # rank 0 has written the best weights
-    network.load_state_dict(load_best(setup.checkpoints, state, folder / BEST)["weights"], strict=False)
+    network.load_state_dict(load_best(checkpoints, state, checkpoints.folder / BEST)["weights"], strict=False)
     merge_lora(network.blocks)
     network.eval()
     return TrainResult(
@@ -113,7 +125,7 @@ def fit(
         best_metrics=state.best_metrics,
         num_epochs=state.epoch,
         num_steps=state.step,
-        num_trained_parameters=sum(weight.numel() for weight in setup.checkpoints.weights.values()),
+        num_trained_parameters=sum(weight.numel() for weight in checkpoints.weights.values()),
     )
 
 
@@ -218,13 +230,13 @@ def end_epoch(setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict
     """Validate, keep the best weights, log, and write a checkpoint."""
     state.epoch += 1
     state.stage_epoch += 1
-    validation = validate(setup, stage)
+    validation = validate(setup, stage.inputs)
     require_finite("validation/loss", validation["validation/loss"], state.step)
     metrics = {**metrics, **validation}
     keep_best(setup, state, metrics)
     if stage.ema:
         with stage.ema.swapped_into(stage.weights):
-            validation = validate(setup, stage)
+            validation = validate(setup, stage.inputs)
             keep_best(setup, state, {**metrics, **validation})
         metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
     if rank() == 0:
@@ -254,9 +266,9 @@ def head_histograms(stage: ActiveStage) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def validate(setup: Setup, stage: ActiveStage) -> dict[str, float]:
+def validate(setup: Setup, inputs: Inputs) -> dict[str, float]:
     """Validation loss and accuracy, means over images; the processes share the work."""
-    labels, batch_size, inputs = setup.validation.labels, setup.config.batch_size, stage.inputs
+    labels, batch_size = setup.validation.labels, setup.config.batch_size
     own = np.arange(len(labels))[rank() :: num_processes()]
     requests = [(1, own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
     sums = torch.zeros(2, dtype=torch.float64, device=setup.device)  # losses, correct predictions

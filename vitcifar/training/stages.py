@@ -18,10 +18,11 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError, reason_of
 from vitcifar.model.network import Classifier, Images, add_lora, frozen_depth, set_trainable, train_lora
-from vitcifar.training.batches import AugmentedImages, Loader, compute_features, plan_cache
+from vitcifar.training.batches import AugmentedImages, Loader, cached_features, plan_cache
 from vitcifar.training.checkpoint import CURE, LAST, Checkpoints, check_tensors, identity_of
 from vitcifar.training.distillation import Teacher, prepare_teacher
 from vitcifar.training.distributed import choose_device, choose_precision, rank
+from vitcifar.training.feature_cache import FeatureCache
 from vitcifar.training.state import Stage, TrainState
 
 Log = Callable[[int, Mapping[str, float]], object]
@@ -43,7 +44,8 @@ class Setup:
     log: Log
     log_histograms: LogHistograms
     notify: Callable[[str], object]
-    teacher: Classifier | None
+    teacher: Classifier | None = None
+    feature_cache: FeatureCache | None = None
 
     @property
     def num_batches(self) -> int:
@@ -62,6 +64,7 @@ def prepare(
     folder: Path,
     resume: Path | None,
     teacher: Classifier | None = None,
+    feature_cache: FeatureCache | None = None,
 ) -> tuple[Setup, list[Stage], dict[str, Any]]:
     """Move the network to its device, add LoRA, and load the checkpoint to continue from, or one without progress."""
     device = choose_device(config.device)
@@ -83,9 +86,10 @@ def prepare(
     labels = torch.from_numpy(train.labels).to(device)
     if rank() > 0:
         log, log_histograms, notify = lambda step, metrics: None, lambda step, tensors: None, lambda message: None
-    setup = Setup(
-        network, train, validation, config, device, precision, labels, checkpoints, log, log_histograms, notify, teacher
-    )
+    if feature_cache:
+        feature_cache = dataclasses.replace(feature_cache, notify=notify)
+    data = (network, train, validation, config, device, precision, labels)
+    setup = Setup(*data, checkpoints, log, log_histograms, notify, teacher, feature_cache)
     return setup, stages, saved
 
 
@@ -202,9 +206,9 @@ def prepare_inputs(setup: Setup, train_layers: str) -> Inputs:
     if message:
         setup.notify(message)
     if depth is not None and num_views:
-        compute = partial(compute_features, network, depth=depth, precision=setup.precision)
-        train = Loader(compute(train, sizes[0], num_views=num_views), 0, device)
-        validation = Loader(compute(validation, sizes[1], num_views=1), 0, device)
+        features = partial(cached_features, network, depth=depth, precision=setup.precision, cache=setup.feature_cache)
+        train = Loader(features(train, num_views=num_views), 0, device)
+        validation = Loader(features(validation, num_views=1), 0, device)
         preprocess, classify = nn.Identity(), partial(network.forward_head, depth=depth)
     teacher = None
     if setup.teacher:
