@@ -38,7 +38,7 @@ def test_no_setting_is_declared_so_mlflow_logs_only_what_was_given():
     declared = {name for entry in ENTRIES.values() for name in entry["parameters"]}
     assert not settings & declared
     assert cli.options.FROM_PRESET not in TEXT.replace("{preset}", "").replace("--preset", "").split("'")
-    assert set(ENTRIES["main"]["parameters"]) == {"preset", "seeds", "verbose"}
+    assert set(ENTRIES["main"]["parameters"]) == {"preset", "seeds", "soup", "verbose"}
 
 
 def test_a_command_of_mlflow_run_works_in_the_folder_in_which_it_was_typed(tmp_path):

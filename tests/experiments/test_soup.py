@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from support.sweeps import TINY
 from support.training import CLASSES, settings, shades
 
 from vitcifar import pipeline
+from vitcifar.cli import main
 from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, ReleaseError
 from vitcifar.experiments import seeds
@@ -131,3 +133,8 @@ def test_several_seeds_release_their_soup_or_the_best_one(store, tmp_path, monke
     found = SimpleNamespace(checks=checks, version=7)
     with pytest.raises(ReleaseError, match=r"Version 7 is a soup of several runs.*--seeds 2 --soup uniform"):
         require_single_run(found, config)
+
+
+def test_a_soup_of_one_seed_is_said_to_need_more():
+    done = CliRunner().invoke(main, ["train", "--soup", "greedy"])
+    assert done.exit_code == 1 and "several seeds, but seeds is 1: type --seeds 5" in done.output

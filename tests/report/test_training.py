@@ -78,3 +78,12 @@ def test_the_command_gives_the_same_settings_when_it_is_typed(monkeypatch, prese
 def test_different_settings_leave_out_what_only_names_the_run():
     own = dataclasses.replace(resolve("cifar10"), run_name="monday", seed=2)
     assert [row[:3] for row in different_settings(own)] == [("seed", 2, 0)]
+
+
+def test_weights_that_are_of_no_epoch_say_how_they_were_made_and_draw_no_curves():
+    method = "The head was fitted by L-BFGS, C = 0.1 by cross-validation"
+    training = dataclasses.replace(TRAINING, method=method, options=" --seeds 3 --soup greedy")
+    assert [finding.text for finding in training_findings(training)] == [f"{method}."]
+    section = training_section(training)
+    assert "took no part: the head was fitted by L-BFGS" in section.text and "epoch" not in section.text
+    assert section.command.endswith(" --seeds 3 --soup greedy") and not section.figures

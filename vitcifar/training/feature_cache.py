@@ -60,8 +60,6 @@ class FeatureCache:
             if rank() == 0:
                 self._keep(path, features)
             return features
-        if rank() == 0:
-            self.notify(f"Frozen features were found in {self.folder}: not computed again.")
         features = found if found is not None else torch.zeros(shape)
         return sum_over_processes(features) if num_processes() > 1 else features
 
