@@ -45,5 +45,5 @@ def test_the_command_lists_features_and_deletes_all_of_them(files):
     assert [line.split()[0] for line in listed.output.splitlines()[1:4]] == [letter * 16 for letter in "abc"]
     assert "3 files of features, 0.0 MB, in" in listed.output
     assert "0 files of features" in CliRunner().invoke(main, ["cache", "prune"]).output
-    assert "3 files of features" in CliRunner().invoke(main, ["cache", "prune", "--cache-disk", "0"]).output
+    assert "3 files of features" in CliRunner().invoke(main, ["cache", "prune", "--keep-features", "0"]).output
     assert not any(path.exists() for path in files)

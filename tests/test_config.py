@@ -39,12 +39,12 @@ DECIDES_WEIGHTS = {
         "precision",
         "compile",
     ),
-    *("accumulation_steps", "num_views", "cache_memory", "device"),
+    *("accumulation_steps", "num_views", "cache_memory", "device", "head_solver"),
 }
 OTHERS = {
     *("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "data_seed", "resume"),
     *("num_workers", "num_processes", "analysis", "target_precision", "corruption_images", "ood", "experiment"),
-    *("run_name", "output_dir", "model_name", "int8", "benchmark_runs", "promote_to"),
+    *("run_name", "output_dir", "model_name", "int8", "benchmark_runs", "promote_to", "cache_disk"),
 }
 
 

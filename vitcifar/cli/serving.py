@@ -148,8 +148,8 @@ def score(registry: "Registry", sources: list[str], out: str, version: str, engi
 @options.command
 @click.argument("action", type=click.Choice(["list", "prune"]))
 @options.option("--keep", 0, "Releases that prune keeps (0 = as VITCIFAR_CACHE_KEEP says, otherwise 5).", minimum=0)
-@options.option("--cache-disk", TrainConfig.cache_disk, "Features that prune keeps, in GB (0 = none).", minimum=0.0)
-def cache(action: str, keep: int, cache_disk: float) -> None:
+@options.option("--keep-features", TrainConfig.cache_disk, "Features that prune keeps, in GB (0 = none).", minimum=0.0)
+def cache(action: str, keep: int, keep_features: float) -> None:
     """List the releases and features in this user's cache, or delete those that were not used for longest.
 
     Every command that downloads a release or keeps features prunes by itself. A release that a process has open is
@@ -157,7 +157,7 @@ def cache(action: str, keep: int, cache_disk: float) -> None:
 
     \b
     vitcifar cache list
-    vitcifar cache prune --keep 2 --cache-disk 0
+    vitcifar cache prune --keep 2 --keep-features 0
     """
     from vitcifar.cache import cache_dir, cached_features, features_dir, prune_features
     from vitcifar.release.cache import cached_releases, num_kept, prune_cache
@@ -166,7 +166,7 @@ def cache(action: str, keep: int, cache_disk: float) -> None:
         releases, features = cached_releases(), cached_features(features_dir())
     else:
         releases = prune_cache(keep or num_kept())
-        features = prune_features(features_dir(), int(cache_disk * 1e9))
+        features = prune_features(features_dir(), int(keep_features * 1e9))
     format.print_cached({"release": releases, "features": features})
     where = f"{'in' if action == 'list' else 'deleted from'} {cache_dir()}"
     for kind, found in (("releases", releases), ("files of features", features)):
