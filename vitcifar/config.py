@@ -117,7 +117,7 @@ class TrainConfig:
     head_solver: str = _training(
         "minibatch",
         "Fit of the head: minibatch (epochs, with --optimizer) or lbfgs (logistic regression on frozen features, L2 by "
-        "cross-validation; seconds).",
+        "cross-validation).",
         choices=("minibatch", "lbfgs"),
     )
     resume: str = _training(
