@@ -108,7 +108,7 @@ def test_several_seeds_release_their_soup_or_the_best_one(store, tmp_path, monke
 
     def release(run, network, splits, config, evaluation, result, *, checks=None):
         released.append((run, network.head.weight.detach().clone(), result, checks))
-        return SimpleNamespace(model_name="vitcifar", version=7)
+        return SimpleNamespace(model_name="vitcifar", version=7, tags=lambda promote_to: {"version": "vitcifar/7"})
 
     monkeypatch.setattr(pipeline, "release", release)
     given = {**TINY, "train_layers": "head", "analysis": "none", "weights": str(tmp_path / "start.pt")}
