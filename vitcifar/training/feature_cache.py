@@ -90,7 +90,8 @@ def read_features(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
     if not path.is_file():
         return None
-    with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
+    # RuntimeError: torch opens the file once more by its name, when another process may have deleted it.
+    with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError, RuntimeError):
         with safe_open(path, framework="pt") as file:
             checksum = (file.metadata() or {})["sha256"]
             features: Tensor = file.get_tensor("features").clone()  # from the file into memory, then compared

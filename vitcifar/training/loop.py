@@ -87,8 +87,7 @@ def fit(
 
     Every epoch writes a checkpoint to `folder` after its metrics were logged, and the head's weights and gradients as
     histograms; `resume` is a checkpoint to continue from. `notify` receives messages about behaviour that may surprise.
-    `teacher` is a trained network of the same classes to learn from beside the labels.
-    Features of frozen layers are shared with other runs through a `feature_cache`.
+    `teacher` is a trained network of the same classes to learn from; `feature_cache` shares frozen features with runs.
     Inside `distributed.process_group()` the processes share every batch, and rank 0 logs and writes. Raises
     TrainingError at the first loss that is not finite, and for a checkpoint of other settings, weights or images.
     """
