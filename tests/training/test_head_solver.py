@@ -119,6 +119,7 @@ def test_features_that_do_not_fit_into_memory_are_an_error(tmp_path):
         ({"train_layers": "all"}, "but train_layers is all: type --train-layers head"),
         ({"mixup": 0.2}, "but mixup is 0.2: type --mixup 0"),
         ({"label_smoothing": 0.1}, "but label_smoothing is 0.1: type --label-smoothing 0"),
+        ({"teacher": "champion"}, "but teacher is champion: type --teacher none"),
         ({"num_views": 0}, "type --num-views 1"),
         ({"num_processes": 2}, "in one process"),
     ],
