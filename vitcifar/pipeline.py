@@ -154,7 +154,7 @@ def train_worker(config: TrainConfig, folder: Path | None = None) -> None:
     with process_group():
         folder = folder or Path(broadcast(""))
         resume = folder / LAST if config.resume != "none" else None
-        shared = {"teacher": teacher, "feature_cache": open_feature_cache(config)}
+        shared: dict[str, Any] = {"teacher": teacher, "feature_cache": open_feature_cache(config)}
         fit(network, *data, config, log=log, folder=folder, resume=resume, **shared)
 
 
