@@ -25,7 +25,7 @@ def few_figures(monkeypatch):
 
 
 def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store, few_figures, monkeypatch):
-    released = SimpleNamespace(model_name="vitcifar", version=7)
+    released = SimpleNamespace(model_name="vitcifar", version=7, tags=lambda promote_to: {"version": "vitcifar/7"})
     monkeypatch.setattr(pipeline, "release", lambda run, network, *_: released)
     done = seeds.train_seeds(resolve("digits", **{**TINY, "analysis": "none", "learning_rate": 3e-3, "seed": 4}), 3)
     parent, children = family(store)
