@@ -30,9 +30,9 @@ def logged(workspace):
         run.log_table("evaluation/mistakes", {"image": images, "label": ["cat", "dog"], "confidence": [0.9, 0.8]})
         path = run.folder / "best.pt"
         path.write_bytes(b"weights")
-        model_id = run.log_checkpoint("vit.tiny epoch 1", path, 5, {"epoch": 1})
-        run.link_model(model_id, {"validation": 5, "test": 0})
-    return run, model_id
+        run.log_checkpoint("vit.tiny epoch 1", path, 5, {"epoch": 1}, {"validation": 5, "test": 0})
+    (made,) = run.client.get_run(run.run_id).outputs.model_outputs
+    return run, made.model_id
 
 
 def test_the_description_is_the_note_and_a_long_one_is_cut(logged):

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitcifar import tracking
+from vitcifar import journal, tracking
 from vitcifar.cache import cache_dir
 from vitcifar.config import TrainConfig, resolve, run_name
 from vitcifar.data.splits import Splits, read_splits
-from vitcifar.errors import ConfigError, GateError, listed
+from vitcifar.errors import ConfigError, GateError, TrackingError, listed
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
@@ -36,6 +36,7 @@ from vitcifar.report.log import (
     result_lines,
 )
 from vitcifar.report.tables import log_projector
+from vitcifar.stores import end_run, find_run
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
 from vitcifar.training.feature_cache import open_feature_cache, predict_dataset
@@ -82,6 +83,7 @@ def train(config: TrainConfig) -> Trained:
     network = make_network(config, splits.class_names)
     with start_run(config, "train", run_id=config.resume if config.resume != "none" else None) as run:
         result, evaluation = fit_and_test(run, network, splits, config)
+        run.journal.expect_release()
         return release(run, network, splits, config, evaluation, result)
 
 
@@ -120,8 +122,8 @@ def test(
     name, step = f"epoch {result.best_epoch} of {run_name(config)}", result.best_step
     if result.method:
         name = f"weights of {run_name(config)}"
-    checkpoint = run.log_checkpoint(name, run.folder / BEST, step, {"epoch": result.best_epoch})
-    run.link_model(checkpoint, {"validation": step, "test": 0})
+    steps = {"validation": step, "test": 0}
+    run.log_checkpoint(name, run.folder / BEST, step, {"epoch": result.best_epoch}, steps)
     analyze_trained(run, network, splits, config, evaluation, logits, result=result, git=git_state())
     return evaluation
 
@@ -180,6 +182,7 @@ def release(
     `checks` are recorded in the release beside those that it makes.
     """
     notify(f"Exporting to ONNX, and checking parity on {len(splits.test):,} test images.")
+    run.settle()
     network.to("cpu")  # where releases are checked and serve
     int8, scores = config.int8 == "try", evaluation.to_dict()
     built = build_release(
@@ -218,6 +221,28 @@ def release(
     )
     run.set_tags(trained.tags(config.promote_to))
     return trained
+
+
+def sync(run_id: str, output_dir: str) -> tuple[int, Trained | None]:
+    """Deliver what the tracking store did not take of a run, and make the release of a training that ended without.
+
+    Returns the number of entries delivered, and the release's result if there was one to make. Raises TrackingError
+    when this machine has nothing of the run, or the store still does not take it.
+    """
+    folder = Path(output_dir) / run_id / journal.FOLDER
+    if not folder.is_dir():
+        raise TrackingError(
+            f"Nothing of run {run_id} waits in {output_dir}: name its folder with --output-dir, or go on with "
+            f"vitcifar train --resume {run_id}."
+        )
+    num_entries, needs_release = journal.deliver_left(folder, journal.LAST_SECONDS)
+    if not needs_release:
+        return num_entries, None
+    if "version" not in find_run(run_id).data.tags:
+        return num_entries, train(resumed_config(folder.parent, {}))
+    end_run(run_id)  # the store had gone after the release was registered
+    journal.discard(folder)
+    return num_entries, None
 
 
 def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifier:

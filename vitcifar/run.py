@@ -3,10 +3,11 @@
 MLflow stores doubles, TensorBoard float32: `experiments.logs` compares them at float32.
 """
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS
 
-from vitcifar import signals, tensorboard
-from vitcifar.stores import reaching
+from vitcifar import journal, signals, tensorboard
+from vitcifar.errors import TrackingError
+from vitcifar.journal import Journal
+from vitcifar.stores import explain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,8 +65,12 @@ class Run:
         self.folder = folder  # of the checkpoints
         self.event_files = event_files
         self.client = mlflow.MlflowClient()
-        self.buffer: list[Metric] = []
+        self.journal = Journal(folder / journal.FOLDER, run_id)
+        self.buffer: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
+        self.tables: list[str] = []
         self.flushed = time.monotonic()
+        if resumed and not self.journal.settle(journal.LAST_SECONDS):
+            raise self.unsettled() from self.journal.away
         self.in_mlflow = {point[:2] for point in mlflow_points(self.client, run_id)} if resumed else set()
         self.in_tensorboard = {point[:2] for point in tensorboard.read_points(event_files)} if resumed else set()
         self.writer = tensorboard.open_writer(event_files)
@@ -75,7 +82,7 @@ class Run:
             if (name, step) not in self.in_tensorboard:
                 self.writer.add_scalar(name, value, step, walltime=now)
             if (name, step) not in self.in_mlflow:
-                self.buffer.append(Metric(name, float(value), int(now * 1000), step))
+                self.buffer.append((name, float(value), int(now * 1000), step))
         waited = time.monotonic() - self.flushed > FLUSH_SECONDS or len(self.buffer) >= MAX_BUFFER // 2
         if waited or not all(name.startswith(STEP_PREFIX) for name in metrics):
             self.flush()
@@ -89,20 +96,29 @@ class Run:
     def flush(self) -> None:
         """Write all buffered metrics."""
         while self.buffer:
-            with reaching(os.environ["MLFLOW_TRACKING_URI"]):
-                self.client.log_batch(self.run_id, metrics=self.buffer[:MAX_BUFFER])
+            self.journal.add("metrics", points=self.buffer[:MAX_BUFFER])
             del self.buffer[:MAX_BUFFER]
         self.writer.flush()
         self.flushed = time.monotonic()
 
+    def settle(self) -> None:
+        """Wait until the tracking store has everything that was logged. Raises TrackingError when it is away."""
+        self.flush()
+        if not self.journal.settle(journal.LAST_SECONDS):
+            raise self.unsettled() from self.journal.away
+
+    def unsettled(self) -> TrackingError:
+        assert self.journal.away is not None
+        return explain(os.environ["MLFLOW_TRACKING_URI"], self.journal.away)
+
     @signals.held()
     def log_params(self, params: dict[str, Any], prefix: str = "config.") -> None:
         """Log parameters under a prefix: `mlflow run` has logged its raw text under the bare names."""
-        self.client.log_batch(self.run_id, params=[Param(prefix + name, str(value)) for name, value in params.items()])
+        self.journal.add("params", params={prefix + name: str(value) for name, value in params.items()})
 
     @signals.held()
     def set_tags(self, tags: dict[str, str]) -> None:
-        self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+        self.journal.add("tags", tags={name: str(value) for name, value in tags.items()})
 
     def note(self, markdown: str) -> None:
         """Replace the description: MLflow shows it on the page of the run, TensorBoard as a text."""
@@ -110,85 +126,89 @@ class Run:
         self.set_tags({NOTE: text})
         self.writer.add_text("summary", text)
 
-    @signals.held()
+    @contextlib.contextmanager
+    def log_file(self, path: str) -> Iterator[Path]:
+        """Log the file that the block writes where it is told, as the artifact `path`."""
+        with signals.held():
+            yield self.journal.add_file(path)
+            self.journal.add("file", path=path)
+
     def log_figure(self, name: str, figure: "Figure", step: int = 0) -> None:
         """Log a matplotlib figure: figures/NAME.png in MLflow, image NAME in TensorBoard."""
-        self.client.log_figure(self.run_id, figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
+        with self.log_file(f"figures/{name}.png") as file:
+            figure.savefig(file, dpi=150)
         self.writer.add_figure(name, figure, step, close=False)
 
-    @signals.held()
     def log_image(self, name: str, image: "Image") -> None:
         """Log an image: figures/NAME.png in MLflow, image NAME in TensorBoard."""
-        self.client.log_image(self.run_id, image, f"figures/{name}.png")
+        with self.log_file(f"figures/{name}.png") as file:
+            image.save(file)
         self.writer.add_image(name, np.asarray(image), dataformats="HWC")
 
-    @signals.held()
     def log_text(self, name: str, text: str) -> None:
-        self.client.log_text(self.run_id, text, name)
+        with self.log_file(name) as file:
+            file.write_text(text, encoding="utf-8")
 
     def log_json(self, name: str, content: dict[str, Any]) -> None:
         self.log_text(name, json.dumps(content, indent=2))
 
-    @signals.held()
     def log_table(self, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Log a table that MLflow's pages sort and filter, as NAME.json; a column may hold PIL images."""
-        self.client.log_table(self.run_id, dict(columns), f"{name}.json")
+        """Log a table that MLflow's pages sort and filter, as NAME.json; a column may hold PIL images.
+
+        In the format of MLflow's `log_table`, which would add the rows once more when a file is delivered twice.
+        """
+        cells = {column: list(values) for column, values in columns.items()}
+        for column, values in cells.items():
+            if values and hasattr(values[0], "save"):
+                cells[column] = [self._log_cell(f"table_images/{name}/{column}-{i}", v) for i, v in enumerate(values)]
+        rows = [list(row) for row in zip(*cells.values(), strict=True)]
+        self.log_text(f"{name}.json", json.dumps({"columns": list(cells), "data": rows}, default=float))
+        self.tables += [name] if name not in self.tables else []
+        listed = [{"path": f"{table}.json", "type": "table"} for table in self.tables]
+        self.set_tags({MLFLOW_LOGGED_ARTIFACTS: json.dumps(listed)})
+
+    def _log_cell(self, path: str, image: "Image") -> dict[str, str]:
+        files = {"filepath": f"{path}.png", "compressed_filepath": f"{path}.webp"}
+        for file in files.values():
+            with self.log_file(file) as target:
+                image.save(target)
+        return {"type": "image", **files}
 
     @signals.held()
     def log_dataset(
         self, split: str, fingerprint: str, *, name: str, location: str, profile: Mapping[str, Any]
     ) -> None:
         """Log a split as an MLflow dataset input: the digest is cut to MLflow's 36 characters, a tag has all of it."""
-        tags = {"fingerprint": fingerprint, "num_images": str(profile["num_images"])}
-        mlflow.log_input(Images(f"{name}-{split}", fingerprint, location, profile), context=split, tags=tags)
+        tags = {"fingerprint": fingerprint, "num_images": str(profile["num_images"]), MLFLOW_DATASET_CONTEXT: split}
+        self.journal.add(
+            "dataset", dataset=Images(f"{name}-{split}", fingerprint, location, profile).to_dict(), tags=tags
+        )
 
     @signals.held()
-    def log_checkpoint(self, name: str, path: Path, step: int, params: Mapping[str, Any]) -> str:
-        """Create a logged model for the checkpoint of a step, whose file stays where it is; returns the model's id.
+    def log_checkpoint(
+        self, name: str, path: Path, step: int, params: Mapping[str, Any], steps: Mapping[str, int]
+    ) -> None:
+        """Create a logged model for the checkpoint of a step, whose file stays where it is.
 
-        It is an external model of MLflow's: its weights are not copied, so it cannot be served, and no version has it.
+        It gets the run's metrics of each split, at the split's step in `steps`.
         """
+        self.flush()
         texts = {key: str(value) for key, value in {**params, "step": step, "checkpoint": path.absolute()}.items()}
-        model = mlflow.create_external_model(
-            model_name(name),
-            self.run_id,
-            params=texts,
-            model_type="checkpoint",
-            experiment_id=self.client.get_run(self.run_id).info.experiment_id,
-        )
-        self.client.log_outputs(self.run_id, models=[LoggedModelOutput(model.model_id, step)])
-        return str(model.model_id)
+        model = {"name": model_name(name), "step": step, "params": texts}
+        self.journal.add("checkpoint", model=model, steps=dict(steps))
 
     @signals.held()
     def link_model(self, model_id: str, steps: Mapping[str, int]) -> None:
-        """Attach this run's metrics of each split, at the split's step, to a logged model, with the split's dataset.
-
-        The points are those of the run, not new ones. A model that the run has not made becomes an input of it.
-        """
+        """Attach this run's metrics of each split, at the split's step, to a logged model, with the split's dataset."""
         self.flush()
-        run = self.client.get_run(self.run_id)
-        assert run.inputs is not None  # the datasets
-        datasets = {tag.value: entry.dataset for entry in run.inputs.dataset_inputs for tag in entry.tags}
-        points = []
-        for split, step in steps.items():
-            name, digest = datasets[split].name, datasets[split].digest
-            for metric in sorted(run.data.metrics):
-                history = self.client.get_metric_history(self.run_id, metric) if metric.startswith(f"{split}/") else []
-                points += [
-                    Metric(metric, m.value, m.timestamp, step, model_id, name, digest, self.run_id)
-                    for m in history
-                    if m.step == step
-                ]
-        self.client.log_batch(self.run_id, metrics=points)
-        if model_id not in {made.model_id for made in (run.outputs.model_outputs if run.outputs else ())}:
-            self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
+        self.journal.add("model", model_id=model_id, steps=dict(steps))
 
     @signals.held()
     def close(self) -> None:
         """Flush, and log TensorBoard's event files as artifacts."""
         self.flush()
         self.writer.close()
-        self.client.log_artifacts(self.run_id, str(self.event_files), "tensorboard")
+        self.journal.add("folder", path=str(self.event_files.absolute()), to="tensorboard")
 
 
 def model_name(name: str) -> str:

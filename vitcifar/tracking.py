@@ -15,10 +15,21 @@ from mlflow.utils.uri import is_local_uri
 
 from vitcifar import signals
 from vitcifar.errors import TrackingError, VitCifarError
+from vitcifar.journal import LAST_SECONDS, deliver_earlier
 from vitcifar.lock import locked
 from vitcifar.run import SYSTEM_PREFIX
 from vitcifar.run import Run as Run
-from vitcifar.stores import ERRORS, check_server, explain, find_run, follow_moves, local_folder, open_file
+from vitcifar.stores import (
+    ERRORS,
+    check_server,
+    expect_nothing,
+    explain,
+    find_run,
+    follow_moves,
+    is_transient,
+    local_folder,
+    open_file,
+)
 from vitcifar.stores import reaching as reaching
 from vitcifar.tensorboard import FOLDER, new_folder
 from vitcifar.uris import check_writable, full_folder, reserve, sqlite_path, sqlite_uri, without_credentials
@@ -93,6 +104,8 @@ def start_run(
     nested run is a child of the active run, in its experiment.
     """
     check_writable(output_dir, "name another with --output-dir")
+    if not nested:
+        deliver_earlier(output_dir, except_run=run_id)
     by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # else MLflow would use it for nested runs too
     given = run_id or (None if nested else by_project)
     parent = mlflow.active_run() if nested else None
@@ -125,23 +138,21 @@ def start_run(
             if is_local_uri(active.info.artifact_uri):  # type: ignore[no-untyped-call]
                 cure = "make it writable, or name another experiment with --experiment"
                 check_writable(local_folder(active.info.artifact_uri), cure)
-            name = run_name if given == by_project else None
-            run = open_run(active, output_dir, name=name, resumed=run_id is not None)
+            run = open_run(active, output_dir, name=run_name if given == by_project else None, resumed=bool(run_id))
             yield run
             run.close()
+            run.settle()
+            with reaching(uri):
+                mlflow.end_run()
         except BaseException as error:
             told = told_of(error, uri, output_dir, active)
             free()
             if active:
-                with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
-                    end_failed(active.info.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", told)
-                    if run is not None:
-                        run.close()
+                told = end_failed(active.info.run_id, run, told, error)
             if told is not error:
                 raise told from error
             raise
-        with reaching(uri):
-            mlflow.end_run()
+        run.journal.close()
 
 
 def told_of(error: BaseException, uri: str, output_dir: Path, run: Any) -> BaseException:
@@ -161,11 +172,35 @@ def told_of(error: BaseException, uri: str, output_dir: Path, run: Any) -> BaseE
     return error
 
 
-def end_failed(run_id: str, status: str, told: BaseException) -> None:
-    """End a run as FAILED or KILLED, with the tag `failure`."""
-    mlflow.end_run(status)
-    if isinstance(told, Exception):
-        mlflow.MlflowClient().set_tag(run_id, "failure", str(told) or type(told).__name__)
+def end_failed(run_id: str, run: Run | None, told: BaseException, error: BaseException) -> BaseException:
+    """End a run that an error stopped, KILLED or FAILED with the tag `failure`; returns the error to raise.
+
+    Of a run whose store is away, the error says how `vitcifar sync` delivers what is kept, and makes its release.
+    """
+    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+    tags = {"failure": str(told) or type(told).__name__} if isinstance(told, Exception) else {}
+    lost = is_transient(error) or is_transient(error.__cause__ or error)
+    if away := lost or (run is not None and run.journal.away is not None):
+        expect_nothing()
+    with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
+        mlflow.end_run(status)
+        for name, text in tags.items():
+            mlflow.MlflowClient().set_tag(run_id, name, text)
+    if run is None:
+        return told
+    with signals.held(), contextlib.suppress(Exception):
+        run.close()
+        if away and not lost:
+            run.set_tags(tags)
+            run.journal.add("end", status=status)
+        run.journal.settle(0 if away else LAST_SECONDS)
+    keep = lost and run.journal.expects_release
+    if not run.journal.close(keep=keep) or not isinstance(told, Exception):
+        return told
+    rest = f"{len(run.journal.pending)} entries are in {run.folder}" if run.journal.pending else "but its release"
+    folder = "" if run.folder.parent == Path("runs") else f" --output-dir {shlex.quote(str(run.folder.parent))}"
+    command = f"vitcifar sync {run_id}{folder}{store_option()}"
+    return TrackingError(f"{told} Of run {run_id} nothing is lost ({rest}): when the store is back, type {command}.")
 
 
 def open_run(active: Any, output_dir: Path, *, name: str | None, resumed: bool) -> Run:

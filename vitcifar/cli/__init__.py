@@ -21,7 +21,7 @@ from vitcifar.cli.monitor import monitor
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
-    "Train": (runs.train, runs.sweep, runs.data),
+    "Train": (runs.train, runs.sweep, runs.sync, runs.data),
     "Evaluate": (runs.evaluate, runs.compare, runs.compare_logs),
     "Registry": (
         registry.versions,

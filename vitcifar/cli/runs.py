@@ -47,7 +47,6 @@ def train(preset: str, seeds: int, soup: str, verbose: bool, tracking_uri: str, 
     vitcifar train --preset digits --seeds 5
     """
     from vitcifar import pipeline
-    from vitcifar.registry.registry import Registry
     from vitcifar.training.distributed import is_worker
 
     source = click.get_current_context().get_parameter_source("experiment")
@@ -62,16 +61,23 @@ def train(preset: str, seeds: int, soup: str, verbose: bool, tracking_uri: str, 
         return pipeline.resume_worker(given) if resumes else pipeline.train_worker(resolve(preset, **given))
     config = pipeline.plan(preset, given, tracking_uri)
     trained = pipeline.train(config) if seeds == 1 else train_and_print_seeds(config, seeds, soup)
+    print_outcome(trained, config.promote_to, verbose=verbose)
+    if trained.rejected_because and not by_project:
+        raise click.exceptions.Exit(NOT_PROMOTED)
+
+
+def print_outcome(trained: "Trained", promote_to: str, *, verbose: bool) -> None:
+    """Print what came out of a training, and the next command."""
+    from vitcifar.registry.registry import Registry
+
     registry = Registry(trained.model_name)
     format.print_trained(trained, verbose=verbose)
     step = f"app --version {trained.alias or trained.version}"
     if trained.rejected_because:
         format.print_field("not promoted", trained.rejected_because)
-        if config.promote_to in registry.aliases():
-            step = f"compare {trained.version} {config.promote_to}"
+        if promote_to in registry.aliases():
+            step = f"compare {trained.version} {promote_to}"
     format.print_field("next", f"vitcifar {step}{registry.model_option}", err=True)
-    if trained.rejected_because and not by_project:
-        raise click.exceptions.Exit(NOT_PROMOTED)
 
 
 def train_and_print_seeds(config: TrainConfig, num_seeds: int, soup: str) -> "Trained":
@@ -231,6 +237,31 @@ def compare(
         format.print_field("not worse", f"{verdict} (by more than {100 * margin:g} points)")
     format.print_field("run", run_id)
     format.print_places(run_id, OUTPUT_DIR / run_id)
+
+
+@options.command
+@click.argument("run")
+@options.option("--output-dir", "runs", "Folder of the run's files on this machine.")
+@options.tracking_uri_option
+def sync(run: str, output_dir: str, tracking_uri: str) -> None:
+    """Deliver what the tracking store did not take of RUN while it was away.
+
+    A training that ended meanwhile is released: registered, and promoted if its alias was asked for. The next run in
+    the same output folder delivers too, but makes no release.
+
+    \b
+    vitcifar sync 0f3c9d2b8a6e4c0f9d1e2b3a4c5d6e7f
+    """
+    from vitcifar import pipeline, tracking
+    from vitcifar.training.resume import resumed_config
+
+    tracking.connect(tracking_uri, new=False)
+    num_entries, trained = pipeline.sync(run, output_dir)
+    click.echo(f"Delivered {num_entries:,} entries of run {run}.")
+    if trained:
+        print_outcome(trained, resumed_config(trained.folder, {}).promote_to, verbose=False)
+        if trained.rejected_because:
+            raise click.exceptions.Exit(NOT_PROMOTED)
 
 
 @options.command

@@ -266,5 +266,5 @@ def analyze_trained(
 def logged_curves(run: Run) -> dict[str, plots.Curve]:
     """The curves of a training, also the epochs from before it was resumed."""
     run.flush()
-    found = {name: run.client.get_metric_history(run.run_id, name) for name in CURVES}
-    return {name: sorted((point.step, point.value) for point in points) for name, points in found.items()}
+    points = tensorboard.read_points(run.event_files)  # on this machine, also when the store is away
+    return {curve: [(step, value) for name, step, value in points if name == curve] for curve in CURVES}

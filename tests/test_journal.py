@@ -1,0 +1,202 @@
+"""No outage of the tracking store ends a training, and everything is delivered once when it is back."""
+
+import contextlib
+import json
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from PIL import Image
+from support.faulty_proxy import FAULTS, FaultyProxy
+
+from vitcifar import journal, pipeline, tracking
+from vitcifar.config import resolve
+from vitcifar.errors import TrackingError
+from vitcifar.experiments.logs import compare_logs
+from vitcifar.stores import is_transient
+
+PROFILE = {"num_images": 4, "num_classes": 2}
+
+
+@pytest.fixture
+def proxy(server, tmp_path, monkeypatch):
+    """A real MLflow server behind a proxy that can fail; connected to, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    monkeypatch.setattr(journal, "PATIENCE", 0.5)
+    monkeypatch.setattr(tracking, "LAST_SECONDS", 1.0)
+    monkeypatch.setattr(journal, "LAST_SECONDS", 1.0)
+    proxy = FaultyProxy(server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+    tracking.connect(proxy.uri)
+    yield proxy
+    proxy.fault = ""
+    proxy.shutdown()
+
+
+def back(proxy, monkeypatch):
+    proxy.fault = ""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(journal, "LAST_SECONDS", 30.0)
+
+
+def start(**given):
+    return tracking.start_run(experiment="journal", output_dir=Path("runs"), **given)
+
+
+def log_everything(run):
+    for split in ("validation", "test"):
+        run.log_dataset(split, "ab" * 32, name="birds", location="/tmp", profile=PROFILE)
+    run.log_params({"learning_rate": 1e-3})
+    run.set_tags({"preset": "digits"})
+    for step in range(1, 21):
+        run.log(step, {"step/loss": 1 / step})
+    run.log(20, {"train/loss": 0.5, "validation/accuracy": 0.75})
+    run.log(0, {"test/accuracy": 0.625})
+    run.log_text("report.html", "ünï <b>")
+    run.log_image("mistakes", Image.new("RGB", (8, 6), "red"))
+    run.log_table("evaluation/mistakes", {"image": [Image.new("RGB", (4, 4))] * 2, "label": ["cat", "dog"]})
+    run.log_checkpoint("epoch 1", run.folder / "best.pt", 20, {"epoch": 1}, {"validation": 20, "test": 0})
+
+
+def check_everything(run):
+    """All of `log_everything` is in the store, once."""
+    client = mlflow.MlflowClient()
+    found = client.get_run(run.run_id)
+    assert compare_logs(run.run_id).differences == ()
+    assert len(client.get_metric_history(run.run_id, "step/loss")) == 20
+    assert found.data.params["config.learning_rate"] == "0.001" and found.data.tags["preset"] == "digits"
+    assert sorted(entry.dataset.name for entry in found.inputs.dataset_inputs) == ["birds-test", "birds-validation"]
+    paths = [item.path for item in client.list_artifacts(run.run_id)]
+    assert {"report.html", "figures", "evaluation", "tensorboard"} <= set(paths)
+    table = client.load_table(found.info.experiment_id, "evaluation/mistakes.json", [run.run_id])
+    assert table["label"].tolist() == ["cat", "dog"]
+    (made,) = client.search_logged_models([found.info.experiment_id], filter_string=f"source_run_id = '{run.run_id}'")
+    assert {metric.key for metric in made.metrics} == {"validation/accuracy", "test/accuracy"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_that_fails_for_good_costs_no_training_and_sync_delivers_everything_once(proxy, monkeypatch, fault):
+    lost = r"nothing is lost .*: when the store is back, type vitcifar sync \w{32}\."
+    began, ended = [], []
+    with pytest.raises(TrackingError, match=lost), start() as run:
+        proxy.fault = fault
+        began.append(time.monotonic())
+        log_everything(run)
+        ended.append(time.monotonic())
+    assert ended[0] - began[0] < 5 and time.monotonic() - ended[0] < 20
+    back(proxy, monkeypatch)
+    num_entries, trained = pipeline.sync(run.run_id, "runs")
+    assert num_entries > 10 and trained is None
+    check_everything(run)
+    with pytest.raises(TrackingError, match=r"Nothing of run \w+ waits in runs: .* --resume \w+"):
+        pipeline.sync(run.run_id, "runs")
+
+
+def test_after_a_short_outage_the_run_ends_as_if_nothing_had_been(proxy, monkeypatch):
+    with start() as run:
+        proxy.fault = "503"
+        log_everything(run)
+        back(proxy, monkeypatch)
+    check_everything(run)
+    assert run.client.get_run(run.run_id).info.status == "FINISHED"
+    assert not (run.folder / journal.FOLDER).exists()
+
+
+def test_the_next_run_delivers_what_a_killed_one_could_not(proxy, monkeypatch, capsys):
+    with contextlib.suppress(TrackingError), start() as run:
+        proxy.fault = "refuse"
+        log_everything(run)
+    entries = run.folder / journal.FOLDER / journal.ENTRIES
+    with entries.open("a") as file:
+        file.write('{"kind": "tags", "ta')  # a kill amid a line
+    back(proxy, monkeypatch)
+    with start():
+        pass
+    assert f"entries of run {run.run_id}, from when the tracking store was away" in capsys.readouterr().err
+    check_everything(run)
+
+
+def test_a_stopped_run_gets_its_status_when_the_store_is_back(proxy, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), start() as run:
+        proxy.fault = "hang"
+        run.log(1, {"train/loss": 0.5})
+        raise KeyboardInterrupt
+    back(proxy, monkeypatch)
+    assert run.client.get_run(run.run_id).info.status == "RUNNING"
+    pipeline.sync(run.run_id, "runs")
+    assert run.client.get_run(run.run_id).info.status == "KILLED"
+
+
+def test_a_run_that_is_still_written_is_not_delivered_a_second_time(proxy):
+    with start() as run, pytest.raises(TrackingError, match="is still training, in process"):
+        pipeline.sync(run.run_id, "runs")
+
+
+def test_a_release_that_the_store_did_not_take_is_made_by_sync(proxy, monkeypatch):
+    def leave(self):
+        (self.folder / journal.RELEASE).touch()
+        proxy.fault = "refuse"
+
+    small = {"train_per_class": 5, "validation_per_class": 5, "test_per_class": 5, "epochs": 1, "benchmark_runs": 0}
+    config = resolve("digits", **small, analysis="none", int8="off", promote_to="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "expect_release", leave)
+        with pytest.raises(TrackingError, match=r"nothing is lost .*type vitcifar sync"):
+            pipeline.train(config)
+    back(proxy, monkeypatch)
+    (folder,) = Path("runs").glob("*/journal")
+    _, trained = pipeline.sync(folder.parent.name, "runs")
+    assert trained.version == 1 and trained.run_id == folder.parent.name
+    assert mlflow.get_run(trained.run_id).info.status == "FINISHED"
+    assert compare_logs(trained.run_id).differences == ()
+    assert not folder.exists()
+
+
+def test_a_locked_database_is_waited_for_by_the_journal_and_not_by_the_training(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    monkeypatch.setattr(journal, "PATIENCE", 0.2)
+    tracking.connect()
+    with start() as run:
+        other = sqlite3.connect(folder / "mlflow.db", isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        run.log(1, {"train/loss": 0.5})
+        run.log(2, {"train/loss": 0.25})
+        assert time.monotonic() - began < 2
+        threading.Timer(1.0, lambda: other.execute("ROLLBACK")).start()
+    assert len(run.client.get_metric_history(run.run_id, "train/loss")) == 2
+    assert compare_logs(run.run_id).differences == ()
+
+
+def test_an_entry_that_mlflow_refuses_fails_the_run_at_once(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    tracking.connect()
+    with pytest.raises(TrackingError, match="Changing param values is not allowed"), start() as run:
+        run.log_params({"learning_rate": 1e-3})
+        run.log_params({"learning_rate": 1e-2})
+    assert mlflow.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_a_full_disk_is_not_waited_for():
+    assert not is_transient(mlflow.MlflowException("(sqlite3.OperationalError) database or disk is full"))
+    assert is_transient(mlflow.MlflowException("(sqlite3.OperationalError) database is locked"))
+    assert not is_transient(mlflow.MlflowException("Run with id=1 not found"))
+
+
+def test_what_is_kept_on_disk_names_no_password(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:secret@host/db")
+    kept = journal.Journal(folder / "runs" / "1" / journal.FOLDER, "1")
+    kept.close(keep=True)
+    assert "secret" not in (kept.folder / journal.STORE).read_text()
+    assert journal.is_of_this_store(kept.folder)
+    assert json.loads("[]") == journal.read_entries(kept.folder)
