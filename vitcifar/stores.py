@@ -110,11 +110,12 @@ CAUSES = (  # pattern in MLflow's message -> the cause, and what to do; the firs
     (r"Invalid url", "it is not an address", "type http://HOST:PORT"),
 )
 
-# What passes by itself or with a new login, in MLflow's words; "disk is full" does not.
+# What passes by itself or with a new login, in MLflow's words; "disk is full" does not. Two runs that record the same
+# dataset at once get IntegrityError.
 TRANSIENT = (
     r"database is locked|[Tt]ime(d )?out|Max retries exceeded|Connection (aborted|refused|reset)|not in a valid JSON|"
     r"(error code|too many) (40[134]|413|429|5\d\d)|INTERNAL_ERROR|TEMPORARILY_UNAVAILABLE|UNAUTHENTICATED|"
-    r"PERMISSION_DENIED|REQUEST_LIMIT_EXCEEDED"
+    r"PERMISSION_DENIED|REQUEST_LIMIT_EXCEEDED|IntegrityError"
 )
 PERMANENT = r"disk is full|No space left|readonly database|disk image is malformed"
 UPLOAD_SECONDS = 300  # until a server has stored a file
