@@ -23,6 +23,7 @@ from mlflow.entities import (
     LoggedModelOutput,
     Metric,
     Param,
+    Run,
     RunTag,
 )
 
@@ -199,8 +200,14 @@ def create_checkpoint(
         model_id = mlflow.create_external_model(
             name, run_id, params=dict(params), model_type="checkpoint", experiment_id=run.info.experiment_id
         ).model_id
-    client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step)])
+    if model_id not in outputs_of(run):
+        client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step)])
     link_model(client, run_id, model_id, steps)
+
+
+def outputs_of(run: Run) -> set[str]:
+    """The ids of the logged models that a run has made."""
+    return {made.model_id for made in (run.outputs.model_outputs if run.outputs else ())}
 
 
 def link_model(client: mlflow.MlflowClient, run_id: str, model_id: str, steps: Mapping[str, int]) -> None:
@@ -222,7 +229,7 @@ def link_model(client: mlflow.MlflowClient, run_id: str, model_id: str, steps: M
                 if m.step == step
             ]
     client.log_batch(run_id, metrics=points)
-    if model_id not in {made.model_id for made in (run.outputs.model_outputs if run.outputs else ())}:
+    if model_id not in outputs_of(run):
         client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
 
 
