@@ -18,6 +18,7 @@ from vitcifar import __version__, signals
 from vitcifar.cli import feedback, registry, runs, serving
 from vitcifar.cli.container import container
 from vitcifar.cli.monitor import monitor
+from vitcifar.cli.signing import sign
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
@@ -30,6 +31,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.promote,
         registry.policy,
         registry.approve,
+        sign,
         registry.rollback,
         registry.history,
     ),

@@ -239,6 +239,12 @@ tracking_uri_option = option(
 experiment_option = option(
     "--experiment", TrainConfig.experiment, "MLflow experiment of the run.", **EXPERIMENT_VARIABLE
 )
+require_signature_option = option(
+    "--require-signature",
+    "none",
+    "File of the public keys, or their text, of which one must have signed the version (none = those of "
+    "VITCIFAR_REQUIRE_SIGNATURE, if it is set).",
+)
 version_option = option("--version", "champion", "Version number, alias, or latest.")
 format_option = click.option(
     "--format", "output_format", type=click.Choice(["text", "json"]), default="text", help="Output format."

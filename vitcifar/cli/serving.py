@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     "Alias or number of a version that predicts the same images in the background (none = no other version).",
 )
 @options.option("--root-path", "none", "Sub-path, or whole URL, at which a proxy offers the server (none = neither).")
+@options.require_signature_option
 def app(
     registry: "Registry",
     version: str,
@@ -49,6 +50,7 @@ def app(
     root_path: str,
     feedback: str,
     shadow: str,
+    require_signature: str,
 ) -> None:
     """Serve a version that follows its alias: a demo page, REST, health and metrics.
 
@@ -59,6 +61,7 @@ def app(
     vitcifar app --feedback sqlite:///feedback.db
     vitcifar app --shadow challenger
     """
+    registry.require_signature = require_signature
     with options.without_gc():
         from vitcifar.serving.app import launch, read_passwords
 
@@ -83,7 +86,8 @@ def app(
 @click.argument("files", nargs=-1, required=True, callback=options.several_files)
 @options.version_option
 @options.format_option
-def predict(registry: "Registry", files: list[str], version: str, output_format: str) -> None:
+@options.require_signature_option
+def predict(registry: "Registry", files: list[str], version: str, output_format: str, require_signature: str) -> None:
     """Classify image FILES with a registered version.
 
     \b
@@ -92,6 +96,7 @@ def predict(registry: "Registry", files: list[str], version: str, output_format:
     """
     from vitcifar.serving.loaded_model import PredictionTable, open_version, predict_files
 
+    registry.require_signature = require_signature
     model = open_version(registry, version)
     table, num_failed = PredictionTable(model, files), 0
     if output_format == "text":
@@ -117,7 +122,10 @@ def predict(registry: "Registry", files: list[str], version: str, output_format:
     "auto",
     "Spark's master, e.g. local[2] or spark://HOST:PORT (auto = that of spark-submit or spark-defaults.conf).",
 )
-def score(registry: "Registry", sources: list[str], out: str, version: str, engine: str, master: str) -> None:
+@options.require_signature_option
+def score(
+    registry: "Registry", sources: list[str], out: str, version: str, engine: str, master: str, require_signature: str
+) -> None:
     """Classify any number of images into a table: files, folders, or lists of paths (.csv, .parquet).
 
     A broken image is a row with its error. After an interruption the same command goes on where it stopped; with Spark
@@ -130,6 +138,7 @@ def score(registry: "Registry", sources: list[str], out: str, version: str, engi
     """
     if master != "auto" and engine != "spark":
         raise click.UsageError("--master is Spark's: add --engine spark.")
+    registry.require_signature = require_signature
     row = registry.show(version)
     if engine == "local":
         from vitcifar.serving.loaded_model import open_version

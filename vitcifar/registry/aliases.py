@@ -21,8 +21,8 @@ from mlflow.utils.credentials import read_mlflow_creds
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError
 from vitcifar.registry import records
+from vitcifar.registry.lock import alone
 from vitcifar.registry.policy import Gate
-from vitcifar.stores import alone
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
@@ -175,7 +175,6 @@ def previous_holders(events: Iterable[Event], holder: int | None) -> list[int]:
     return versions[:-1] if versions[-1:] == [holder] else versions
 
 
-@alone()
 def move_alias(
     registry: "Registry",
     alias: str,
@@ -193,19 +192,21 @@ def move_alias(
     """
     if number is not None:
         check_alias(alias)
-    holder = registry.aliases().get(alias)
-    if expected is not ...:
-        _require_holder(registry, alias, expected, holder)
-    event = new_event(alias, holder, number, kind, reason, **more)
-    done = dataclasses.replace(event, done=True)
-    if number is not None and holder == number:
-        return done
-    key = new_key(f"{PREFIX}{alias}/", event.when)
-    with reaching(mlflow.get_tracking_uri()):
-        records.write(registry, key, event.to_json())
-        _set_alias(registry, alias, number)
-        records.write(registry, key, done.to_json())
-    _require_holder(registry, alias, number, registry.aliases().get(alias))
+    with alone(registry) as check_alone:
+        holder = registry.aliases().get(alias)
+        if expected is not ...:
+            _require_holder(registry, alias, expected, holder)
+        event = new_event(alias, holder, number, kind, reason, **more)
+        done = dataclasses.replace(event, done=True)
+        if number is not None and holder == number:
+            return done
+        key = new_key(f"{PREFIX}{alias}/", event.when)
+        check_alone()
+        with reaching(mlflow.get_tracking_uri()):
+            records.write(registry, key, event.to_json())
+            _set_alias(registry, alias, number, key)
+            records.write(registry, key, done.to_json())
+        _require_holder(registry, alias, number, registry.aliases().get(alias))
     return done
 
 
@@ -218,43 +219,23 @@ def _require_holder(registry: "Registry", alias: str, expected: int | None, hold
         )
 
 
-def _set_alias(registry: "Registry", alias: str, number: int | None) -> None:
+def _set_alias(registry: "Registry", alias: str, number: int | None, key: str) -> None:
+    """Raises RegistryError, without the record `key` of the move, when the version was deleted meanwhile."""
     if number is None:
         registry.client.delete_registered_model_alias(registry.model_name, alias)
         return
     try:
         registry.client.set_registered_model_alias(registry.model_name, alias, str(number))
     except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            records.replace(registry, key, None)
+            raise RegistryError(
+                f"{registry.model_name} {number} was deleted meanwhile: see `vitcifar versions{registry.model_option}`."
+            ) from error
         if "IntegrityError" not in str(error):
             raise
         # Another process created the same new alias at the same time; now that it exists it can be moved.
         registry.client.set_registered_model_alias(registry.model_name, alias, str(number))
-
-
-def rollback(registry: "Registry", alias: str, to: str | int | None, reason: str) -> Event:
-    """See `Registry.rollback`. Reads the store five times."""
-    check_alias(alias)
-    if not reason.strip():
-        raise RegistryError("A rollback needs a reason: add --reason.")
-    versions, tags = registry.read()
-    holder = next((version.number for version in versions if alias in version.aliases), None)
-    events = read_events(tags, alias).values()
-    existing = {version.number for version in versions}
-    if to is None and (to := rollback_target(events, holder, existing)) is None:
-        deleted = previous_holders(events, holder)[-1:]
-        found = f"Version {deleted[0]}, which held" if deleted else "No version held"
-        raise RegistryError(
-            f"{found} {alias!r} of {registry.model_name} before {holder or 'now'}{', was deleted' if deleted else ''}: "
-            f"type vitcifar promote VERSION --alias {alias}{registry.model_option}."
-        )
-    version = registry.find(to, versions)
-    if version.number not in {number for event in events for number in (event.before, event.after)}:
-        raise RegistryError(
-            f"{registry.model_name} {version.number} never held {alias!r}; rollback cannot bypass the gates: "
-            f"type vitcifar promote {version.number} --alias {alias}{registry.model_option}."
-        )
-    registry.verify_store(version)
-    return move_alias(registry, alias, version.number, "rollback", reason, expected=holder)
 
 
 def rollback_target(events: Iterable[Event], holder: int | None, existing: Set[int]) -> int | None:

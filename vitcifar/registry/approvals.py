@@ -11,6 +11,7 @@ from vitcifar.errors import ConfigError, RegistryError, redact
 from vitcifar.registry import policy, records
 from vitcifar.registry.aliases import create_model, new_key, sign
 from vitcifar.registry.policy import PolicyChange
+from vitcifar.release.signature import key_text
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def set_policy(registry: "Registry", reason: str, **limits: Any) -> PolicyChange
             f"Who reads the registry reads its policy, so {redact(url)} is not recorded: leave the login out of "
             "--feedback; variables of the database's driver can give it."
         )
+    if "require_signature" in limits:
+        limits["require_signature"] = key_text(limits["require_signature"])
     before = registry.policy()
     after = dataclasses.replace(before, **limits)
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)

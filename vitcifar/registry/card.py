@@ -7,8 +7,9 @@ from jinja2 import Environment
 
 from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.benchmark import read_old_tables, read_tables
-from vitcifar.registry.gates import read_evaluation, read_verdicts
+from vitcifar.registry.gates import read_evaluation
 from vitcifar.registry.registry import Version
+from vitcifar.registry.verdicts import read_verdicts
 from vitcifar.release.manifest import Manifest, served_evaluation
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")

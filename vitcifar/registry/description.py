@@ -22,8 +22,9 @@ from vitcifar.evaluation.compare import compare_evaluations
 from vitcifar.registry.benchmark import read_tables
 from vitcifar.registry.card import one_line
 from vitcifar.registry.diff import compare_sections, flatten
-from vitcifar.registry.gates import Verdict, read_evaluation, read_verdicts
+from vitcifar.registry.gates import read_evaluation
 from vitcifar.registry.registry import Registry, Version
+from vitcifar.registry.verdicts import Verdict, read_verdicts
 from vitcifar.release.latency import LatencyTable
 from vitcifar.release.manifest import Manifest, index_tags
 from vitcifar.tracking import reaching

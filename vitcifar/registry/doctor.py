@@ -9,7 +9,7 @@ import datetime
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +20,21 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from vitcifar.errors import ReleaseError, VitCifarError
-from vitcifar.registry import records
-from vitcifar.registry.aliases import PREFIX, read_events
+from vitcifar.registry import lock, records
+from vitcifar.registry.aliases import PREFIX, Event, read_events
 from vitcifar.registry.prune import file_users
 from vitcifar.registry.registration import LINK_TAG, link, register
 from vitcifar.registry.registry import BROKEN_TAG, NOT_FOUND, Registry, Version
-from vitcifar.registry.repair import Finding, can_restore, find, mark_broken, restore, restore_previous
+from vitcifar.registry.repair import (
+    Finding,
+    can_restore,
+    find,
+    mark_broken,
+    parallel_moves,
+    restore,
+    restore_previous,
+)
+from vitcifar.registry.signing import check_signature
 from vitcifar.release.artifacts import Mismatch, download_file, find_mismatch, has_root, list_files, root_of
 from vitcifar.release.build import MODEL_TAG, STAGING_PREFIX
 from vitcifar.release.cache import cached_manifest
@@ -43,7 +52,9 @@ def diagnose(registry: Registry, *, stale_seconds: float = STALE_SECONDS) -> lis
             *_abandoned_exports(),
             *orphans,
             *([] if orphans else _empty_model(registry, stale_seconds)),
+            *_abandoned_leases(registry, stale_seconds),
             *_unfinished_promotions(registry, stale_seconds),
+            *_parallel_moves(registry, stale_seconds),
             *_incomplete_versions(registry),
             *_invalid_aliases(registry),
             *_shown_records(registry),
@@ -158,6 +169,35 @@ def _unfinished_promotions(registry: Registry, stale_seconds: float) -> Iterator
         yield find("unfinished promotion", subject, action, waiting=recent, fix="" if recent else fix, move=move)
 
 
+def _abandoned_leases(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
+    """What processes left that were killed while they moved an alias on a server."""
+    if not registry.list():
+        return
+    for key, value in lock.places(registry).items():
+        recent = _is_recent(lock.written(value), stale_seconds)
+        action = partial(registry.client.delete_registered_model_tag, registry.model_name, key)
+        yield find("abandoned lease", key.removeprefix(lock.PREFIX), action, waiting=recent, who=lock.describe(value))
+
+
+def _parallel_moves(registry: Registry, stale_seconds: float) -> Iterator[Finding]:
+    """Moves of an alias from the same version: by an older vitcifar, or on a server that held up a process for long."""
+    versions, tags = registry.read()
+    holders = {alias: version.number for version in versions for alias in version.aliases}
+    for alias in sorted({event.alias for event in read_events(tags).values()}):
+        for moves in parallel_moves(read_events(tags, alias), holders.get(alias)):
+            first = next(iter(moves.values()))
+            recent = _is_recent(datetime.datetime.fromisoformat(first.when).timestamp(), stale_seconds)
+            action = partial(_record, registry, moves)
+            ends = [move.after or "nothing" for move in moves.values()]
+            named = " and ".join(f"{first.before or 'nothing'} -> {end}" for end in ends)
+            yield find("parallel moves", f"{alias}, {first.when[:19]}Z", action, waiting=recent, moves=named)
+
+
+def _record(registry: Registry, events: Mapping[str, Event]) -> None:
+    for key, event in events.items():
+        records.replace(registry, key, event.to_json())
+
+
 def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
     """Versions with missing, changed or unexpected files, and those that MLflow's page does not link."""
     compared = []
@@ -232,6 +272,12 @@ def _invalid_aliases(registry: Registry) -> Iterator[Finding]:
     last = {event.alias: event.after for event in events}
     foreign = {alias: version.number for alias, version in holders.items() if version.digest is None}
     dangling = {alias: number for alias, number in last.items() if number and number not in existing}
+    policy = registry.policy()
+    for alias, version in holders.items():
+        try:
+            check_signature(registry, version, policy)
+        except ReleaseError as error:
+            yield find("unsigned alias", alias, problem=str(error).rstrip("."))
     for kind, aliases in (("foreign alias", foreign), ("dangling alias", dangling)):
         for alias, number in aliases.items():
             yield find(kind, alias, partial(restore_previous, registry, alias, number), number=number)

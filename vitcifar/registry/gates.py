@@ -1,7 +1,6 @@
 """The gates of a promotion: each measures one property of a version against its limit and passes or fails."""
 
 import dataclasses
-import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +18,16 @@ from vitcifar.registry.aliases import STAMP, Event, check_alias, current_user, m
 from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.marked import check_marked
 from vitcifar.registry.policy import Gate, Policy, read_policy
+from vitcifar.registry.prune import check_kept
 from vitcifar.registry.records import hide
 from vitcifar.registry.registry import Registry, Version
+from vitcifar.registry.signing import check_signature
+from vitcifar.registry.verdicts import PREFIX
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
+from vitcifar.release.signature import key_text
 
-PREFIX = "gates/"
 NO_SCORES = "its scores on the test images are not recorded, train it again"
 SIGNIFICANCE = 0.01  # of the test against chance
 LIMITS = {  # the policy's fields that set the limit of a gate
@@ -36,7 +38,9 @@ LIMITS = {  # the policy's fields that set the limit of a gate
     "golden images": ("golden_dir",),
     "feedback": ("feedback",),
     "approvals": ("approvals",),
+    "signature": ("require_signature",),
 }
+NEVER_FORCED = ("files", "signature")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,18 +48,6 @@ class Promotion:
     """The move of the alias and the gates that passed or were overridden."""
 
     event: Event
-    gates: tuple[Gate, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The recorded result of one attempt to promote a version."""
-
-    alias: str
-    when: str  # UTC, such as 2026-01-31 12:00:00Z
-    who: str
-    outcome: str  # passed, rejected or overridden
-    reason: str
     gates: tuple[Gate, ...]
 
 
@@ -72,12 +64,14 @@ def promote(
     versions, tags = registry.read()
     version = registry.find(spec, versions)
     required = read_policy(tags)
+    if "require_signature" in limits:
+        limits = {**limits, "require_signature": key_text(limits["require_signature"])}
     policy = dataclasses.replace(required, **limits)
     holder = next((other for other in versions if alias in other.aliases), None)
     before = holder.number if holder else None
     gates = reject_looser(check_gates(registry, version, alias, holder, policy), policy, required)
     failed = [gate for gate in gates if not gate.passed]
-    forced = force and bool(failed) and gates[0].passed
+    forced = force and bool(failed) and not any(gate.name in NEVER_FORCED for gate in failed)
     event = new_event(alias, before, version.number, "promote", reason, forced=forced)
     recorded = tuple(gate.to_dict() for gate in gates)
     verdict = {"passed": not failed, "forced": forced, "who": event.who, "reason": event.reason, "gates": recorded}
@@ -98,6 +92,8 @@ def promote(
 def _advice(arguments: str, gates: tuple[Gate, ...]) -> str:
     if not gates[0].passed:
         return "An incomplete release cannot be forced: repair it as above."
+    if any(gate.name == "signature" and not gate.passed for gate in gates):
+        return "An unsigned release cannot be forced: sign it as above."
     return f"To override: vitcifar promote {arguments} --force yes --reason WHY."
 
 
@@ -117,30 +113,13 @@ def reject_looser(gates: tuple[Gate, ...], policy: Policy, required: Policy) -> 
     return tuple(map(reject, gates))
 
 
-def read_verdicts(version: Version) -> list[Verdict]:
-    """Every recorded attempt to promote a version, in order of time."""
-    names = [key.removeprefix(PREFIX).split("/") for key in version.tags if key.startswith(PREFIX)]
-    verdicts = []
-    for alias, stamp in sorted(names, key=lambda name: name[1]):
-        fields = json.loads(version.tags[f"{PREFIX}{alias}/{stamp}"])
-        verdict = Verdict(
-            alias=alias,
-            when=f"{datetime.datetime.fromisoformat(stamp):%Y-%m-%d %H:%M:%S}Z",
-            who=fields.get("who", "unknown"),
-            outcome="passed" if fields["passed"] else "overridden" if fields["forced"] else "rejected",
-            reason=fields.get("reason", ""),
-            gates=tuple(map(Gate.from_dict, fields["gates"])),
-        )
-        verdicts.append(verdict)
-    return verdicts
-
-
 def check_gates(
     registry: Registry, version: Version, alias: str, holder: Version | None, policy: Policy
 ) -> tuple[Gate, ...]:
     """Check every gate of a version against the holder of an alias; without a complete release only `files`."""
     try:
         registry.verify_store(version)
+        check_kept(registry, version)
         release = registry.pull_version(version)
     except ReleaseError as error:
         return (Gate(name="files", passed=False, message=str(error).rstrip(".")),)
@@ -155,6 +134,7 @@ def check_gates(
         _golden(release, policy),
         check_marked(registry, version, holder if holder != version else None, policy),
         _approvals(registry, version, policy),
+        _signature(registry, version, policy),
     )
 
 
@@ -290,3 +270,12 @@ def _approvals(registry: Registry, version: Version, policy: Policy) -> Gate:
     if not passed:
         message += f": ask another to type vitcifar approve {version.number}{registry.model_option} --reason WHY"
     return Gate(name="approvals", passed=passed, message=message, value=len(others), limit=policy.approvals)
+
+
+def _signature(registry: Registry, version: Version, policy: Policy) -> Gate:
+    try:
+        signers = check_signature(registry, version, policy)
+    except ReleaseError as error:
+        return Gate(name="signature", passed=False, message=str(error).rstrip("."))
+    message = f"by the key {', '.join(sorted(set(signers)))}" if signers else "none required"
+    return Gate(name="signature", passed=True, required=bool(signers), message=message)

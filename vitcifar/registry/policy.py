@@ -48,6 +48,9 @@ class Policy:
         "(none = none).",
     )
     approvals: int = setting(0, "Approvals required of users other than the one who promotes.", minimum=0)
+    require_signature: str = setting(
+        "none", "File of the public keys, or their text, of which one must have signed the version (none = none)."
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -63,6 +66,8 @@ class Policy:
         same = Path(self.golden_dir).absolute() == Path(other.golden_dir).absolute()
         looser += ["golden_dir"] if other.golden_dir != "none" and not same else []
         looser += ["feedback"] if other.feedback not in ("none", self.feedback) else []
+        keys, others_keys = (set(one.require_signature.split(",")) for one in (self, other))
+        looser += ["require_signature"] if other.require_signature != "none" and not keys <= others_keys else []
         return tuple(looser)
 
     @property

@@ -6,9 +6,10 @@ import warnings
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from vitcifar.errors import ConfigError, RegistryError
+from vitcifar.errors import ConfigError, RegistryError, ReleaseError
 from vitcifar.registry.aliases import read_events, rollback_target
-from vitcifar.registry.registry import Registry, Version
+from vitcifar.registry.lock import alone
+from vitcifar.registry.registry import NOT_FOUND, Registry, Version
 from vitcifar.tracking import reaching
 
 
@@ -44,17 +45,19 @@ def delete(registry: Registry, version: Version) -> None:
 
     Raises RegistryError when an alias points to it by now.
     """
-    aliases = registry.show(version.number).aliases
-    if aliases:
-        raise RegistryError(
-            f"{registry.model_name} {version.number} is not deleted: {', '.join(aliases)} points to it now."
-        )
+    name = f"{registry.model_name} {version.number}"
     model_id = registry.model_id(version)
-    with reaching(mlflow.get_tracking_uri()):
-        registry.client.delete_model_version(registry.model_name, str(version.number))
-        if model_id and model_id not in file_users(registry):
-            with contextlib.suppress(MlflowException):  # already deleted
-                registry.client.delete_logged_model(model_id)
+    with alone(registry) as check_alone:
+        if aliases := registry.show(version.number).aliases:
+            raise RegistryError(f"{name} is not deleted: {', '.join(aliases)} points to it now.")
+        used = {*file_users(registry).get(model_id, [])} - {name}
+        check_alone()
+        with reaching(mlflow.get_tracking_uri()):
+            if model_id and not used:
+                # First: prune finds a version again that a killed process left, but not files without a version.
+                with contextlib.suppress(MlflowException):  # already deleted
+                    registry.client.delete_logged_model(model_id)
+            registry.client.delete_model_version(registry.model_name, str(version.number))
 
 
 def file_users(registry: Registry) -> dict[str, list[str]]:
@@ -63,3 +66,19 @@ def file_users(registry: Registry) -> dict[str, list[str]]:
     for version in registry.search(""):
         users.setdefault(registry.model_id(version), []).append(f"{version.model_name} {version.number}")
     return users
+
+
+def check_kept(registry: Registry, version: Version) -> None:
+    """Raise ReleaseError when the logged model with a version's files was deleted: `mlflow gc` would delete them."""
+    if not (model_id := registry.model_id(version)):
+        return
+    with reaching(mlflow.get_tracking_uri()):
+        try:
+            registry.client.get_logged_model(model_id)
+        except MlflowException as error:
+            if error.error_code not in NOT_FOUND:
+                raise
+            raise ReleaseError(
+                f"The logged model {model_id} of {version.model_name} {version.number} was deleted in MLflow, and "
+                "`mlflow gc` deletes its files: train it again, or choose another version."
+            ) from None

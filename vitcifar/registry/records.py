@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import mlflow
 
+from vitcifar.registry.lock import alone
 from vitcifar.registry.policy import Policy
-from vitcifar.stores import alone
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
@@ -66,14 +66,15 @@ def replace(registry: "Registry", key: str, value: str | None, number: int | Non
         _delete_shown(registry, key, number)
 
 
-@alone()
 def hide(registry: "Registry") -> None:
     """Move the records of an older vitcifar, which MLflow's pages show, to hidden tags; none is lost at any moment.
 
     A move of an alias that is not done stays: the process that writes it may still be at work.
     """
+    if not shown(registry):
+        return
     client, name = registry.client, registry.model_name
-    with reaching(mlflow.get_tracking_uri()):
+    with alone(registry), reaching(mlflow.get_tracking_uri()):
         for key, value, number in shown(registry):
             if key.startswith("policy/"):
                 set_policy_tag(registry, registry.policy())

@@ -19,8 +19,9 @@ from mlflow.exceptions import MlflowException
 from vitcifar.config import TrainConfig
 from vitcifar.errors import RegistryError, ReleaseError, TrackingError, listed
 from vitcifar.registry import records
-from vitcifar.registry.aliases import Event, check_model_name, read_events, rollback
+from vitcifar.registry.aliases import Event, check_model_name, read_events
 from vitcifar.registry.policy import Policy, read_policy
+from vitcifar.registry.signing import check_signature
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import cached_manifest, fetch, fetch_manifest
 from vitcifar.release.manifest import Manifest, served_evaluation
@@ -77,6 +78,7 @@ class Registry:
         check_model_name(model_name)
         self.model_name = model_name
         self.client = mlflow.MlflowClient()
+        self.require_signature = "none"  # public keys that a command requires, see release/signature.py
 
     @property
     def model_option(self) -> str:
@@ -104,13 +106,14 @@ class Registry:
         """Return every recorded move of one alias, or of all, the oldest first. Raises RegistryError."""
         return [*read_events(records.of_model(self._model().tags), alias).values()]
 
-    def pull(self, spec: str | int, *, pytorch: bool = False) -> Manifest:
+    def pull(self, spec: str | int, *, pytorch: bool = False, signed: bool = False) -> Manifest:
         """Download a version's release into the cache, verify every file and return its manifest.
 
-        The PyTorch file is downloaded only with `pytorch`; a cached release is verified, not downloaded again.
-        Raises RegistryError when the version does not exist, ReleaseError when its release is incomplete or changed.
+        The PyTorch file is downloaded only with `pytorch`; a cached release is verified, not downloaded again. With
+        `signed`, to serve it, it needs the signature that is required, if any. Raises RegistryError when the version
+        does not exist, ReleaseError when its release is incomplete, changed or not signed.
         """
-        return self.pull_version(self.show(spec), pytorch=pytorch)
+        return self.pull_version(self.show(spec), pytorch=pytorch, signed=signed)
 
     def promote(
         self,
@@ -147,6 +150,8 @@ class Registry:
         The release is verified first and `reason` is recorded. Raises RegistryError without a reason or without such a
         version, ReleaseError when its release is incomplete.
         """
+        from vitcifar.registry.rollback import rollback  # which imports this module
+
         return rollback(self, alias, to, reason)
 
     def read(self) -> tuple[Sequence[Version], Mapping[str, str]]:
@@ -209,8 +214,10 @@ class Registry:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise RegistryError(f"{self.model_name} has no version {name!r}: there are {numbers}; aliases: {known}.{hint}")
 
-    def pull_version(self, version: Version, *, pytorch: bool = False) -> Manifest:
+    def pull_version(self, version: Version, *, pytorch: bool = False, signed: bool = False) -> Manifest:
         """`pull` for a version that was read before."""
+        if signed:
+            check_signature(self, version)
         try:
             release = fetch(self.location(version), self.digest_of(version), pytorch=pytorch)
         except ReleaseError as error:  # of a file, which does not know the name of its model

@@ -1,18 +1,22 @@
 """The problems that the doctor knows, and how each is repaired."""
 
 import dataclasses
-from collections.abc import Callable
+import datetime
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from vitcifar.errors import ReleaseError
-from vitcifar.registry.aliases import move_alias, previous_holders
+from vitcifar.registry.aliases import Event, move_alias, previous_holders
 from vitcifar.registry.registry import BROKEN_TAG, Registry, Version
+from vitcifar.registry.signing import check_signature
 from vitcifar.release.artifacts import Mismatch
 from vitcifar.release.cache import cached_manifest
 from vitcifar.release.manifest import MANIFEST_FILE, sha256_of
 
+SAME_TIME = 60.0  # seconds between the records of moves that were made at once
 Action = Callable[[], object]
 WAIT = "wait for the process that works on it; if there is none: --stale-seconds 0"
 PROBLEMS = {  # what is wrong, and the repair or what a person has to do
@@ -26,6 +30,11 @@ PROBLEMS = {  # what is wrong, and the repair or what a person has to do
     ),
     "empty model": ("it has no version and no history", "delete the name"),
     "unfinished promotion": ("{move}, and the record does not say so", "complete the record"),
+    "parallel moves": (
+        "{moves} were recorded from the same version, which one alone can have left",
+        "record them one after the other",
+    ),
+    "abandoned lease": ("{who} wants to move aliases and may have ended", "remove it"),
     "incomplete version": ("{mismatch}", "restore it from the cache of this machine"),
     "broken version": ("{mismatch}; the cache of this machine has no complete copy", "mark it as broken"),
     "changed tag": ("it is {value}, release.json says {recorded}", "set it as in release.json"),
@@ -36,6 +45,10 @@ PROBLEMS = {  # what is wrong, and the repair or what a person has to do
     ),
     "unlinked version": ("MLflow's page of the logged model does not show the version", "link it"),
     "shown records": ("MLflow's pages show {number} records of an older vitcifar", "move them to hidden tags"),
+    "unsigned alias": (
+        "{problem}",
+        "sign that version after a check, or point the alias to a signed one",
+    ),
     "foreign alias": ("it points to version {number}, which is not of vitcifar", "point it to its previous version"),
     "dangling alias": ("it points to version {number}, which was deleted", "point it to its previous version"),
 }
@@ -106,8 +119,40 @@ def restore_previous(registry: Registry, alias: str, holder: int) -> None:
             continue
         try:
             registry.verify_store(versions[number])
+            check_signature(registry, versions[number])
         except ReleaseError:
             continue
         move_alias(registry, alias, number, "rollback", reason)
         return
     move_alias(registry, alias, None, "drop", f"{reason}, nor is any previous holder")
+
+
+def parallel_moves(events: Mapping[str, Event], holder: int | None) -> list[dict[str, Event]]:
+    """The moves of one alias that were recorded from the same version at once, corrected, by key and in order.
+
+    Each starts where the one before it ended; the last one is that whose version the next move started from, or which
+    the alias points to now. `events` are all of the alias, in order of time.
+    """
+    done = [(key, event) for key, event in events.items() if event.done]
+    starts = [0, *(index + 1 for index, pair in enumerate(itertools.pairwise(done)) if not _are_parallel(*pair))]
+    found = []
+    for start, end in itertools.pairwise([*starts, len(done)]):
+        if end - start > 1:
+            then = done[end][1].before if end < len(done) else holder
+            found.append(_in_a_row(done[start:end], then))
+    return found
+
+
+def _are_parallel(first: tuple[str, Event], second: tuple[str, Event]) -> bool:
+    one, other = first[1], second[1]
+    one_time, other_time = (datetime.datetime.fromisoformat(event.when) for event in (one, other))
+    return one.before == other.before != one.after and (other_time - one_time).total_seconds() < SAME_TIME
+
+
+def _in_a_row(moves: Sequence[tuple[str, Event]], then: int | None) -> dict[str, Event]:
+    ordered = sorted(moves, key=lambda move: move[1].after == then)
+    before, corrected = ordered[0][1].before, {}
+    for (key, event), (_, in_time) in zip(ordered, moves, strict=True):
+        corrected[key] = dataclasses.replace(event, before=before, when=in_time.when)
+        before = event.after
+    return corrected

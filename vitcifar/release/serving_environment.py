@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parents[1]
 SERVING = (  # what serving a version on the CPU imports, neither torch nor anything for CUDA
     "alembic",
     "click",
+    "cryptography",
     "fastapi",
     "fastapi-offline",
     "filelock",

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from vitcifar import __version__
 from vitcifar.errors import ConfigError
 from vitcifar.release.serving_environment import PAGE, SERVING, add_wheel, lock
+from vitcifar.release.signature import REQUIRED
 from vitcifar.serving.middleware import LOOPBACK
 from vitcifar.uris import sqlite_path, sqlite_uri
 
@@ -25,10 +26,13 @@ PORT, MLFLOW_PORT = 7860, 5000
 OWN_SERVER = f"http://mlflow:{MLFLOW_PORT}"  # of compose.yaml
 
 
-def write_container(folder: Path, *, version: str, model_name: str, tracking_uri: str, page: bool) -> list[str]:
+def write_container(
+    folder: Path, *, version: str, model_name: str, tracking_uri: str, page: bool, require_signature: str = "none"
+) -> list[str]:
     """Write the files into a new or empty folder; returns their names.
 
-    The container serves what `version` names in the registry at `tracking_uri`. One that other machines cannot reach is
+    The container serves what `version` names in the registry at `tracking_uri`, and with public keys in
+    `require_signature` (a text) only what one of them has signed. A registry that other machines cannot reach is
     offered by an MLflow server in compose.yaml, which starts empty unless the registry is a SQLite file. Raises
     ConfigError for a folder that is not empty, ReleaseError for an incomplete installation.
     """
@@ -46,6 +50,7 @@ def write_container(folder: Path, *, version: str, model_name: str, tracking_uri
         "port": PORT,
         "project": str(database.parent) if tracking_uri.startswith("sqlite:///") else "",
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "required": {} if require_signature == "none" else {REQUIRED: require_signature},
         "service": service_name(model_name),
         "tracking_uri": OWN_SERVER if own_server else tracking_uri,
         "version": version,

@@ -87,7 +87,7 @@ _opened: dict[str, LoadedModel] = {}
 
 def ship(registry: Registry, version: Version) -> ShippedRelease:
     """Pull and verify a version, and read what workers need of it. Raises RegistryError and ReleaseError."""
-    manifest = registry.pull_version(version)
+    manifest = registry.pull_version(version, signed=True)
     files = {name: manifest.path(name).read_bytes() for name in (MANIFEST_FILE, "MLmodel", manifest.serves)}
     digest = registry.digest_of(version)
     return ShippedRelease(model_name=version.model_name, version=version.number, digest=digest, files=files)

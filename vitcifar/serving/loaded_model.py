@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from vitcifar.errors import ImageError, RegistryError, ReleaseError, TrackingErr
 from vitcifar.inference.image_statistics import ImageStatistics
 from vitcifar.inference.session import MAX_BATCH, OnnxClassifier, Prediction
 from vitcifar.registry.registry import Registry
+from vitcifar.registry.signing import check_signature
 from vitcifar.release.cache import lock
 from vitcifar.release.manifest import MANIFEST_FILE, Manifest, sha256_of, verify
+from vitcifar.release.signature import REQUIRED
 
 ImageSource = Path | str | bytes | np.ndarray | Image.Image
 Source = TypeVar("Source", bound=ImageSource)
@@ -88,9 +91,10 @@ def open_version(registry: Registry, spec: str | int, *, num_threads: int = 0, c
     """Pull a version (a number, an alias or `latest`), verify it, open it and run it once.
 
     `num_threads` 0 uses every core of this process; `concurrent` is for many predictions at a time. Raises
-    RegistryError when there is no such version, ReleaseError when its release is incomplete or changed.
+    RegistryError when there is no such version, ReleaseError when its release is incomplete, changed, or lacks a
+    signature that is required.
     """
-    manifest = registry.pull(spec)
+    manifest = registry.pull(spec, signed=True)
     model = _open(manifest, registry.model_name, manifest.version, num_threads, concurrent)
     with contextlib.suppress(OSError):  # a file system without locks
         model = dataclasses.replace(model, lock=lock(manifest.path(MANIFEST_FILE).parent, shared=True))
@@ -105,18 +109,33 @@ def open_folder(folder: Path) -> LoadedModel:
     """
     record = folder / "registered_model_meta"
     if not record.is_file():
+        _refuse_unsigned(folder)
         manifest = verify(folder)
         return _open(manifest, manifest.model_name, None)
-    meta = yaml.safe_load(record.read_text(encoding="utf-8"))
-    registry, number, digest = Registry(str(meta["model_name"])), int(meta["model_version"]), None
     try:
-        digest = registry.digest_of(registry.show(number))
+        meta = yaml.safe_load(record.read_text(encoding="utf-8"))
+        registry, number = Registry(str(meta["model_name"])), int(meta["model_version"])
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, KeyError):
+        raise ReleaseError(f"{record} cannot be read: download the version again.") from None
+    try:
+        version = registry.show(number)
     except (RegistryError, TrackingError) as error:
+        _refuse_unsigned(folder)
         name = f"{registry.model_name} {number}"
         warnings.warn(
             f"{name} was verified against its own release.json only, not against the registry: {error}", stacklevel=2
         )
-    return _open(verify(folder, digest=digest), registry.model_name, number)
+        return _open(verify(folder), registry.model_name, number)
+    check_signature(registry, version)
+    return _open(verify(folder, digest=registry.digest_of(version)), registry.model_name, number)
+
+
+def _refuse_unsigned(folder: Path) -> None:
+    if os.environ.get(REQUIRED, "none") != "none":
+        raise ReleaseError(
+            f"{REQUIRED} requires a signature, and only the registry has that of {folder}: load the version by "
+            "models:/NAME/VERSION where its registry can be reached."
+        )
 
 
 def _open(
