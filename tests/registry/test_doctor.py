@@ -1,6 +1,8 @@
 """What killed processes and a damaged store leave behind is found and repaired."""
 
+import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from support.toys import stored
 
 from vitcifar.cache import cache_dir
 from vitcifar.errors import ReleaseError, TrackingError
+from vitcifar.registry import lock
 from vitcifar.registry.aliases import move_alias, new_event, new_key
 from vitcifar.registry.doctor import Finding, diagnose, repair
 from vitcifar.registry.registry import Registry
@@ -133,6 +136,37 @@ def test_recent_unfinished_work_is_left_alone(patient: Registry, store: Path) ->
     ]
     assert patient.client.get_registered_model(patient.model_name).tags == before
     heal(patient, "orphaned model", "unfinished promotion")
+
+
+@pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("holder", [2, 3])
+def test_moves_recorded_from_the_same_version_become_one_after_the_other(
+    patient: Registry, store: Path, holder: int
+) -> None:
+    """As an older vitcifar, or a server that held up a process for long, leaves them."""
+    for name in ("second", "third"):
+        add_version(store, name, patient.model_name)
+    for number in (2, 3):
+        event = dataclasses.replace(new_event("champion", 1, number, "promote", f"to {number}"), done=True)
+        key = new_key("mlflow.vitcifar.history/champion/", event.when)
+        patient.client.set_registered_model_tag(patient.model_name, key, event.to_json())
+    patient.client.set_registered_model_alias(patient.model_name, "champion", str(holder))
+    (found,) = heal(patient, "parallel moves")
+    assert "1 -> 2" in found.message and "1 -> 3" in found.message
+    other = 5 - holder
+    moves = [(event.before, event.after, event.reason) for event in patient.history()]
+    assert moves[1:] == [(1, other, f"to {other}"), (other, holder, f"to {holder}")]
+    assert patient.rollback(reason="slow").after == other
+
+
+def test_the_lease_of_a_killed_process_is_removed(patient: Registry) -> None:
+    """On a server; nobody writes one into a SQLite store."""
+    place = lock._Place(patient)
+    place._write()
+    assert [(one.kind, one.waiting) for one in diagnose(patient)] == [("abandoned lease", True)]
+    (found,) = heal(patient, "abandoned lease")
+    assert f"process {os.getpid()} on " in found.message
+    assert lock.places(patient) == {}
 
 
 def lose_a_file(folder: Path) -> None:

@@ -12,6 +12,7 @@ from support.project import ROOT
 from vitcifar import tracking
 from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.doctor import diagnose, repair
+from vitcifar.registry.prune import delete, prune
 from vitcifar.registry.registry import Registry
 
 PROGRAM = ROOT / "tests/programs/publish_and_die.py"
@@ -67,3 +68,37 @@ def test_publishing_again_needs_no_doctor(store: str) -> None:
     assert done.returncode == 0, done.stderr
     assert [version.number for version in Registry("toy").list()] == [1]
     assert move_alias(Registry("toy"), "champion", 1).after == 1
+
+
+def test_processes_killed_while_they_move_aliases_and_ten_that_move_one_at_once(store: str, tmp_path: Path) -> None:
+    """A killed process holds no lock; the doctor completes or removes its record; of ten, one wins from each state."""
+    program = ROOT / "tests/programs/move_and_die.py"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(program), str(tmp_path), store]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    ended = [line.split() for line in done.stdout.splitlines()]
+    kills = [line for line in ended[1:] if line[0] != "ten"]
+    assert ended[0] == ["set-up", "0"] and len(kills) == 7, done.stderr
+    assert [line[1] for line in kills] == ["-9"] * 7, done.stderr
+    assert ended[8:] == [["ten", "1", "9"]] * 3, done.stderr
+    events = Registry("ten").history()
+    assert [event.before for event in events] == [None, *(event.after for event in events[:-1])]
+    assert len(events) == 4 and Registry("ten").aliases() == {"champion": events[-1].after}
+    for name, _ in kills:
+        registry = Registry(name)
+        found = repair(registry, stale_seconds=0)
+        assert all(finding.fixed or finding.kind == "deleted model" for finding in found), (name, found)
+        left = diagnose(registry, stale_seconds=0)
+        assert [finding.kind for finding in left] == (["deleted model"] if name == "prune" else []), (name, left)
+        events = registry.history()
+        assert all(event.done for event in events)
+        held = registry.aliases()["champion"]
+        assert events[-1].after == held and held in {"promote": (1, 2), "rollback": (3, 1), "doctor": (1,)}.get(
+            name.split("-")[0], (3,)
+        )
+        assert move_alias(registry, "champion", 2).after == 2  # at once
+        if name == "prune":
+            (old,) = prune(registry, keep=1)
+            delete(registry, old)
+            assert [version.number for version in registry.list()] == [3, 2]
+            assert diagnose(registry, stale_seconds=0) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.releases import add_version, store_release
 
-from vitcifar.errors import ConfigError, RegistryError
+from vitcifar.errors import ConfigError, GateError, RegistryError, ReleaseError
 from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.doctor import diagnose
 from vitcifar.registry.prune import delete, file_users, prune
@@ -94,6 +94,28 @@ def test_the_doctor_finds_a_copy_whose_files_mlflow_would_delete(store: Path) ->
     registry.client.delete_logged_model(model_id)
     (finding,) = diagnose(Registry("kept"), stale_seconds=0)
     assert (finding.kind, finding.subject) == ("deleted model", "kept 1")
+
+
+def test_a_version_whose_stored_model_was_deleted_is_not_promoted(store: Path) -> None:
+    registry = Registry("gone")
+    for index in range(2):
+        add_version(store, f"gone-{index}", "gone")
+    move_alias(registry, "champion", 2)
+    move_alias(registry, "champion", 1)
+    registry.client.delete_logged_model(registry.model_id(registry.show(2)))
+    sentence = r"The logged model m-\w+ of gone 2 was deleted in MLflow, and `mlflow gc` deletes its files"
+    for more in ({}, {"force": True, "reason": "now"}):
+        with pytest.raises(GateError, match=sentence):
+            registry.promote(2, **more)
+    with pytest.raises(ReleaseError, match=sentence):
+        registry.rollback(reason="slow")
+    assert registry.aliases() == {"champion": 1}
+
+
+def test_a_version_that_was_deleted_meanwhile_is_not_promoted(toy: Registry) -> None:
+    with pytest.raises(RegistryError, match="toy 99 was deleted meanwhile: see `vitcifar versions --model-name toy`"):
+        move_alias(toy, "champion", 99)
+    assert toy.history() == []
 
 
 def collect_garbage(registry: Registry) -> None:

@@ -86,6 +86,16 @@ def own_code(folder: Path) -> None:
     rehash(folder)
 
 
+def pickle_flavor(folder: Path) -> None:
+    (folder / "MLmodel").write_text(MLMODEL % LOADER_MODULE + "  sklearn: {pickled_model: model.pkl}\n")
+    rehash(folder)
+
+
+def nested_mlmodel(folder: Path) -> None:
+    (folder / "MLmodel").write_text("[" * 1000)
+    rehash(folder)
+
+
 def weights_elsewhere(folder: Path) -> None:
     proto = onnx.load(folder / "model.onnx")
     proto.graph.initializer[1].CopyFrom(external("weights"))
@@ -113,6 +123,8 @@ def rehash(folder: Path) -> None:
         (cut_release_json, "cannot be read as a release"),
         (foreign_loader, "names the loader 'antigravity'"),
         (own_code, "code or unexpected flavors"),
+        (pickle_flavor, "code or unexpected flavors"),
+        (nested_mlmodel, "MLmodel cannot be read"),
     ],
 )
 def test_a_tampered_release_is_rejected(folder: Path, tamper: Callable[[Path], None], sentence: str) -> None:

@@ -18,6 +18,10 @@ from vitcifar.evaluation.calibration import Bin, aurc, wilson_interval
 
 MAX_METRIC_NAME = 200  # characters of a class; MLflow's limit is 250 with what stands in front
 
+NUMBERS = (
+    *("accuracy", "top2_", "top3_", "precision_", "recall_", "f1_", "loss", "ece", "brier", "aurc", "temperature"),
+    "threshold",
+)
 SCALARS = ("accuracy", "f1_macro", "loss", "ece", "brier", "aurc")
 
 Predictor = Callable[[Sequence[np.ndarray]], np.ndarray]  # images, uint8 (H, W, 3) each -> logits (N, K)
@@ -111,8 +115,9 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Evaluation":
+        """Raises KeyError, TypeError, ValueError, AttributeError or OverflowError for what is no evaluation."""
         threshold = plain.get("threshold", 0.0)
-        return cls(
+        read = cls(
             **{
                 **plain,
                 "threshold": None if threshold == 1 else threshold,  # as vitcifar 0.1 recorded "never confident"
@@ -124,6 +129,21 @@ class Evaluation:
                 "confidences": np.array(plain["confidences"], np.float64),
             }
         )
+        read._check()
+        return read
+
+    def _check(self) -> None:
+        """Raises TypeError or ValueError for numbers that are none, and for arrays that do not fit each other."""
+        N, K = len(self.labels), len(self.class_names)
+        numbers = [value for name, value in vars(self).items() if name.startswith(NUMBERS) and value is not None]
+        if not N or not np.isfinite([*map(float, numbers), *self.confidences]).all():
+            raise ValueError("it has no images, or numbers that are not finite")
+        if any(isinstance(value, str) for value in numbers):
+            raise TypeError("it has texts for numbers")
+        if any(array.shape != (N,) for array in (self.labels, self.predictions, self.confidences)):
+            raise ValueError("it has another number of labels than of predictions")
+        if self.confusion.shape != (K, K) or not ((self.labels >= 0) & (self.labels < K)).all():
+            raise ValueError("it has other classes than its labels")
 
 
 def evaluate(

@@ -15,6 +15,7 @@ from vitcifar.errors import ReleaseError
 
 # Releases hold what was fitted to exactly these statistics: others need another key in release.json.
 SIDE, CELLS = 32, 4  # pixels of the reduced image, cells along each side of it
+NUM_STATISTICS = 2 * CELLS * CELLS + 4
 SHRINKAGE = 0.01  # of the covariance towards a multiple of the identity, for small datasets
 QUANTILE = 0.99  # of the validation images that are accepted
 
@@ -63,10 +64,12 @@ class ImageStatistics:
         """Raises ReleaseError for a record that is no such statistics."""
         try:
             mean, precision = np.asarray(plain["mean"], float), np.asarray(plain["precision"], float)
+            if mean.shape != (NUM_STATISTICS,) or precision.shape != (NUM_STATISTICS, NUM_STATISTICS):
+                raise ValueError(f"shapes {mean.shape} and {precision.shape}")
             return cls(mean=mean, precision=precision, threshold=float(plain["threshold"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ReleaseError(
-                f"The image statistics in release.json cannot be read ({error!r}): choose another."
+                f"The image statistics in release.json cannot be read ({str(error)[:200]!r}): choose another."
             ) from None
 
 

@@ -204,8 +204,11 @@ def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
     for version in registry.list():
         if version.digest is not None:
             location = registry.location(version)
-            known = cached_manifest(version.digest)
-            compared.append((version, location, find_mismatch(location, version.digest, known)))
+            try:
+                known = cached_manifest(version.digest)
+                compared.append((version, location, find_mismatch(location, version.digest, known)))
+            except ReleaseError as error:  # of a release.json that is as registered, and cannot be one of vitcifar
+                yield _unreadable(registry, version, str(error).rstrip("."))
     is_store_there = any(not mismatch.empty for *_, mismatch in compared)
     for version, location, mismatch in compared:
         name = f"{version.model_name} {version.number}"
@@ -219,6 +222,14 @@ def _incomplete_versions(registry: Registry) -> Iterator[Finding]:
         else:
             yield from _changed_tags(registry, version, name)
         yield from _unlinked(registry, version, name)
+
+
+def _unreadable(registry: Registry, version: Version, problem: str) -> Finding:
+    marked = version.broken is not None and not version.aliases
+    fix = "it is marked as broken: promote others" if marked else ""
+    action = partial(mark_broken, registry, version, problem)
+    name = f"{version.model_name} {version.number}"
+    return find("unreadable version", name, action, waiting=marked, fix=fix, problem=problem)
 
 
 def _changed_tags(registry: Registry, version: Version, name: str) -> Iterator[Finding]:

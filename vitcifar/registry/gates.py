@@ -142,12 +142,12 @@ def read_evaluation(release: Manifest) -> Evaluation | None:
     """The recorded evaluation of the served file on the test images; None when it is missing or incomplete."""
     try:
         return Evaluation.from_dict(served_evaluation(release))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
 def _parity(checks: Mapping[str, Any]) -> Gate:
-    parity = checks.get("parity", {})
+    parity = checks.get("parity") or {}
     difference, num_changed = parity.get("max_logit_difference"), parity.get("num_changed")
     passed = difference is not None and difference <= MAX_LOGIT_DIFFERENCE and num_changed == 0
     message = (
@@ -157,8 +157,9 @@ def _parity(checks: Mapping[str, Any]) -> Gate:
     if served := checks.get("served"):
         num_edge_cases_changed = served.get("num_edge_cases_changed", 0)
         passed = passed and num_edge_cases_changed == 0
+        agreement = served.get("agreement") or 0
         message += (
-            f"; the served {served['file']} agrees on {served['agreement']:.2%} of the test images and changes "
+            f"; the served {served.get('file')} agrees on {agreement:.2%} of the test images and changes "
             f"{num_edge_cases_changed} of {served.get('num_edge_cases', 0)} predictions on edge-case files"
         )
     return Gate(name="parity", passed=passed, message=message, value=difference, limit=MAX_LOGIT_DIFFERENCE)

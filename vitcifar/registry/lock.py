@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
 
 PREFIX = "mlflow.vitcifar.lease/"  # of a tag of the registered model, which MLflow's pages do not show
-LEASE_SECONDS = 30.0  # without a change of its tag, a process counts as dead
-MAX_HOLD_SECONDS = LEASE_SECONDS / 2  # after its last change, a process moves nothing any more
+LEASE_SECONDS = 30.0  # without a change of its tag, a process counts as dead; after half of it, it moves nothing itself
 MAX_WAIT_SECONDS = 180.0
 POLL_SECONDS = 0.1
 
@@ -60,7 +59,9 @@ class _Place:
         self.key = f"{PREFIX}{secrets.token_hex(8)}"
         self.number = 0  # not drawn yet
         self.written = 0.0
-        self._seen: dict[str, tuple[str, float]] = {}  # key -> the value of another's tag, and when it was new here
+        self._seen: dict[
+            str, tuple[str | None, float]
+        ] = {}  # key -> the value of another's tag, and when it was new here
 
     def wait(self) -> None:
         """Queue, and return when no other is before this place. Raises RegistryError after `MAX_WAIT_SECONDS`."""
@@ -83,7 +84,7 @@ class _Place:
         self._write()  # the whole time is left for what follows
 
     def check(self) -> None:
-        if time.monotonic() - self.written > MAX_HOLD_SECONDS:
+        if self.written and time.monotonic() - self.written > LEASE_SECONDS / 2:
             raise RegistryError(
                 f"The registry was too slow: other processes may move aliases of {self.registry.model_name} by now. "
                 "Try again."
@@ -111,7 +112,7 @@ class _Place:
         for key, value in tags.items():
             if key == self.key:
                 continue
-            if self._seen.get(key, ("", 0.0))[0] != value:
+            if self._seen.get(key, (None, 0.0))[0] != value:
                 self._seen[key] = (value, now)
             if now - self._seen[key][1] > LEASE_SECONDS:
                 notify(f"Going on without a process that has ended: {describe(value)}.")
@@ -121,6 +122,7 @@ class _Place:
         return numbers
 
     def _write(self) -> None:
+        self.check()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         place = {"number": self.number, "when": now, "host": socket.gethostname(), "pid": os.getpid()}
         self.written = time.monotonic()  # before others see it

@@ -25,6 +25,7 @@ from vitcifar.registry.signing import check_signature
 from vitcifar.release.artifacts import find_mismatch, has_root, root_of
 from vitcifar.release.cache import cached_manifest, fetch, fetch_manifest
 from vitcifar.release.manifest import Manifest, served_evaluation
+from vitcifar.release.validation import is_digest
 from vitcifar.tracking import reaching, store_option
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Registry:
 
     def digest_of(self, version: Version) -> str:
         """The sha256 of its release.json. Raises ReleaseError for a version that vitcifar did not register."""
-        if version.digest is None or not re.fullmatch("[0-9a-f]{64}", version.digest):  # it names a folder of the cache
+        if version.digest is None or not is_digest(version.digest):  # it names a folder of the cache
             name, tag = f"{self.model_name} {version.number}", "no valid tag" if version.digest else "no tag"
             raise ReleaseError(f"{name} was not released by vitcifar ({tag} {DIGEST_TAG}): choose another version.")
         return version.digest

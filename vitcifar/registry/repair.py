@@ -37,6 +37,7 @@ PROBLEMS = {  # what is wrong, and the repair or what a person has to do
     "abandoned lease": ("{who} wants to move aliases and may have ended", "remove it"),
     "incomplete version": ("{mismatch}", "restore it from the cache of this machine"),
     "broken version": ("{mismatch}; the cache of this machine has no complete copy", "mark it as broken"),
+    "unreadable version": ("{problem}", "mark it as broken"),
     "changed tag": ("it is {value}, release.json says {recorded}", "set it as in release.json"),
     "restored version": ("it is marked as broken ({why}) and is complete again", "remove the mark"),
     "deleted model": (

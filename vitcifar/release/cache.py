@@ -16,7 +16,16 @@ from vitcifar.cache import PARTIAL_PREFIX, STALE_SECONDS, Cached, cache_dir
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ReleaseError, reason_of
 from vitcifar.release.artifacts import download_file, environment_variable
-from vitcifar.release.manifest import MANIFEST_FILE, PT2_FILE, Manifest, check_digest, read_manifest, sha256_of, verify
+from vitcifar.release.manifest import (
+    MANIFEST_FILE,
+    PT2_FILE,
+    Manifest,
+    check_digest,
+    read_manifest,
+    sha256_of,
+    verify,
+)
+from vitcifar.release.validation import is_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +117,7 @@ def lock(folder: Path, *, shared: bool) -> BinaryIO:
 
 def cached_manifest(digest: str) -> Manifest | None:
     """The release.json with this digest in the cache, with or without the other files of the release."""
-    for kind in ("releases", "manifests"):
+    for kind in ("releases", "manifests") if is_digest(digest) else ():
         path = cache_dir() / kind / digest / MANIFEST_FILE
         if path.is_file() and sha256_of(path) == digest:
             return read_manifest(path)

@@ -16,6 +16,7 @@ import yaml
 
 from vitcifar.config import RENAMED_SETTINGS
 from vitcifar.errors import ReleaseError
+from vitcifar.release.validation import check_types, parse_json
 
 MANIFEST_FILE = "release.json"
 ONNX_FILE = "model.onnx"
@@ -86,17 +87,19 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Read a release.json of format 1 or 2 and validate it. Raises ReleaseError."""
     try:
-        fields = upgrade(json.loads(path.read_bytes()))
+        fields = upgrade(parse_json(path.read_bytes()))
         fields["class_names"] = tuple(fields["class_names"])
         fields["threshold"] = None if fields.get("threshold") == 1 else fields.get("threshold", 0.0)  # 1 in 0.1
         release = Manifest(**fields, folder=path.parent)
     except FileNotFoundError:
         raise ReleaseError(f"{path.parent} is not a release: it has no {MANIFEST_FILE}.") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ReleaseError(f"{path} cannot be read as a release ({error}): pull the version again.") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ReleaseError(
+            f"{path} cannot be read as a release ({str(error)[:200]}): pull the version again."
+        ) from None
     if release.format != FORMAT:
         raise ReleaseError(f"{path} has format {release.format!r}, expected {FORMAT}: update vitcifar to open it.")
-    _check_types(path, release)
+    check_types(path, release)
     if release.serves not in release.files:
         raise ReleaseError(f"{path} does not list the file that serves, {release.serves!r}: pull the version again.")
     for name in release.files:
@@ -135,33 +138,23 @@ def index_tags(release: Manifest) -> dict[str, str]:
     """What MLflow's page shows and searches of a release. Tags can be edited: numbers are read from release.json."""
     accuracy, data = served_evaluation(release).get("accuracy"), release.config.get("data")
     if data == "folder":
-        data = Path(release.config["data_dir"]).absolute().name
+        data = Path(release.config.get("data_dir", "")).absolute().name
     texts = {"test_accuracy": accuracy if accuracy is None else f"{accuracy:.3f}", "dataset": data}
     serves = "onnx-int8" if release.serves == INT8_FILE else "onnx-fp32"
     return {**{name: text for name, text in texts.items() if text is not None}, "serves": serves}
 
 
-def _check_types(path: Path, release: Manifest) -> None:
-    types: dict[str, type | tuple[type, ...]] = {
-        "image_size": int,
-        "temperature": (int, float),
-        "threshold": (int, float, type(None)),
-        **dict.fromkeys(("release_id", "model_name", "fingerprint", "run_id", "serves"), str),
-        **dict.fromkeys(("files", "checks", "config", "counts", "git", "environment", "preprocessing"), dict),
-    }
-    wrong = [name for name, expected in types.items() if not isinstance(getattr(release, name), expected)]
-    if not wrong:
-        texts = (*release.class_names, *release.files, *release.files.values())
-        wrong += ["class_names or files"] if {type(text) for text in texts} != {str} else []
-        wrong += [] if 0 < release.temperature < float("inf") else ["temperature"]
-    if wrong:
-        raise ReleaseError(f"{path} has invalid values for {', '.join(wrong)}: pull the version again.")
-
-
 def _check_name(name: str) -> None:
     """Reject the name of a file outside the release's folder. Raises ReleaseError."""
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+    if (
+        not name.isprintable()
+        or not name
+        or path.is_absolute()
+        or ".." in path.parts
+        or "\\" in name
+        or str(path) != name
+    ):
         raise ReleaseError(f"{MANIFEST_FILE} names {name!r}, which is not a file inside the release.")
 
 
@@ -223,7 +216,7 @@ def check_mlmodel(folder: Path) -> None:
         flavors = yaml.safe_load(path.read_text(encoding="utf-8"))["flavors"]
         loader = flavors["python_function"]["loader_module"]
         code = [flavor.get("code") for flavor in flavors.values()]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ReleaseError(f"{path} cannot be read ({type(error).__name__}): pull the version again.") from None
     if loader != LOADER_MODULE:
         raise ReleaseError(f"{path} names the loader {loader!r}, expected {LOADER_MODULE!r}: do not open this release.")
