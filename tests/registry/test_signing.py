@@ -140,7 +140,7 @@ def test_a_key_outside_of_the_registry_counts_when_the_policy_is_gone(
 def test_a_folder_without_its_registry_has_no_signature(
     toy: Registry, key: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(toy.pull(1).folder, tmp_path / "release")
+    folder = shutil.copytree(toy.pull(1, pytorch=True).folder, tmp_path / "release")
     assert open_folder(folder).manifest.release_id == "one"
     monkeypatch.setenv(REQUIRED, public(key))
     with pytest.raises(ReleaseError, match="requires a signature, and only the registry has that of"):
@@ -171,10 +171,10 @@ def test_neither_rollback_nor_doctor_moves_an_alias_to_an_unsigned_version(
     monkeypatch.setenv(REQUIRED, public(key))
     with pytest.raises(ReleaseError, match="no valid signature"):
         toy.rollback(reason="slow")
-    assert diagnose(toy) == []
+    assert "unsigned alias" not in [finding.kind for finding in diagnose(toy)]
     toy.client.set_registered_model_alias("toy", "champion", "1")
-    (finding,) = diagnose(toy)
-    assert (finding.kind, finding.subject, finding.action) == ("unsigned alias", "champion", None)
+    (finding,) = (finding for finding in diagnose(toy) if finding.kind == "unsigned alias")
+    assert (finding.subject, finding.action) == ("champion", None)
 
 
 def test_a_policy_whose_key_is_none_admits_nothing(toy: Registry, key: Path, tmp_path: Path) -> None:

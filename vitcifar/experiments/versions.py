@@ -180,7 +180,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
     )
     differences = (
         *compare_sections("weights", {"sha256": recorded}, {"sha256": weights}),
-        *compare_sections("metrics", *_comparable(metrics(release.checks.get("test", {})), metrics(scores))),
+        *compare_sections("metrics", *_comparable(metrics(release.checks.get("test") or {}), metrics(scores))),
         *causes,
     )
     same, first_step = recorded == weights, None
@@ -257,7 +257,7 @@ def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Split
 def tested_on(release: Manifest, splits: Splits) -> bool:
     """Whether a version was tested on this test split; an old release has only the fingerprint of all splits."""
     test = splits.fingerprints["test"]
-    if recorded := release.checks.get("test", {}).get("fingerprint"):
+    if recorded := (release.checks.get("test") or {}).get("fingerprint"):
         return bool(recorded == test)
     own = splits if splits.fingerprint == release.fingerprint else recorded_splits(release)
     return own is not None and own.fingerprint == release.fingerprint and own.fingerprints["test"] == test

@@ -47,7 +47,7 @@ def benchmark(
     table = latency_table(release, network=network, dataset=dataset, threads=threads, num_runs=num_runs)
     if dataset is None:
         is_int8 = release.serves == INT8_FILE
-        checked, served = release.checks.get("test", {}).get("accuracy"), served_evaluation(release).get("accuracy")
+        checked, served = (release.checks.get("test") or {}).get("accuracy"), served_evaluation(release).get("accuracy")
         # The float ONNX file has the network's accuracy: parity requires equal predictions on every test image.
         accuracies = {"torch": checked, "onnx-fp32": checked, "onnx-int8": served if is_int8 else None}
         table = table.with_accuracies(accuracies)

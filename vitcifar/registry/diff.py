@@ -39,12 +39,12 @@ def compare_sections(section: str, before: Mapping[str, Any], after: Mapping[str
 def sections(release: Manifest) -> dict[str, dict[str, Any]]:
     """The contents of a release, as sections of flat names."""
     checks = {name: value for name, value in release.checks.items() if name not in ("test", "served")}
-    served = release.checks.get("served", {})
-    checks["served"] = {**served, "evaluation": metrics(served.get("evaluation", {}))} if served else {}
+    served = release.checks.get("served") or {}
+    checks["served"] = {**served, "evaluation": metrics(served.get("evaluation") or {})} if served else {}
     return {
         "config": flatten(release.config),
         "data": flatten({"fingerprint": release.fingerprint, "class_names": release.class_names} | release.counts),
-        "metrics": metrics(release.checks.get("test", {})),
+        "metrics": metrics(release.checks.get("test") or {}),
         "checks": flatten(checks),
         "serving": flatten(_with_threshold({name: getattr(release, name) for name in SERVING})),
         "code": flatten(release.git | {"run_id": release.run_id}),

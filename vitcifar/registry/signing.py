@@ -49,7 +49,8 @@ def check_signature(registry: "Registry", version: "Version", policy: "Policy | 
     for origin, text in required_signatures(registry, policy).items():
         if origin == POLICY and not text.startswith(signature.TEXT_PREFIX):
             raise RegistryError(
-                f"The policy of {registry.model_name} requires the unknown key {text[:80]!r}: set another."
+                f"The policy of {registry.model_name} requires the key {text[:80]!r}, which cannot be read: set "
+                "another with vitcifar policy set --require-signature FILE."
             )
         keys = signature.read_public(text)
         signer = signature.signer_of(registry.digest_of(version), version.tags, keys)
