@@ -70,6 +70,7 @@ def test_publishing_again_needs_no_doctor(store: str) -> None:
     assert move_alias(Registry("toy"), "champion", 1).after == 1
 
 
+@pytest.mark.slow
 def test_processes_killed_while_they_move_aliases_and_ten_that_move_one_at_once(store: str, tmp_path: Path) -> None:
     """A killed process holds no lock; the doctor completes or removes its record; of ten, one wins from each state."""
     program = ROOT / "tests/programs/move_and_die.py"
