@@ -12,8 +12,9 @@ from vitcifar.registry.benchmark import read_old_tables
 from vitcifar.registry.card import model_card
 from vitcifar.registry.diff import compare_releases
 from vitcifar.registry.doctor import diagnose
-from vitcifar.registry.gates import read_evaluation, read_verdicts
+from vitcifar.registry.gates import read_evaluation
 from vitcifar.registry.registry import Registry
+from vitcifar.registry.verdicts import read_verdicts
 from vitcifar.serving.loaded_model import open_version
 
 pytestmark = pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)

@@ -15,8 +15,8 @@ from vitcifar.registry.aliases import move_alias, new_event, read_events
 from vitcifar.registry.approvals import approve, read_approvals, set_policy
 from vitcifar.registry.benchmark import read_old_tables
 from vitcifar.registry.doctor import diagnose, repair
-from vitcifar.registry.gates import read_verdicts
 from vitcifar.registry.registry import Registry
+from vitcifar.registry.verdicts import read_verdicts
 
 
 def everything(registry: Registry) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -47,7 +47,8 @@ def benchmark(
     table = latency_table(release, network=network, dataset=dataset, threads=threads, num_runs=num_runs)
     if dataset is None:
         is_int8 = release.serves == INT8_FILE
-        checked, served = (release.checks.get("test") or {}).get("accuracy"), served_evaluation(release).get("accuracy")
+        checked: Any = (release.checks.get("test") or {}).get("accuracy")
+        served = served_evaluation(release).get("accuracy")
         # The float ONNX file has the network's accuracy: parity requires equal predictions on every test image.
         accuracies = {"torch": checked, "onnx-fp32": checked, "onnx-int8": served if is_int8 else None}
         table = table.with_accuracies(accuracies)

@@ -24,7 +24,7 @@ from vitcifar.stores import run_url
 if TYPE_CHECKING:
     import gradio
 
-    from vitcifar.registry.gates import Verdict
+    from vitcifar.registry.verdicts import Verdict
 
 MAX_VERSIONS = 50  # listed, besides those with an alias
 MAX_EVENTS = 50
@@ -161,7 +161,7 @@ def accuracy(details: Details | None) -> str:
 
 def gates(version: Version) -> str:
     """The last attempt to promote a version to each alias, with its gates."""
-    from vitcifar.registry.gates import read_verdicts  # the page starts without it
+    from vitcifar.registry.verdicts import read_verdicts  # the page starts without it
 
     try:
         last = {verdict.alias: verdict for verdict in read_verdicts(version)}
