@@ -125,7 +125,7 @@ def signer_of(digest: str, tags: Mapping[str, str], keys: PublicKeys) -> str | N
 
 def _message(digest: str) -> bytes:
     """What is signed: never the bytes that the same key could sign for another purpose."""
-    return f"vitcifar release signature 1\nsha256 of release.json: {digest}\n".encode()
+    return f"vitcifar/release.json signature 1\nsha256: {digest}\n".encode()
 
 
 def _by_id(keys: list[Ed25519PublicKey]) -> PublicKeys:
