@@ -199,3 +199,16 @@ def test_the_steps_of_the_dockerfile_in_an_empty_environment_serve_and_follow_th
         assert "champion" in subprocess.run(words, env=bare, capture_output=True, text=True, check=True).stdout
     train = subprocess.run(["vitcifar", "train"], cwd=project / "home", env=bare, capture_output=True, text=True)
     assert re.fullmatch(r"Error: This installation of vitcifar serves only, without \w+: .*\n", train.stderr)
+
+
+def test_a_required_key_is_part_of_the_image(tmp_path: Path):
+    """Where nobody who can write to the registry changes it."""
+    key = "ed25519:" + "A" * 43 + "="
+    values = {"version": "champion", "model_name": "toy", "tracking_uri": "http://mlflow.example", "page": False}
+    write_container(tmp_path / "out", **values, require_signature=key)
+    assert f"\nENV VITCIFAR_REQUIRE_SIGNATURE={key}\n" in (tmp_path / "out" / "Dockerfile").read_text()
+    (application,) = yaml.safe_load((tmp_path / "out" / "ray_serve.yaml").read_text())["applications"]
+    assert application["runtime_env"] == {"env_vars": {"VITCIFAR_REQUIRE_SIGNATURE": key}}
+    write_container(tmp_path / "without", **values)
+    for name in ("Dockerfile", "ray_serve.yaml"):
+        assert "SIGNATURE" not in (tmp_path / "without" / name).read_text()
