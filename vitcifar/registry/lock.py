@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PREFIX = "mlflow.vitcifar.lease/"  # of a tag of the registered model, which MLflow's pages do not show
 LEASE_SECONDS = 30.0  # without a change of its tag, a process counts as dead; after half of it, it moves nothing itself
 MAX_WAIT_SECONDS = 180.0
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ class _Place:
                 told = True
             if time.monotonic() - self.written > LEASE_SECONDS / 4:
                 self._write()
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(POLL_SECONDS * len(before), LEASE_SECONDS / 20))  # those at the back ask less often
         self._write()  # the whole time is left for what follows
 
     def check(self) -> None:
