@@ -86,6 +86,9 @@ class TrainConfig:
         choices=("auto", "imagenet", "half"),
     )
     image_size: int = _model(0, "Input resolution in pixels (0 = the architecture's default).", minimum=0)
+    token_merging: int = _model(
+        0, "Pairs of similar tokens that each block merges (ToMe; 0 = off): faster, less accurate.", minimum=0
+    )
     train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.")
 
     epochs: int = _training(10, "Number of training epochs.", minimum=1)

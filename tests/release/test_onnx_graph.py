@@ -13,7 +13,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import build_network
 from vitcifar.model.predict import predict_logits
-from vitcifar.release.onnx_graph import build_graph, to_proto
+from vitcifar.release.onnx_graph import build_graph, save_graph, to_proto
 from vitcifar.release.quantize import activation_ranges
 
 
@@ -30,6 +30,22 @@ def test_the_float_graph_equals_the_network(arch: str, tmp_path: Path) -> None:
         logits, probabilities = run_onnx(path, images)
         np.testing.assert_allclose(logits, predict_logits(network, images), atol=2e-4)
         np.testing.assert_allclose(probabilities, torch.softmax(torch.tensor(logits) / 2, -1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "count"), [(32, 3), (64, 12), (64, 50)])
+def test_the_graph_merges_the_same_tokens_as_the_network(size: int, count: int, tmp_path: Path) -> None:
+    config = TrainConfig(arch="vit_tiny", weights="none", image_size=size, token_merging=count)
+    network, path = build_network(config, ("a", "b", "c")), tmp_path / "merging.onnx"
+    torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
+    images = random_images(9, 40, 50)
+    expected = predict_logits(network, images)
+    save_graph(network, path, class_names=("a", "b", "c"), release_id="x")
+    classifier = OnnxClassifier(path)
+    np.testing.assert_allclose(classifier.logits(images), expected, atol=2e-4)
+    alone = np.concatenate([classifier.logits(images[index : index + 1]) for index in range(len(images))])
+    np.testing.assert_allclose(alone, expected, atol=2e-4)
+    save_graph(network, path, class_names=("a", "b", "c"), release_id="x", int8=True)
+    assert np.abs(OnnxClassifier(path).logits(images) - expected).max() < 0.1 * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module", params=["dynamic", "static"])

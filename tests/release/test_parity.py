@@ -49,3 +49,22 @@ def test_parity_names_a_changed_prediction_before_the_largest_difference() -> No
 def test_parity_over_no_images_fails(published: Any, exported: Path) -> None:
     with pytest.raises(ReleaseError, match="no image"):
         check_parity(published.networks[2], exported, published.splits.test.subset([]))
+
+
+def test_ties_of_merged_tokens_are_counted_and_few() -> None:
+    """One image in 100 may differ by more, if its prediction is the same; two may not."""
+    expected = np.tile(np.array([[1.0, 0.0]]), (100, 1))
+    actual = expected.copy()
+    actual[3] += 0.02
+    ids = [str(index) for index in range(100)]
+    parity = require_match(measure_parity(expected, actual, ids, max_tied=0.01))
+    assert (parity.num_tied, parity.max_logit_difference) == (1, 0.0)
+    assert parity.max_tied_difference == pytest.approx(0.02)
+    with pytest.raises(ReleaseError, match="logits by up to 0.02"):
+        require_match(measure_parity(expected, actual, ids))
+    actual[4] += 0.02
+    with pytest.raises(ReleaseError, match="logits by up to 0.02"):
+        require_match(measure_parity(expected, actual, ids, max_tied=0.01))
+    actual[3:5] = (0.0, 1.0), expected[4]
+    with pytest.raises(ReleaseError, match="1 of 100 predictions changed"):
+        require_match(measure_parity(expected, actual, ids, max_tied=0.01))

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError
 from vitcifar.model import vit, weights
+from vitcifar.model.token_merging import run_blocks, token_counts
 from vitcifar.model.vit import VisionTransformer
 from vitcifar.model.weights import Pretrained
 
@@ -63,9 +64,10 @@ class Classifier(nn.Module):
 
     temperature: Tensor
 
-    def __init__(self, backbone: VisionTransformer, class_names: Sequence[str]) -> None:
+    def __init__(self, backbone: VisionTransformer, class_names: Sequence[str], token_merging: int = 0) -> None:
         super().__init__()
         self.class_names = tuple(class_names)
+        self.token_merging = token_merging  # pairs of tokens that a block merges; 0 = none
         self.image_size = backbone.image_size
         self.preprocess = Preprocess(backbone.image_size)
         self.backbone = backbone
@@ -113,25 +115,43 @@ class Classifier(nn.Module):
         return self.forward_features(self.preprocess(images), len(self.blocks) + 1)
 
     def forward_features(self, pixels: Tensor, depth: int) -> Tensor:
-        """Pixels (B, 3, S, S) -> tokens (B, T, D) after `depth` blocks, or with one more the embedding (B, D)."""
+        """Pixels (B, 3, S, S) -> tokens (B, T, D) after `depth` blocks, or with one more the embedding (B, D).
+
+        With token merging the tokens are (B, T, D + 1): the last column is the number of patches in each.
+        """
         backbone = self.backbone
         tokens: Tensor = backbone._process_input(pixels)  # (B, T - 1, D)
         tokens = torch.cat([backbone.class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, T, D)
         tokens = backbone.encoder.dropout(tokens + backbone.encoder.pos_embedding)
-        for block in self.blocks[:depth]:
-            tokens = block(tokens)
+        if self.token_merging:
+            tokens = functional.pad(tokens, (0, 1), value=1.0)
+        tokens = self._run_blocks(tokens, 0, depth)
         return self._embedding(tokens) if depth > len(self.blocks) else tokens
 
     def forward_head(self, tokens: Tensor, depth: int) -> Tensor:
         """The output of `forward_features` for the same depth -> logits (B, K)."""
         if depth <= len(self.blocks):
-            for block in self.blocks[depth:]:
-                tokens = block(tokens)
-            tokens = self._embedding(tokens)
+            tokens = self._embedding(self._run_blocks(tokens, depth, len(self.blocks)))
         logits: Tensor = self.head(tokens)
         return logits
 
+    def features_shape(self, depth: int) -> tuple[int, ...]:
+        """Shape of the output of `forward_features` at this depth for one image."""
+        if depth > len(self.blocks):
+            return (self.backbone.hidden_dim,)
+        counts = token_counts(self.backbone.seq_length, self.token_merging, len(self.blocks))
+        return counts[depth], self.backbone.hidden_dim + (self.token_merging > 0)
+
+    def _run_blocks(self, tokens: Tensor, first: int, stop: int) -> Tensor:
+        blocks = self.blocks[first:stop]
+        if self.token_merging:
+            return run_blocks(blocks, tokens, self.token_merging, has_last=stop >= len(self.blocks))
+        for block in blocks:
+            tokens = block(tokens)
+        return tokens
+
     def _embedding(self, tokens: Tensor) -> Tensor:
+        tokens = tokens[..., :-1] if self.token_merging else tokens
         normed: Tensor = self.backbone.encoder.ln(tokens)
         return normed[:, 0]  # (B, D), the class token
 
@@ -164,7 +184,7 @@ def build_network(
     image_size = config.image_size or vit.default_image_size(config.arch, config.weights)
     with torch.random.fork_rng(devices=[]):  # the caller's random state does not change
         torch.manual_seed(config.seed)
-        network = Classifier(vit.build_backbone(config.arch, image_size), class_names)
+        network = Classifier(vit.build_backbone(config.arch, image_size), class_names, config.token_merging)
     if config.weights != "none":
         found = weights.read_weights(config.arch, config.weights, load_release=load_release, notify=notify)
         weights.load_weights(network, found.state, name=config.weights, notify=notify)

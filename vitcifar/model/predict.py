@@ -86,13 +86,24 @@ def attention_weights(network: Classifier, images: Arrays, batch_size: int = 8) 
     """For each image, uint8 (H, W, 3), the attention weights of every block and head: float32 (L, h, T, T), rows sum
     to 1.
 
-    ViT-B/16 at 224 pixels has 22 MB of them per image: reduce those of one image before requesting the next.
+    ViT-B/16 at 224 pixels has 22 MB of them per image: reduce those of one image before requesting the next. A network
+    that merges tokens has them of every token here: it computes without merging meanwhile.
     """
-    with evaluation_mode(network):
+    with evaluation_mode(network), without_merging(network):
         for start in range(0, len(images), batch_size):
             with torch.no_grad(), capture_attention(network) as weights:
                 network(to_batch(images[start : start + batch_size], network.head.weight.device))
             yield from torch.stack(weights, dim=1).float().cpu().numpy()  # (B, L, h, T, T)
+
+
+@contextlib.contextmanager
+def without_merging(network: Classifier) -> Iterator[None]:
+    """The network with every token in every block."""
+    before, network.token_merging = network.token_merging, 0
+    try:
+        yield
+    finally:
+        network.token_merging = before
 
 
 @contextlib.contextmanager

@@ -71,7 +71,13 @@ def build_release(
         staged.mkdir()
         onnx_path = staged / ONNX_FILE
         program = trace(network)
-        export_onnx(network, onnx_path, class_names=release.class_names, release_id=release.release_id, program=program)
+        labels: dict[str, Any] = {"class_names": release.class_names, "release_id": release.release_id}
+        if network.token_merging:  # the exporter takes minutes for the many small operations of merging
+            from vitcifar.release.onnx_graph import save_graph
+
+            save_graph(network, onnx_path, **labels)
+        else:
+            export_onnx(network, onnx_path, **labels, program=program)
         embeddings: list[np.ndarray] = []
         parity = check_parity(network, onnx_path, splits.test, embeddings=embeddings)
         statistics = ImageStatistics.fit(splits.train.images, splits.validation.images)
@@ -146,7 +152,9 @@ def describe(
     from vitcifar.model.network import weights_sha256
 
     weights = weights_sha256(network)
-    identity = [weights, splits.class_names, network.image_size, splits.fingerprint]
+    identity: list[Any] = [weights, splits.class_names, network.image_size, splits.fingerprint]
+    if network.token_merging:  # other outputs with the same weights
+        identity.append({"token_merging": network.token_merging})
     return Manifest(
         release_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
         model_name=config.model_name,

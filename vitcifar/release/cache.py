@@ -227,7 +227,11 @@ def open_network(release: Manifest) -> "Classifier":
     from vitcifar.model.network import build_network
 
     config = TrainConfig(
-        arch=release.config["arch"], image_size=release.image_size, weights="none", train_layers="head"
+        arch=release.config["arch"],
+        image_size=release.image_size,
+        token_merging=release.config.get("token_merging", 0),
+        weights="none",
+        train_layers="head",
     )
     network = build_network(config, release.class_names)
     network.set_constants(**release_constants(release))

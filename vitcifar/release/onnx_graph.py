@@ -1,18 +1,22 @@
 """The vision transformer built node by node as the ONNX graph that onnxruntime runs fastest on a CPU, float or int8.
 
-The network is thus defined twice: traced from model/network.py, and here. A new layer must be added to both.
+The network is thus defined twice: traced from model/network.py, and here. A new layer must be added to both. A network
+that merges tokens has this graph as its float file too.
 Letters in the shapes: N images, T tokens, D hidden size, K classes.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vitcifar.errors import ReleaseError
 from vitcifar.release.export import OPSET, set_metadata
+from vitcifar.release.token_merging_graph import attention_bias, merge, start_sizes
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
@@ -65,12 +69,16 @@ class GraphBuilder:
     def attention(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray, num_heads: int) -> str:
         """Multi-head self-attention x (N, T, D) -> (N, T, D); weight (3 D, D) projects to queries, keys and values."""
         if not self.int8:
-            parts = [f"{name}.{part}" for part in ("query", "key", "value")]
-            projected = self.add_node("Split", [self.linear(x, name, weight, bias)], parts, axis=2, num_outputs=3)
-            return self.add("MultiHeadAttention", *projected, num_heads=num_heads)
+            return self.add("MultiHeadAttention", *self.project(x, name, weight, bias), num_heads=num_heads)
         x, x_scale, x_zero_point, quantized, scales = self.quantize(x, name, weight)
         added = self.constant(f"{name}.bias", bias)
         return self.add("QAttention", x, quantized, added, x_scale, scales, "", x_zero_point, num_heads=num_heads)
+
+    def project(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray) -> list[str]:
+        """Queries, keys and values of x, each (N, T, D); or keys and values, if weight and bias are theirs."""
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")][-len(weight) // weight.shape[1] :]
+        projected = self.linear(x, name, weight, bias)
+        return self.add_node("Split", [projected], parts, axis=2, num_outputs=len(parts))
 
     def quantize_input(self, x: str, name: str) -> Sequence[str]:
         """The input of a layer as uint8, its scale and its zero point: of the calibrated range, or dynamic."""
@@ -128,6 +136,20 @@ def to_proto(graph: GraphBuilder, network: "Classifier", *, class_names: Sequenc
     max_batch = 1 if graph.int8 and graph.ranges is None else 0
     set_metadata(proto, network, class_names=class_names, release_id=release_id, max_batch=max_batch)
     return proto
+
+
+def save_graph(
+    network: "Classifier",
+    path: Path,
+    *,
+    class_names: Sequence[str],
+    release_id: str,
+    int8: bool = False,
+    ranges: Mapping[str, Range] | None = None,
+) -> None:
+    """Write the graph of a network to a file; int8 as in `build_graph`."""
+    graph = build_graph(network, int8=int8, ranges=ranges)
+    onnx.save_model(to_proto(graph, network, class_names=class_names, release_id=release_id), str(path))
 
 
 def _tokens(graph: GraphBuilder, network: "Classifier") -> str:
@@ -199,10 +221,14 @@ def _group_norm(graph: GraphBuilder, layer: Any, name: str, x: str) -> str:
 
 def _blocks(graph: GraphBuilder, network: "Classifier", x: str) -> None:
     """tokens (N, T, D) -> logits and probabilities (N, K), embedding (N, D)."""
+    from vitcifar.model.token_merging import token_counts
+
     blocks: list[Any] = list(network.blocks)
+    counts = token_counts(network.backbone.seq_length, network.token_merging, len(blocks))
+    sizes = start_sizes(graph, counts[0]) if network.token_merging else ""  # of the tokens, (N, T, 1)
     for index, block in enumerate(blocks):
         last = index == len(blocks) - 1
-        x = _attention(graph, f"blocks.{index}", block, x, last)
+        x, sizes = _attention(graph, f"blocks.{index}", block, x, sizes, counts[index : index + 2], last)
         hidden = graph.norm(x, f"blocks.{index}.norm_2", block.ln_2)
         up, down = block.mlp[0], block.mlp[3]
         hidden = graph.linear(hidden, f"blocks.{index}.up", to_numpy(up.weight), to_numpy(up.bias))
@@ -218,23 +244,33 @@ def _blocks(graph: GraphBuilder, network: "Classifier", x: str) -> None:
     graph.add("Softmax", scaled, axis=-1, name="probabilities")
 
 
-def _attention(graph: GraphBuilder, name: str, block: Any, x: str, last: bool) -> str:
-    """Self-attention with its residual connection; in the last block for the class token only, which the head reads."""
+def _attention(
+    graph: GraphBuilder, name: str, block: Any, x: str, sizes: str, counts: Sequence[int], last: bool
+) -> tuple[str, str]:
+    """Self-attention with its residual connection; in the last block for the class token only, which the head reads.
+
+    With `sizes` of the tokens, attention is proportional, and tokens are merged from counts[0] to counts[1] behind it.
+    """
     attention = block.self_attention
-    width = attention.embed_dim
+    width, num_heads = attention.embed_dim, attention.num_heads
     weight, bias = to_numpy(attention.in_proj_weight), to_numpy(attention.in_proj_bias)  # (3 D, D), (3 D,)
-    hidden = graph.norm(x, f"{name}.norm_1", block.ln_1)
+    hidden, key = graph.norm(x, f"{name}.norm_1", block.ln_1), ""
+    score_bias = ["", "", attention_bias(graph, sizes, 1 if last else counts[0])] if sizes else []
     if last:
         token, x = graph.first_token(hidden), graph.first_token(x)
         query = graph.linear(token, f"{name}.query", weight[:width], bias[:width])
-        both = graph.linear(hidden, f"{name}.key_value", weight[width:], bias[width:])
-        parts = [f"{name}.key", f"{name}.value"]
-        key, value = graph.add_node("Split", [both], parts, axis=2, num_outputs=2)
-        output = graph.add("MultiHeadAttention", query, key, value, num_heads=attention.num_heads)
+        both = graph.project(hidden, f"{name}.key_value", weight[width:], bias[width:])
+        output = graph.add("MultiHeadAttention", query, *both, *score_bias, num_heads=num_heads)
+    elif sizes:
+        query, key, value = graph.project(hidden, f"{name}.qkv", weight, bias)
+        output = graph.add("MultiHeadAttention", query, key, value, *score_bias, num_heads=num_heads)
     else:
-        output = graph.attention(hidden, f"{name}.qkv", weight, bias, attention.num_heads)
+        output = graph.attention(hidden, f"{name}.qkv", weight, bias, num_heads)
     out = attention.out_proj
-    return graph.add("Add", graph.linear(output, f"{name}.out", to_numpy(out.weight), to_numpy(out.bias)), x)
+    x = graph.add("Add", graph.linear(output, f"{name}.out", to_numpy(out.weight), to_numpy(out.bias)), x)
+    if count := counts[0] - counts[1]:
+        return merge(graph, x, sizes, key, num_tokens=counts[0], num_heads=num_heads, count=count)
+    return x, sizes
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ from vitcifar.inference.session import OnnxClassifier
 from vitcifar.progress import bar
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import INT8_FILE, Manifest
-from vitcifar.release.onnx_graph import Range, build_graph, to_proto
+from vitcifar.release.onnx_graph import Range, build_graph, save_graph, to_proto
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
@@ -64,9 +64,7 @@ def quantize(
     for kind, path in paths.items():
         try:
             ranges = activation_ranges(network, splits.train) if kind == "static" else None
-            graph = build_graph(network, int8=True, ranges=ranges)
-            onnx.save_model(to_proto(graph, network, class_names=class_names, release_id=release_id), str(path))
-            del graph
+            save_graph(network, path, class_names=class_names, release_id=release_id, int8=True, ranges=ranges)
             candidates.append(evaluate_candidate(kind, path, onnx_path, splits.validation, expected))
         except ReleaseError as error:
             candidates.append(Candidate(kind=kind, accepted=False, reason=str(error)))

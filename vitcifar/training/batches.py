@@ -162,7 +162,7 @@ def plan_cache(network: Classifier, config: TrainConfig, depth: int | None, size
     if config.mixup or config.cutmix:
         return 0, "mixup and cutmix blend pixels: frozen features are recomputed in every epoch."
     num_views = 1 if config.augmentation == "none" else config.num_views
-    num_values = (num_views * sizes[0] + sizes[1]) * int(np.prod(feature_shape(network, depth)))
+    num_values = (num_views * sizes[0] + sizes[1]) * int(np.prod(network.features_shape(depth)))
     gigabytes = num_values * 4 / 1e9
     if gigabytes > config.cache_memory:
         return 0, (
@@ -171,12 +171,6 @@ def plan_cache(network: Classifier, config: TrainConfig, depth: int | None, size
         )
     views = f"{num_views} view{'s' * (num_views > 1)} of {sizes[0]:,} training and {sizes[1]:,} validation images"
     return num_views, f"Frozen features are computed once, for {views}: the feature cache takes {gigabytes:.3f} GB."
-
-
-def feature_shape(network: Classifier, depth: int) -> tuple[int, ...]:
-    """Shape of `network.forward_features` at this depth for one image."""
-    hidden_size = network.backbone.hidden_dim
-    return (hidden_size,) if depth > len(network.blocks) else (network.backbone.seq_length, hidden_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -217,7 +211,7 @@ def compute_features(
     def compute(images: Images) -> Tensor:
         return network.forward_features(network.preprocess(images), depth)
 
-    sizes = (num_views, num_images, *feature_shape(network, depth))
+    sizes = (num_views, num_images, *network.features_shape(depth))
     return compute_views(compute, loader, sizes, precision=precision, title="Frozen features").views
 
 

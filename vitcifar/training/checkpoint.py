@@ -164,7 +164,7 @@ class Checkpoints:
         if not isinstance(saved, dict) or not isinstance(saved.get("settings"), dict) or "weights" not in state:
             raise TrainingError(f"{path} is not a checkpoint of vitcifar: {CURE}.")
         for setting, value in self.identity["settings"].items():
-            was = saved["settings"].get(setting)
+            was = saved["settings"].get(setting, getattr(TrainConfig, setting, None))  # a new one has its default
             if was != value:
                 option = setting.replace("_", "-")
                 raise TrainingError(
