@@ -1,61 +1,136 @@
-"""One image on a CPU: the int8 model of a release against onnxruntime's default float file and eager PyTorch.
+"""One image on a CPU: our int8 graph, with and without token merging, against PyTorch, onnxruntime and OpenVINO.
 
-    python benchmarks/serving_latency.py
+    pip install openvino nncf
+    python benchmarks/serving_latency.py --images FOLDER
 
-ViT-B/16 at 224 with random weights (time does not depend on them), batch 1, in turns in one run. The last line is the
-int8 model's median over onnxruntime's float median; the line before it, over eager PyTorch's.
+ViT-B/16 at 224, batch 1, in turns in one run; OpenVINO is left out, and said, if it is not installed. The images lie in
+FOLDER/train and FOLDER/test, one folder per class. The pairs of tokens that a block merges are the largest number with
+which the int8 graph predicts as the network does on 99 % of the training images that did not train the head; the
+agreement is then that on test images. Without `--weights` the backbone is random and only the head is trained: its
+margins are small, and agreement says less than it would of a fine-tuned network. The last line is our median over the
+fastest peer's, the line before it over eager PyTorch's.
 """
 
 import argparse
-import statistics
+import importlib.util
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from sklearn.linear_model import LogisticRegression
 
 from vitcifar.config import TrainConfig
-from vitcifar.inference.machine import this_machine
-from vitcifar.inference.session import OnnxClassifier
+from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.splits import read_splits
+from vitcifar.inference.session import OnnxClassifier, this_machine
 from vitcifar.model.network import Classifier, build_network
+from vitcifar.model.predict import predict_embeddings, predict_logits
 from vitcifar.release.export import export_onnx
 from vitcifar.release.latency import sample, time_in_turns
-from vitcifar.release.onnx_graph import build_graph, to_proto
+from vitcifar.release.onnx_graph import save_graph
 
-CLASS_NAMES = tuple("abcdefghij")
-
-
-def build(arch: str) -> Classifier:
-    """The network with a head that is not zero."""
-    network = build_network(TrainConfig(arch=arch, weights="none"), CLASS_NAMES)
-    torch.nn.init.normal_(network.head.weight, std=0.02)
-    return network.eval()
+MIN_AGREEMENT = 0.99
+COUNTS = (16, 13, 10, 8, 6, 4, 2)  # merged pairs, tried in this order
+Call = Callable[[], Any]
 
 
-def write_models(network: Classifier, folder: Path) -> dict[str, Path]:
-    """The float file, what onnxruntime's own tool makes of it, and our graph in float and in int8."""
-    labels = {"class_names": CLASS_NAMES, "release_id": "benchmark"}
-    paths = {name: folder / f"{name}.onnx" for name in ("float", "quantize_dynamic", "ours_float", "ours_int8")}
-    export_onnx(network, paths["float"], **labels)
-    for name in ("ours_float", "ours_int8"):
-        proto = to_proto(build_graph(network, int8=name == "ours_int8"), network, **labels)
-        onnx.save_model(proto, str(paths[name]))
-    operators = ["MatMul", "Gemm"]
+def build(options: argparse.Namespace, train: ImageDataset) -> Classifier:
+    """The network, with its head trained on frozen features unless it comes with weights."""
+    network = build_network(TrainConfig(arch=options.arch, weights=options.weights), train.class_names).eval()
+    if options.weights == "none":
+        solver = LogisticRegression(C=10, max_iter=2000)
+        solver.fit(predict_embeddings(network, train.images), train.labels)
+        network.head.load_state_dict({"weight": torch.tensor(solver.coef_), "bias": torch.tensor(solver.intercept_)})
+    return network
+
+
+def agreement(path: Path, images: np.ndarray, expected: np.ndarray) -> float:
+    return float((OnnxClassifier(path).logits(images).argmax(axis=1) == expected).mean())
+
+
+def choose_count(network: Classifier, folder: Path, validation: np.ndarray) -> int:
+    """The most merged pairs of tokens with which int8 agrees with the network on validation; 0 if none does."""
+    expected = predict_logits(network, validation).argmax(axis=1)
+    try:
+        for count in COUNTS:
+            network.token_merging = count
+            save_graph(network, path := folder / "tried.onnx", **labels(network), int8=True)
+            found = agreement(path, validation, expected)
+            print(f"{count:>3} merged pairs: int8 agrees on {found:.1%} of {len(validation)} validation images")
+            if found >= MIN_AGREEMENT:
+                return count
+    finally:
+        network.token_merging = 0
+    return 0
+
+
+def labels(network: Classifier) -> dict[str, Any]:
+    return {"class_names": network.class_names, "release_id": "benchmark"}
+
+
+def write_models(network: Classifier, folder: Path, count: int) -> dict[str, Path]:
+    """The float file, what onnxruntime's own tool makes of it, and our graphs."""
+    names = ("ort float", "ort quantize_dynamic", "ours float", "ours int8", "ours int8 merging")
+    paths = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in names}
+    export_onnx(network, paths["ort float"], **labels(network))
+    save_graph(network, paths["ours float"], **labels(network))
+    save_graph(network, paths["ours int8"], **labels(network), int8=True)
+    network.token_merging = count
+    save_graph(network, paths["ours int8 merging"], **labels(network), int8=True)
+    network.token_merging = 0
     quantize_dynamic(
-        paths["float"],
-        paths["quantize_dynamic"],
+        paths["ort float"],
+        paths["ort quantize_dynamic"],
         per_channel=True,
         weight_type=QuantType.QInt8,
-        op_types_to_quantize=operators,
+        op_types_to_quantize=["MatMul", "Gemm"],
     )
     return paths
 
 
-def plain(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+def torch_calls(network: Classifier, image: np.ndarray) -> Iterator[tuple[str, Call]]:
+    """Eager PyTorch, in float32 and under autocast to bfloat16."""
+    images = torch.from_numpy(image[None])
+
+    @torch.inference_mode()
+    def eager(bf16: bool) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return network(images).float().numpy()
+
+    yield "torch fp32", lambda: eager(False)
+    yield "torch bf16", lambda: eager(True)
+
+
+def openvino_calls(path: Path, image: np.ndarray, threads: int, calibration: np.ndarray) -> Iterator[tuple[str, Call]]:
+    """OpenVINO on the exported float file in float32 and bfloat16, and in int8 by NNCF, alone and with bfloat16."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    models = {"": model}
+    if importlib.util.find_spec("nncf"):
+        import nncf
+
+        data = nncf.Dataset([{"image": one[None]} for one in calibration])
+        kind = nncf.ModelType.TRANSFORMER
+        models["int8 "] = nncf.quantize(model.clone(), data, subset_size=len(calibration), model_type=kind)
+    for prefix, one in models.items():
+        for precision in ("f32", "bf16"):
+            settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+            compiled = core.compile_model(one, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
+            yield (
+                f"OpenVINO {prefix}{precision}",
+                lambda request=request: request.infer({"image": image[None]})["logits"],
+            )
+
+
+def plain(path: Path, image: np.ndarray, threads: int) -> Call:
     """A file in onnxruntime as it comes, but for the number of threads."""
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
@@ -63,52 +138,65 @@ def plain(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarra
     return lambda: session.run(["logits"], {"image": image[None]})[0]
 
 
-def ours(path: Path, image: np.ndarray, threads: int) -> Callable[[], np.ndarray]:
+def ours(path: Path, image: np.ndarray, threads: int) -> Call:
     """A file as the page, REST and the command line open it."""
     classifier = OnnxClassifier(path, num_threads=threads)
     return lambda: classifier.logits([image])
 
 
+def report(times: Mapping[str, np.ndarray], calls: Mapping[str, Call]) -> None:
+    """Every side's percentiles and its distance from eager PyTorch, then the ratios."""
+    expected = calls["torch fp32"]()
+    for name, values in times.items():
+        off = np.abs(np.asarray(calls[name]()) - expected).max()
+        p50, p95, p99 = np.percentile(values, [50, 95, 99])
+        rest = f"p99 {p99:7.1f}  least {values.min():7.1f}  logits off by {off:.4f}"
+        print(f"{name:<21} p50 {p50:7.1f} ms  p95 {p95:7.1f}  {rest}")
+    peers = {name: values for name, values in times.items() if not name.startswith("ours")}
+    fastest = min(peers, key=lambda name: float(np.median(peers[name])))
+    our = min((name for name in times if name.startswith("ours int8")), key=lambda name: float(np.median(times[name])))
+    for peer in ("torch fp32", fastest):
+        ratio = np.median(times[our]) / np.median(times[peer])
+        print(f"{our} / {peer}: {ratio:.2f} at the median, {times[our].min() / times[peer].min():.2f} at the least")
+    print(f"ratio {np.median(times[our]) / np.median(times[fastest]):.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="vit_b_16")
+    parser.add_argument("--weights", default="none", help="none, or a state dict")
+    parser.add_argument("--images", default=os.environ.get("VITCIFAR_SAMPLE"), help="folder with train/ and test/")
+    parser.add_argument("--per-class", type=int, default=20, help="images per class of each split")
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--threads", type=int, default=0, help="0 = as many as there are cores")
     options = parser.parse_args()
-    machine = this_machine()
+    machine, number = this_machine(), options.per_class
     threads = options.threads or machine.num_cores
     torch.set_num_threads(threads)
-    network = build(options.arch)
-    image = sample(network.image_size)
-    images = torch.from_numpy(image[None])
-
-    @torch.inference_mode()
-    def eager() -> torch.Tensor:
-        return network(images)
-
-    asks = {"torch": eager}
-    with tempfile.TemporaryDirectory() as folder:
-        paths = write_models(network, Path(folder))
-        sizes = {name: path.stat().st_size / 1e6 for name, path in paths.items()}
-        for name, path in paths.items():
-            asks[name] = ours(path, image, threads) if name.startswith("ours") else plain(path, image, threads)
-    times = time_in_turns(asks, num_runs=options.runs)
+    per_class = dict.fromkeys(("train_per_class", "validation_per_class", "test_per_class"), number)
+    splits = read_splits(TrainConfig(data="folder", data_dir=options.images, **per_class))
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     print(f"{machine.processor}, {threads} threads, {' '.join(machine.flags)}; {versions}")
-    print(f"{options.arch} at {network.image_size}, one image, {options.runs} runs in turns")
-    expected = eager().numpy()
-    for name, values in times.items():
-        off = np.abs(np.asarray(asks[name]()) - expected).max()
-        p50, p95, p99 = np.percentile(values, [50, 95, 99])
-        print(
-            f"{name:<17} p50 {p50:7.1f} ms  p95 {p95:7.1f}  p99 {p99:7.1f}  least {values.min():7.1f}  "
-            f"{sizes.get(name, 0):6.1f} MB  logits off by {off:.4f}"
-        )
-    int8 = times["ours_int8"]
-    for name in ("torch", "float"):
-        ratio = statistics.median(int8) / statistics.median(times[name])
-        print(f"int8 / {name}: {ratio:.2f} at the median, {int8.min() / times[name].min():.2f} at the least")
-    print(f"ratio {statistics.median(int8) / statistics.median(times['float']):.2f}")
+    network = build(options, splits.train)
+    image = sample(network.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        count = choose_count(network, Path(folder), splits.validation.images)
+        paths = write_models(network, Path(folder), count)
+        expected = predict_logits(network, splits.test.images)
+        accuracy = (expected.argmax(axis=1) == splits.test.labels).mean()
+        print(f"accuracy of the network on {len(splits.test)} test images: {accuracy:.1%}")
+        for name in ("ort quantize_dynamic", "ours int8", "ours int8 merging"):
+            found = agreement(paths[name], splits.test.images, expected.argmax(axis=1))
+            print(f"{name}: agrees with the network on {found:.1%} of the test images")
+        calls = dict(torch_calls(network, image))
+        for name, path in paths.items():
+            calls[name] = (ours if name.startswith("ours") else plain)(path, image, threads)
+        if importlib.util.find_spec("openvino"):
+            calls |= openvino_calls(paths["ort float"], image, threads, splits.train.images[:20])
+        else:
+            print("OpenVINO is left out: pip install openvino nncf")
+        print(f"{options.arch} at {network.image_size}, one image, {options.runs} runs in turns, {count} pairs merged")
+        report(time_in_turns(calls, num_runs=options.runs), calls)
 
 
 if __name__ == "__main__":

@@ -60,10 +60,10 @@ def test_ties_of_merged_tokens_are_counted_and_few() -> None:
     parity = require_match(measure_parity(expected, actual, ids, max_tied=0.01))
     assert (parity.num_tied, parity.max_logit_difference) == (1, 0.0)
     assert parity.max_tied_difference == pytest.approx(0.02)
-    with pytest.raises(ReleaseError, match="logits by up to 0.02"):
+    with pytest.raises(ReleaseError, match=r"logits by up to 0\.02"):
         require_match(measure_parity(expected, actual, ids))
     actual[4] += 0.02
-    with pytest.raises(ReleaseError, match="logits by up to 0.02"):
+    with pytest.raises(ReleaseError, match=r"logits by up to 0\.02"):
         require_match(measure_parity(expected, actual, ids, max_tied=0.01))
     actual[3:5] = (0.0, 1.0), expected[4]
     with pytest.raises(ReleaseError, match="1 of 100 predictions changed"):

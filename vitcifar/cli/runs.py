@@ -295,9 +295,11 @@ def reproduce(registry: "Registry", version: str) -> None:
     vitcifar reproduce 3
     """
     from vitcifar import pipeline
+    from vitcifar.experiments.optimize import check_trained
     from vitcifar.experiments.versions import AGAIN, recorded_config, reproduce
     from vitcifar.training.distributed import is_worker
 
+    check_trained(registry.pull(version))
     if is_worker():
         return pipeline.train_worker(recorded_config(registry.pull(version), **AGAIN))
     result = reproduce(registry, version)

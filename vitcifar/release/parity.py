@@ -70,9 +70,7 @@ def check_parity(
     return require_match(dataclasses.replace(parity, num_edge_cases=len(edge_cases)))
 
 
-def measure_parity(
-    expected: np.ndarray, actual: np.ndarray, ids: Sequence[str], *, max_tied: float = 0.0
-) -> Parity:
+def measure_parity(expected: np.ndarray, actual: np.ndarray, ids: Sequence[str], *, max_tied: float = 0.0) -> Parity:
     """Compare two arrays of logits (N, K); a row with NaN or infinite values counts as infinitely different.
 
     Up to a share of `max_tied` of the images may differ by more than the limit: they are tied, and counted.

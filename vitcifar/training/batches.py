@@ -199,7 +199,7 @@ def cached_features(
     views = "none" if augmentation == "none" else [augmentation, source.seed, num_views]
     inputs = {"batch_size": IMAGES_PER_BATCH, "views": views}
     key = partial(feature_key, network, source.dataset, depth=depth, precision=precision, inputs=inputs)
-    return CachedFeatures(cache.get(key, (num_views, num_images, *feature_shape(network, depth)), compute))
+    return CachedFeatures(cache.get(key, (num_views, num_images, *network.features_shape(depth)), compute))
 
 
 def compute_features(

@@ -1,0 +1,84 @@
+"""`vitcifar optimize`: the fastest variant that passes its checks becomes a version; else nothing is registered."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from vitcifar.errors import ConfigError
+from vitcifar.experiments import optimize as optimizing
+from vitcifar.experiments.optimize import Optimized, check_trained, make_variant, optimize
+from vitcifar.inference.session import OnnxClassifier
+from vitcifar.model.predict import predict_logits
+from vitcifar.release.cache import open_network
+from vitcifar.report.pareto import pareto_front
+
+
+@pytest.fixture
+def search(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Optimized]:
+    """Optimize version 1 with 0 and 2 merged pairs; `times` are the p95 of each row, the version's is 8 ms."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+
+    def run(*times: float, max_p95_ms: float = 0.0) -> Optimized:
+        left = iter(times)
+        monkeypatch.setattr(optimizing, "onnx_p95", lambda paths: [next(left), 8.0])
+        return optimize(registry, "1", max_p95_ms=max_p95_ms, experiment="toy", image_sizes=(32,), token_merging=(0, 2))
+
+    return run
+
+
+def test_the_fastest_variant_that_passes_becomes_a_version_with_its_origin(
+    registry: Any, published: Any, search: Callable[..., Optimized]
+) -> None:
+    found = search(9.0, 8.5, 4.0, 5.0)
+    assert found.best is not None
+    assert (found.best.token_merging, found.best.format, found.best.ratio) == (2, "onnx-fp32", 0.5)
+    release = registry.pull(found.version, pytorch=True)
+    assert release.config["token_merging"] == 2
+    assert release.checks["derived_from"]["version"] == 1
+    assert len(release.checks["derived_from"]["variants"]) == 4
+    assert release.release_id != registry.pull("1").release_id
+    images, network = published.splits.test.images, open_network(release)
+    assert network.token_merging == 2
+    served = OnnxClassifier(release.onnx_path).logits(list(images))
+    np.testing.assert_allclose(served, predict_logits(network, images), atol=1e-3)
+    table = json.loads(mlflow.artifacts.load_text(f"runs:/{found.run_id}/optimize/variants.json"))
+    assert [row["p95_ms"] for row in table["variants"]] == [4.0, 5.0, 8.5, 9.0]
+    assert "figures/optimize.png" in [
+        entry.path for entry in mlflow.artifacts.list_artifacts(f"runs:/{found.run_id}/figures")
+    ]
+    with pytest.raises(ConfigError, match="derived from version 1 without training: type vitcifar reproduce 1"):
+        check_trained(release)
+
+
+def test_nothing_is_registered_without_a_variant_that_is_faster_or_within_the_budget(
+    registry: Any, search: Callable[..., Optimized], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(registry.list())
+    slower = search(9.0, 9.0, 9.0, 9.0)
+    assert slower.version is None
+    assert slower.message == "No variant is faster than toy 1 and not worse: nothing was registered."
+    late = search(9.0, 9.0, 6.0, 7.0, max_p95_ms=5.0)
+    assert late.message == "The fastest variant that is not worse takes 6.0 ms, more than 5."
+    monkeypatch.setattr(optimizing, "MIN_AGREEMENT", 1.01)  # of int8 and its float file: none passes
+    strict = search(9.0, 1.0, 9.0, 1.0)
+    assert strict.version is None
+    assert all(row.reason.startswith("int8 agrees") for row in strict.variants if row.format == "onnx-int8")
+    assert len(registry.list()) == before
+
+
+def test_another_image_size_keeps_the_weights_and_interpolates_positions(published: Any) -> None:
+    network = published.networks[1]
+    variant = make_variant(network, published.config, 24, 1)
+    assert (variant.image_size, variant.token_merging, variant.backbone.seq_length) == (24, 1, 10)
+    assert (variant.head.weight == network.head.weight).all()
+
+
+def test_the_pareto_front_leaves_out_what_is_slower_and_no_more_accurate() -> None:
+    points = [("slow", 9.0, 0.9, True), ("best", 5.0, 0.95, True), ("fast", 2.0, 0.8, True), ("same", 3.0, 0.8, True)]
+    assert [point[0] for point in pareto_front(points)] == ["fast", "best"]

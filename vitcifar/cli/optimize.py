@@ -1,0 +1,72 @@
+"""The command that searches a faster variant of a version."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vitcifar.cli import format, options
+
+if TYPE_CHECKING:
+    from vitcifar.registry.registry import Registry
+
+NOTHING_BETTER = 3  # exit code
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    words = [] if value == "auto" else [word.strip() for word in value.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise click.BadParameter(f"{value!r} is not auto, or numbers such as 0,8.", ctx, param)
+    return tuple(map(int, words))
+
+
+@options.registry_command
+@options.version_option
+@options.option("--max-p95-ms", 0.0, "Latency budget: 95th percentile of one image in ms (0 = none).", minimum=0.0)
+@options.option(
+    "--image-sizes", "auto", "Image sizes in pixels, e.g. 224,192 (auto = the own and two smaller).", callback=numbers
+)
+@options.option(
+    "--token-merging", "auto", "Merged pairs of tokens per block, e.g. 0,8 (auto = four numbers).", callback=numbers
+)
+@options.experiment_option
+def optimize(
+    registry: "Registry",
+    version: str,
+    max_p95_ms: float,
+    image_sizes: tuple[int, ...],
+    token_merging: tuple[int, ...],
+    experiment: str,
+) -> None:
+    """Register the fastest variant of a version that is not worse: image size, token merging and format.
+
+    Every variant is checked and timed on this machine, without training. The exit code is 3 when none is better.
+
+    \b
+    vitcifar optimize --version champion --max-p95-ms 30
+    vitcifar optimize --version 3 --image-sizes 224 --token-merging 0,8,16
+    """
+    from vitcifar.experiments.optimize import optimize as search
+    from vitcifar.experiments.versions import OUTPUT_DIR
+
+    found = search(
+        registry,
+        version,
+        max_p95_ms=max_p95_ms,
+        experiment=experiment,
+        image_sizes=image_sizes,
+        token_merging=token_merging,
+    )
+    rows = [
+        [
+            *(str(row.image_size), str(row.token_merging), row.format, f"{row.accuracy:.1%}", f"{row.agreement:.1%}"),
+            *(f"{row.p95_ms:.2f}", f"{row.ratio:.2f}", row.reason or "passed"),
+        ]
+        for row in found.variants
+    ]
+    format.print_table(["pixels", "merged", "format", "accuracy", "agreement", "p95 ms", "of version", "checks"], rows)
+    click.echo(found.message)
+    format.print_field("run", found.run_id)
+    format.print_places(found.run_id, OUTPUT_DIR / found.run_id)
+    if found.version is None:
+        raise click.exceptions.Exit(NOTHING_BETTER)
+    format.print_field("next", f"vitcifar compare {found.version} {version}{registry.model_option}", err=True)
