@@ -124,10 +124,8 @@ def openvino_calls(path: Path, image: np.ndarray, threads: int, calibration: np.
         for precision in ("f32", "bf16"):
             settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
             compiled = core.compile_model(one, "CPU", {**settings, "PERFORMANCE_HINT": "LATENCY"})
-            yield (
-                f"OpenVINO {prefix}{precision}",
-                lambda request=request: request.infer({"image": image[None]})["logits"],
-            )
+            infer = compiled.create_infer_request().infer
+            yield f"OpenVINO {prefix}{precision}", lambda infer=infer: infer({"image": image[None]})["logits"]
 
 
 def plain(path: Path, image: np.ndarray, threads: int) -> Call:
