@@ -131,8 +131,9 @@ def make_variant(network: "Classifier", config: TrainConfig, image_size: int, to
     from vitcifar.model.network import build_network
     from vitcifar.model.weights import load_weights
 
-    settings = {"image_size": image_size, "token_merging": token_merging, "weights": "none", "train_layers": "head"}
-    variant = build_network(dataclasses.replace(config, **settings, head_epochs=0, lora_rank=0), network.class_names)
+    config = dataclasses.replace(config, weights="none", train_layers="head", head_epochs=0, lora_rank=0)
+    config = dataclasses.replace(config, image_size=image_size, token_merging=token_merging)
+    variant = build_network(config, network.class_names)
     load_weights(variant, dict(network.state_dict()), name="of the version", notify=lambda message: None)
     variant.temperature.copy_(network.temperature)
     return variant.eval()

@@ -27,7 +27,14 @@ def latency_chart(points: Sequence[Point], *, max_p95_ms: float = 0.0, note: str
     for passed, label in ((True, "passed its checks"), (False, "rejected")):
         found = np.array([point[1:3] for point in points if point[3] == passed]).reshape(-1, 2)
         face = style.BLUE if passed else "none"
-        axes.scatter(*found.T, s=34, facecolors=face, edgecolors=style.BLUE if passed else style.MUTED, label=label)
+        axes.scatter(
+            found[:, 0],
+            found[:, 1],
+            s=34,
+            facecolors=face,
+            edgecolors=style.BLUE if passed else style.MUTED,
+            label=label,
+        )
     front = pareto_front([point for point in points if point[3]])
     axes.plot([p[1] for p in front], [p[2] for p in front], color=style.BLUE, linewidth=1.2, label="Pareto front")
     for name, p95, accuracy, _ in front:
