@@ -28,7 +28,8 @@ from sklearn.linear_model import LogisticRegression
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import read_splits
-from vitcifar.inference.session import OnnxClassifier, this_machine
+from vitcifar.inference.machine import this_machine
+from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_embeddings, predict_logits
 from vitcifar.release.export import export_onnx

@@ -20,7 +20,8 @@ from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.compare import compare_evaluations
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.experiments.versions import OUTPUT_DIR, read_images, version_name
-from vitcifar.inference.session import OnnxClassifier, this_machine
+from vitcifar.inference.machine import this_machine
+from vitcifar.inference.session import OnnxClassifier
 from vitcifar.progress import notify
 from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
@@ -134,6 +135,7 @@ def make_variant(network: "Classifier", config: TrainConfig, image_size: int, to
     config = dataclasses.replace(config, weights="none", train_layers="head", head_epochs=0, lora_rank=0)
     config = dataclasses.replace(config, image_size=image_size, token_merging=token_merging)
     variant = build_network(config, network.class_names)
+    variant.set_constants(**network.constants)
     load_weights(variant, dict(network.state_dict()), name="of the version", notify=lambda message: None)
     variant.temperature.copy_(network.temperature)
     return variant.eval()

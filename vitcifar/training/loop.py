@@ -20,7 +20,8 @@ from vitcifar import progress
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
-from vitcifar.model.network import Classifier, Images, merge_lora
+from vitcifar.model.lora import merge_lora
+from vitcifar.model.network import Classifier, Images
 from vitcifar.training.batches import Batch, plan_epoch, sample_mix, supervised
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distillation import distillation_loss

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError, reason_of
-from vitcifar.model.network import Classifier, Images, add_lora, frozen_depth, set_trainable, train_lora
+from vitcifar.model.lora import add_lora, train_lora
+from vitcifar.model.network import Classifier, Images, frozen_depth, set_trainable
 from vitcifar.training.batches import AugmentedImages, Loader, cached_features, plan_cache
 from vitcifar.training.checkpoint import CURE, LAST, Checkpoints, check_tensors, identity_of
 from vitcifar.training.distillation import Teacher, prepare_teacher

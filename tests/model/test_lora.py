@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from support.networks import random_images, tiny
 
-from vitcifar.model.network import add_lora, merge_lora
+from vitcifar.model.lora import add_lora, merge_lora
 from vitcifar.model.predict import predict_logits
 
 
