@@ -26,7 +26,7 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     "--image-sizes", "auto", "Image sizes in pixels, e.g. 224,192 (auto = the own and two smaller).", callback=numbers
 )
 @options.option(
-    "--token-merging", "auto", "Merged pairs of tokens per block, e.g. 0,8 (auto = four numbers).", callback=numbers
+    "--merged-pairs", "auto", "Merged pairs of tokens per block, e.g. 0,8 (auto = four numbers).", callback=numbers
 )
 @options.experiment_option
 def optimize(
@@ -34,7 +34,7 @@ def optimize(
     version: str,
     max_p95_ms: float,
     image_sizes: tuple[int, ...],
-    token_merging: tuple[int, ...],
+    merged_pairs: tuple[int, ...],
     experiment: str,
 ) -> None:
     """Register the fastest variant of a version that is not worse: image size, token merging and format.
@@ -43,7 +43,7 @@ def optimize(
 
     \b
     vitcifar optimize --version champion --max-p95-ms 30
-    vitcifar optimize --version 3 --image-sizes 224 --token-merging 0,8,16
+    vitcifar optimize --version 3 --image-sizes 224 --merged-pairs 0,8,16
     """
     from vitcifar.experiments.optimize import optimize as search
     from vitcifar.experiments.versions import OUTPUT_DIR
@@ -54,7 +54,7 @@ def optimize(
         max_p95_ms=max_p95_ms,
         experiment=experiment,
         image_sizes=image_sizes,
-        token_merging=token_merging,
+        token_merging=merged_pairs,
     )
     rows = [
         [
