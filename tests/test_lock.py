@@ -12,7 +12,7 @@ from support.project import ROOT
 from vitcifar import tracking
 from vitcifar.errors import TrackingError, TrainingError
 from vitcifar.lock import check_free, holder, locked
-from vitcifar.training.resume import choose
+from vitcifar.training.resume import choose, obstacle
 
 HOLD = """
 import sys, time
@@ -119,9 +119,9 @@ def test_the_store_says_which_runs_have_finished(folder, monkeypatch):
     monkeypatch.chdir(folder)
     tracking.connect(f"sqlite:///{folder}/mlflow.db")
     with tracking.start_run(experiment="tests", output_dir=folder / "runs") as run:
-        assert tracking.obstacle(run.run_id) is None
+        assert obstacle(run.run_id) is None
         assert holder(folder / "runs" / run.run_id)
-    assert tracking.obstacle(run.run_id) == "has finished (no version)"
+    assert obstacle(run.run_id) == "has finished (no version)"
     assert holder(folder / "runs" / run.run_id) is None
-    assert re.match("is not in this store", tracking.obstacle("0" * 32))
+    assert re.match("is not in this store", obstacle("0" * 32))
     tracking.mlflow.set_tracking_uri(None)

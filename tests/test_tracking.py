@@ -24,6 +24,7 @@ from vitcifar import tracking, uris
 from vitcifar.errors import ConfigError, TrackingError
 from vitcifar.experiments.logs import compare_logs
 from vitcifar.registry.registry import Registry
+from vitcifar.training.resume import check_resumable
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +150,11 @@ def test_only_an_unfinished_run_with_the_same_images_can_be_resumed():
     with start() as run:
         run.log_params({"fingerprint": "a" * 64})
     with pytest.raises(TrackingError, match=r"has finished \(no version\): there is nothing to resume"):
-        tracking.check_resumable(run.run_id, "a" * 64)
+        check_resumable(run.run_id, "a" * 64)
     run.client.update_run(run.run_id, "KILLED")
-    tracking.check_resumable(run.run_id, "a" * 64)
+    check_resumable(run.run_id, "a" * 64)
     with pytest.raises(TrackingError, match=r"started with fingerprint aaaaaaaaaaaaaaaa…, they have bbbbbbbbbbbbbbbb…"):
-        tracking.check_resumable(run.run_id, "b" * 64)
+        check_resumable(run.run_id, "b" * 64)
 
 
 def test_a_deleted_run_and_a_missing_one_say_so_and_how_to_get_it_back():
@@ -161,7 +162,7 @@ def test_a_deleted_run_and_a_missing_one_say_so_and_how_to_get_it_back():
         run.client.delete_run(run.run_id)
         run.client.restore_run(run.run_id)
     run.client.delete_run(run.run_id)
-    for use in (compare_logs, lambda run_id: tracking.check_resumable(run_id, "")):
+    for use in (compare_logs, lambda run_id: check_resumable(run_id, "")):
         with pytest.raises(
             TrackingError, match=rf"^Run {run.run_id} was deleted: .*mlflow runs restore --run-id {run.run_id}"
         ):

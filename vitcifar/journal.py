@@ -28,7 +28,7 @@ from mlflow.entities import (
 )
 
 from vitcifar.errors import TrackingError, redact
-from vitcifar.lock import holder, locked
+from vitcifar.lock import check_free, holder, locked
 from vitcifar.progress import notify
 from vitcifar.stores import ERRORS, explain, is_transient, uploading
 
@@ -45,9 +45,12 @@ class Journal:
     wrong with an entry, and wait for a store that is away only as long as said."""
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        """Open the journal of a run, whose lock the process holds, with what an earlier process left in `folder`."""
+        """Open the journal of a run, with what an earlier process left in `folder`. Raises TrackingError when another
+        process has it open."""
         self.folder, self.run_id = folder, run_id
         (folder / FILES).mkdir(parents=True, exist_ok=True)
+        self.lock = contextlib.ExitStack()
+        self.lock.enter_context(locked(folder))
         (folder / STORE).write_text(redact(mlflow.get_tracking_uri()), encoding="utf-8")
         self.num_delivered = read_count(folder)
         self.pending = deque(read_entries(folder)[self.num_delivered :])
@@ -102,6 +105,7 @@ class Journal:
         keep = keep or bool(self.pending)
         if not keep:
             discard(self.folder)
+        self.lock.close()
         return keep
 
     def _deliver(self) -> None:
@@ -235,9 +239,9 @@ def link_model(client: mlflow.MlflowClient, run_id: str, model_id: str, steps: M
 
 def deliver_earlier(output_dir: Path, *, except_run: str | None) -> None:
     """Deliver what ended runs below an output folder could not, if the store takes it within seconds."""
-    for path in sorted(output_dir.glob(f"*/{FOLDER}/{STORE}")):
+    for path in sorted(output_dir.glob(f"*/{FOLDER}*/{STORE}")):
         folder, run_id = path.parent, path.parent.parent.name
-        if run_id == except_run or holder(folder.parent) or not is_of_this_store(folder):
+        if run_id == except_run or holder(folder) or not is_of_this_store(folder):
             continue
         try:
             num, release = deliver_left(folder, EARLIER_SECONDS)
@@ -260,14 +264,14 @@ def is_of_this_store(folder: Path) -> bool:
 def deliver_left(folder: Path, seconds: float) -> tuple[int, bool]:
     """Deliver the entries of a journal that an ended process left, within `seconds`: their number, and whether the
     training ended without its release. Raises TrackingError when a process writes it, or the store did not take all."""
-    with locked(folder.parent):
-        journal = Journal(folder, folder.parent.name)
-        num, release = len(journal.pending), journal.expects_release
-        done = False
-        try:
-            done = journal.settle(seconds)
-        finally:
-            journal.close(keep=release)
+    check_free(folder.parent)
+    journal = Journal(folder, folder.parent.name)
+    num, release = len(journal.pending), journal.expects_release
+    done = False
+    try:
+        done = journal.settle(seconds)
+    finally:
+        journal.close(keep=release)
     if journal.away and not done:
         raise explain(mlflow.get_tracking_uri(), journal.away) from journal.away
     return num, release

@@ -42,7 +42,7 @@ from vitcifar.training.distributed import broadcast, check_hardware, process_gro
 from vitcifar.training.feature_cache import open_feature_cache, predict_dataset
 from vitcifar.training.head_solver import solve_head
 from vitcifar.training.loop import TrainResult, fit
-from vitcifar.training.resume import choose, resumed_config
+from vitcifar.training.resume import check_resumable, choose, obstacle, resumed_config
 from vitcifar.training.stages import Log
 from vitcifar.uris import check_writable
 
@@ -79,7 +79,7 @@ def train(config: TrainConfig) -> Trained:
     config = check(config)
     splits = read_splits(config)
     if config.resume != "none":
-        tracking.check_resumable(config.resume, splits.fingerprint)
+        check_resumable(config.resume, splits.fingerprint)
     network = make_network(config, splits.class_names)
     with start_run(config, "train", run_id=config.resume if config.resume != "none" else None) as run:
         result, evaluation = fit_and_test(run, network, splits, config)
@@ -299,5 +299,5 @@ def plan(preset: str, options: dict[str, Any], tracking_uri: str | None = None) 
         tracking.connect(tracking_uri)
         return config
     tracking.connect(tracking_uri, new=False)
-    folder = choose(Path(options.get("output_dir", "runs")), options["resume"], tracking.obstacle)
+    folder = choose(Path(options.get("output_dir", "runs")), options["resume"], obstacle)
     return resumed_config(folder, options)

@@ -60,12 +60,15 @@ class Images(MetaDataset):
 class Run:
     """A run being written to MLflow and TensorBoard."""
 
-    def __init__(self, run_id: str, folder: Path, event_files: Path, *, resumed: bool = False) -> None:
+    def __init__(
+        self, run_id: str, folder: Path, event_files: Path, *, resumed: bool = False, shared: bool = False
+    ) -> None:
         self.run_id = run_id
         self.folder = folder  # of the checkpoints
         self.event_files = event_files
         self.client = mlflow.MlflowClient()
-        self.journal = Journal(folder / journal.FOLDER, run_id)
+        own = f"{journal.FOLDER}-{os.getpid()}" if shared else journal.FOLDER
+        self.journal = Journal(folder / own, run_id)
         self.buffer: list[tuple[str, float, int, int]] = []  # name, value, milliseconds, step
         self.tables: list[str] = []
         self.flushed = time.monotonic()

@@ -24,7 +24,6 @@ from vitcifar.stores import (
     check_server,
     expect_nothing,
     explain,
-    find_run,
     follow_moves,
     is_transient,
     local_folder,
@@ -96,12 +95,13 @@ def start_run(
     run_name: str | None = None,
     run_id: str | None = None,
     nested: bool = False,
+    shared: bool = False,
     tags: dict[str, str] | None = None,
 ) -> Iterator[Run]:
     """A run in both trackers. It ends FINISHED, FAILED (with the tag `failure`) or KILLED, never RUNNING.
 
     Uses the run that `mlflow run` created (MLFLOW_RUN_ID) if there is one; continues the run `run_id` if given. A
-    nested run is a child of the active run, in its experiment.
+    nested run is a child of the active run, in its experiment. One that is `shared` several processes may continue.
     """
     check_writable(output_dir, "name another with --output-dir")
     if not nested:
@@ -115,7 +115,7 @@ def start_run(
     with contextlib.ExitStack() as lock:
         free = lock.enter_context(reserve(database))
         try:
-            if run_id:  # before the store is told that the run goes on
+            if run_id and not shared:  # before the store is told that the run goes on
                 lock.enter_context(locked(output_dir / run_id))
             with reaching(uri):
                 if given and given == by_project:
@@ -133,12 +133,13 @@ def start_run(
                     tags=tags,
                     log_system_metrics=True,
                 )
-            if not run_id:
+            if not (run_id or shared):
                 lock.enter_context(locked(output_dir / active.info.run_id))
             if is_local_uri(active.info.artifact_uri):  # type: ignore[no-untyped-call]
                 cure = "make it writable, or name another experiment with --experiment"
                 check_writable(local_folder(active.info.artifact_uri), cure)
-            run = open_run(active, output_dir, name=run_name if given == by_project else None, resumed=bool(run_id))
+            name = run_name if given == by_project else None
+            run = open_run(active, output_dir, name=name, resumed=bool(run_id), shared=shared)
             yield run
             run.close()
             run.settle()
@@ -203,7 +204,7 @@ def end_failed(run_id: str, run: Run | None, told: BaseException, error: BaseExc
     return TrackingError(f"{told} Of run {run_id} nothing is lost ({rest}): when the store is back, type {command}.")
 
 
-def open_run(active: Any, output_dir: Path, *, name: str | None, resumed: bool) -> Run:
+def open_run(active: Any, output_dir: Path, *, name: str | None, resumed: bool, shared: bool) -> Run:
     """The writer of an active run; one that `mlflow run` named at random gets the `name`."""
     run_id, client = active.info.run_id, mlflow.MlflowClient()
     shown = client.get_run(run_id).info.run_name or run_id
@@ -217,7 +218,7 @@ def open_run(active: Any, output_dir: Path, *, name: str | None, resumed: bool) 
         folder = new_folder(output_dir, shown, run_id)
         client.set_tag(run_id, FOLDER, folder.name)
     (output_dir / run_id).mkdir(parents=True, exist_ok=True)
-    return Run(run_id, output_dir / run_id, folder, resumed=resumed)
+    return Run(run_id, output_dir / run_id, folder, resumed=resumed, shared=shared)
 
 
 def is_random(name: str) -> bool:
@@ -247,37 +248,6 @@ def check_unused(run_id: str) -> Any:
     if run.info.status != "RUNNING" or not all(name.startswith(SYSTEM_PREFIX) for name in run.data.metrics):
         raise TrackingError(f"MLFLOW_RUN_ID names run {run_id}, which is {run.info.status} or in use: unset it.")
     return run
-
-
-def obstacle(run_id: str) -> str | None:
-    """What the store says against going on with a run, or None."""
-    try:
-        run = find_run(run_id)
-    except TrackingError as error:
-        if run_id not in str(error):  # it is the store that cannot be used
-            raise
-        return "is not in this store, or was deleted"
-    return f"has finished ({version_of(run)})" if run.info.status == "FINISHED" else None
-
-
-def version_of(run: Any) -> str:
-    """The version that a run has registered, in words."""
-    return str(run.data.tags.get("version", "no version")).replace("/", " ")
-
-
-def check_resumable(run_id: str, fingerprint: str) -> None:
-    """Raise TrackingError when a run has finished, or has started with images of another fingerprint."""
-    run = find_run(run_id)
-    if run.info.status == "FINISHED":
-        raise TrackingError(
-            f"Run {run_id} has finished ({version_of(run)}): there is nothing to resume, omit --resume."
-        )
-    recorded = run.data.params.get("config.fingerprint", fingerprint)
-    if recorded != fingerprint:
-        raise TrackingError(
-            f"The images are not those of run {run_id}: it started with fingerprint {recorded[:16]}…, they have "
-            f"{fingerprint[:16]}…. Restore them, or omit --resume to start another run."
-        )
 
 
 def experiment_id(name: str) -> str:

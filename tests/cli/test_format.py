@@ -121,11 +121,11 @@ def test_a_terminal_without_unicode_gets_every_line(tmp_path):
     make_onnx(tmp_path / "model.onnx", class_names=("猫", "犬", "é"))
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
     code = (
-        "from pathlib import Path\nfrom vitcifar import cli\n"
+        "from pathlib import Path\nfrom types import SimpleNamespace\nfrom vitcifar import cli\n"
         "from vitcifar.cli import serving\nfrom support.serving import make_model\n"
         "import vitcifar.serving.loaded_model as loaded\n"
         "loaded.open_version = lambda *_: make_model(Path('model.onnx'), class_names=('猫', '犬', 'é'))\n"
-        "from vitcifar.cli import options\noptions.open_registry = lambda *_: None\n"
+        "from vitcifar.cli import options\noptions.open_registry = lambda *_: SimpleNamespace()\n"
         "for form in ('json', 'text'):\n"
         "    cli.main(['predict', 'red.png', '--format', form], standalone_mode=False)"
     )

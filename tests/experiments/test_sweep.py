@@ -159,11 +159,15 @@ def test_a_trial_whose_process_was_killed_before_its_first_heartbeat_fails(store
     assert states() == {"COMPLETE": 2, "FAIL": 1}
 
 
+class Kill(BaseException):
+    """What nothing handles."""
+
+
 def test_a_trial_whose_process_was_killed_before_the_heartbeat_of_optuna_fails(store, monkeypatch):
-    fake_learning(monkeypatch, [[0.2, 0.4], SystemExit(), [0.2, 0.4]])
+    fake_learning(monkeypatch, [[0.2, 0.4], Kill(), [0.2, 0.4]])
     monkeypatch.setattr(sweeping, "GRACE_SECONDS", 1)
     sweep(plan(num_trials=1))
-    with pytest.raises(SystemExit):
+    with pytest.raises(Kill):
         sweeping.run_trial(open_beside().ask(), plan(), read_splits(plan().config))
     assert states() == {"COMPLETE": 1, "RUNNING": 1}
     assert sweep(plan(num_trials=2)).num_complete == 2

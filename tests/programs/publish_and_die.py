@@ -90,7 +90,8 @@ def main(point: str, uri: str) -> None:
         setattr(*OWNERS[point], die)
     blank = SimpleNamespace(images=np.zeros((1, 8, 8, 3), np.uint8))
     splits = SimpleNamespace(train=blank, validation=blank, test=None)
-    publish(None, splits=splits, evaluation={}, config=TrainConfig(model_name="toy"), run_id=run_id)
+    network = SimpleNamespace(token_merging=0)
+    publish(network, splits=splits, evaluation={}, config=TrainConfig(model_name="toy"), run_id=run_id)
 
 
 main(*sys.argv[1:])

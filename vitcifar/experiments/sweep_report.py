@@ -56,7 +56,7 @@ def open_parent(study: "Study", plan: "SweepPlan") -> None:
     """
     parent_id = study.user_attrs.get("parent")
     if parent_id is None:
-        with pipeline.start_run(plan.config, "sweep", name=plan.name) as parent:
+        with pipeline.start_run(plan.config, "sweep", name=plan.name, shared=True) as parent:
             parent.log_params(study.user_attrs["recipe"])
             study.set_user_attr("parent", parent.run_id)
         return
@@ -81,7 +81,7 @@ def parent_run(study: "Study", plan: "SweepPlan", lock: filelock.BaseFileLock) -
 
     run_id = study.user_attrs["parent"]
     try:
-        with pipeline.start_run(plan.config, "sweep", run_id=run_id) as parent:
+        with pipeline.start_run(plan.config, "sweep", run_id=run_id, shared=True) as parent:
             try:
                 yield parent
             finally:

@@ -1,4 +1,4 @@
-"""Which run `--resume` means, and the settings that it started with."""
+"""Which run `--resume` means, whether it can go on, and the settings that it started with."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vitcifar.config import TrainConfig, upgrade_settings
-from vitcifar.errors import ConfigError, TrainingError, listed, reason_of
+from vitcifar.errors import ConfigError, TrackingError, TrainingError, listed, reason_of
 from vitcifar.lock import check_free, holder
 from vitcifar.progress import notify
+from vitcifar.stores import find_run
 from vitcifar.training.checkpoint import LAST
 
 SETTINGS = "config.json"  # in the folder of a run
@@ -63,3 +64,34 @@ def choose(output_dir: Path, resume: str, obstacle: Callable[[str], str | None])
     raise TrainingError(
         f"No run under {output_dir} can be resumed ({listed(obstacles, 3)}): start a run without --resume."
     )
+
+
+def obstacle(run_id: str) -> str | None:
+    """What the store says against going on with a run, or None."""
+    try:
+        run = find_run(run_id)
+    except TrackingError as error:
+        if run_id not in str(error):  # it is the store that cannot be used
+            raise
+        return "is not in this store, or was deleted"
+    return f"has finished ({version_of(run)})" if run.info.status == "FINISHED" else None
+
+
+def version_of(run: Any) -> str:
+    """The version that a run has registered, in words."""
+    return str(run.data.tags.get("version", "no version")).replace("/", " ")
+
+
+def check_resumable(run_id: str, fingerprint: str) -> None:
+    """Raise TrackingError when a run has finished, or has started with images of another fingerprint."""
+    run = find_run(run_id)
+    if run.info.status == "FINISHED":
+        raise TrackingError(
+            f"Run {run_id} has finished ({version_of(run)}): there is nothing to resume, omit --resume."
+        )
+    recorded = run.data.params.get("config.fingerprint", fingerprint)
+    if recorded != fingerprint:
+        raise TrackingError(
+            f"The images are not those of run {run_id}: it started with fingerprint {recorded[:16]}…, they have "
+            f"{fingerprint[:16]}…. Restore them, or omit --resume to start another run."
+        )
