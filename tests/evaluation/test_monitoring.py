@@ -49,13 +49,18 @@ def clusters(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def test_without_a_drift_it_alarms_in_5_percent_of_the_windows():
-    rng = np.random.default_rng(4)
-    p_values = [
-        two_sample_test(clusters(90, rng), clusters(60, rng), num_permutations=99, seed=seed).p_value
-        for seed in range(500)
-    ]
-    assert 0.03 <= np.mean(np.array(p_values) <= LEVEL) <= 0.07
-    assert 0.45 < np.mean(p_values) < 0.55, "uniform"
+    """4,000 windows: the share has a standard deviation of 0.34%, so that no seed had to be chosen."""
+    rng = np.random.default_rng(12345)
+    p_values = np.array(
+        [
+            two_sample_test(
+                clusters(30, rng), clusters(20, rng), num_permutations=99, seed=int(rng.integers(2**31))
+            ).p_value
+            for _ in range(4000)
+        ]
+    )
+    assert 0.04 <= (p_values <= LEVEL).mean() <= 0.06
+    assert 0.48 < p_values.mean() < 0.53, "uniform on 0.01, 0.02, ... 1"
 
 
 def test_a_shift_is_found_and_the_same_images_are_none():
