@@ -29,6 +29,7 @@ DECIDES_WEIGHTS = {
         "mixup",
         "cutmix",
         "normalization",
+        "token_merging",
         "teacher",
         "distillation_temperature",
         "distillation_weight",

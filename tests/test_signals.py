@@ -103,8 +103,8 @@ def test_a_signal_that_was_swallowed_stops_the_command_later(installed, monkeypa
 def test_a_write_to_mlflow_is_completed_before_a_signal_stops_the_command(installed, start, folder):
     """An exception amid a write leaves SQLite locked, and then the run cannot be ended."""
     with pytest.raises(signals.Stopped), start() as run:
-        log_batch = run.client.log_batch
-        run.client.log_batch = lambda *args, **given: (send(signal.SIGINT), log_batch(*args, **given))
+        add = run.journal.add
+        run.journal.add = lambda *args, **given: (send(signal.SIGINT), add(*args, **given))
         run.log(1, {"train/loss": 0.5})
     assert run.client.get_run(run.run_id).data.metrics == {"train/loss": 0.5}
     assert statuses(folder) == ["KILLED"]

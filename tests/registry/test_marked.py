@@ -20,7 +20,7 @@ def entry(image: int, digest: str, label: str, truth: str | None) -> Entry:
     return Entry(
         image_hash=f"{image:064}",
         model="toy",
-        version=int(digest[0]) + 1,
+        version=int(digest[0], 16) + 1,
         release_digest=digest,
         label=label,
         probability=0.5,

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from mlflow.entities import Metric
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -56,14 +55,17 @@ class Memory:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
 
-    @property
-    def client(self) -> Any:
-        return self
-
     def flush(self) -> None: ...
 
-    def get_metric_history(self, run_id: str, name: str) -> list[Metric]:
-        return [Metric(name, value, 0, step) for step, value in self.histories.get(name, [])]
+    @property
+    def event_files(self) -> Path:
+        """A folder with the `histories` in an event file."""
+        folder = Path(tempfile.mkdtemp(dir=scratch().name))
+        with SummaryWriter(str(folder)) as writer:
+            for name, points in self.histories.items():
+                for step, value in points:
+                    writer.add_scalar(name, value, step)
+        return folder
 
     def log_text(self, name: str, text: str) -> None:
         self.texts[name] = text

@@ -50,7 +50,7 @@ def test_the_history_names_who_moved_an_alias_when_and_why():
 
 def test_tags_that_somebody_edited_break_no_page(colours):
     broken = dataclasses.replace(VERSION, tags={"gates/champion/20260131T120000Z": "no JSON", "gates/x": "{}"})
-    assert "cannot be read" in versions.gates(broken) and "never checked" in versions.gates(VERSION)
+    assert "never checked" in versions.gates(broken) and "never checked" in versions.gates(VERSION)
 
 
 @pytest.mark.parametrize(
