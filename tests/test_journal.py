@@ -117,6 +117,14 @@ def test_after_a_short_outage_the_run_ends_as_if_nothing_had_been(proxy, monkeyp
     assert not (run.folder / journal.FOLDER).exists()
 
 
+def test_an_upload_that_takes_longer_than_the_patience_is_no_outage(proxy):
+    proxy.upload_seconds = 1.5  # more than LAST_SECONDS here
+    with start() as run:
+        run.log_text("report.html", "large")
+    assert run.client.get_run(run.run_id).info.status == "FINISHED"
+    assert not (run.folder / journal.FOLDER).exists()
+
+
 def test_the_next_run_delivers_what_a_killed_one_could_not(proxy, monkeypatch, capsys):
     with contextlib.suppress(TrackingError), start() as run:
         proxy.fault = "refuse"

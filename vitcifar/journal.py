@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from mlflow.entities import (
 from vitcifar.errors import TrackingError, redact
 from vitcifar.lock import check_free, holder, locked
 from vitcifar.progress import notify
-from vitcifar.stores import ERRORS, explain, is_transient, uploading
+from vitcifar.stores import ERRORS, UPLOAD_SECONDS, explain, is_transient, uploading
 
 FOLDER = "journal"  # in the folder of a run; gone once the store has everything
 ENTRIES, DELIVERED, STORE, FILES, RELEASE = "entries.jsonl", "delivered", "store", "files", "release"
 PATIENCE = 5.0  # seconds until a writer goes on without the store
 LAST_SECONDS = 25.0  # that the end of a run waits for the store
 EARLIER_SECONDS = 10.0  # that a run waits for the entries of an earlier one
+UPLOADS = ("file", "folder")
 PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds before the next try
 
 
@@ -79,14 +81,25 @@ class Journal:
         return target
 
     def settle(self, seconds: float) -> bool:
-        """Wait until the store has every entry, and no longer than `seconds`; whether it has."""
+        """Wait until the store has every entry, and no longer than `seconds` for any of them; whether it has all.
+
+        At the end of a run a file may take UPLOAD_SECONDS, unless a delivery has failed: the store was there before.
+        """
         with self.changed:
-            self.changed.wait_for(lambda: self.error or not self.pending, timeout=seconds)
+            while self.pending and not self.error:
+                num, uploads = self.num_delivered, self.away is None and self.pending[0]["kind"] in UPLOADS
+                limit = max(seconds, UPLOAD_SECONDS) if uploads and seconds >= LAST_SECONDS else seconds
+                if not self.changed.wait_for(partial(self._has_news, num, uploads), timeout=limit):
+                    if self.away is None and not uploads:
+                        self.away = TimeoutError("the server does not answer: timed out")
+                    break
             if self.error:
                 raise self.error
-            if self.pending and self.away is None:
-                self.away = TimeoutError("the server does not answer: timed out")
             return not self.pending
+
+    def _has_news(self, num_delivered: int, uploads: bool) -> bool:
+        """Whether an entry was delivered, one is wrong, or an upload has failed."""
+        return self.num_delivered > num_delivered or self.error is not None or (uploads and self.away is not None)
 
     def expect_release(self) -> None:
         """Note that training has ended, and that `vitcifar sync` has to make the release if this process does not."""
@@ -121,16 +134,16 @@ class Journal:
             except Exception as error:
                 with self.changed:
                     self.away = error
+                    self.changed.notify_all()
                     if not is_transient(error):
                         self.error = error
-                        self.changed.notify_all()
                         return
                     self.changed.wait_for(lambda: self.closed, timeout=PAUSES[min(failures, len(PAUSES) - 1)])
                 failures += 1
                 continue
             failures = 0
-            self._count()
             with self.changed:
+                self._count()
                 self.pending.popleft()
                 self.away = None
                 self.changed.notify_all()
@@ -139,10 +152,10 @@ class Journal:
 
     def _count(self) -> None:
         self.num_delivered += 1
-        partial = self.folder / f"{DELIVERED}.part"
+        new = self.folder / f"{DELIVERED}.part"
         with contextlib.suppress(OSError):  # a full disk: the entry is delivered once more, or the folder is gone
-            partial.write_text(str(self.num_delivered))
-            os.replace(partial, self.folder / DELIVERED)
+            new.write_text(str(self.num_delivered))
+            os.replace(new, self.folder / DELIVERED)
 
 
 def read_entries(folder: Path) -> list[dict[str, Any]]:
@@ -272,8 +285,9 @@ def deliver_left(folder: Path, seconds: float) -> tuple[int, bool]:
         done = journal.settle(seconds)
     finally:
         journal.close(keep=release)
-    if journal.away and not done:
-        raise explain(mlflow.get_tracking_uri(), journal.away) from journal.away
+    if not done:
+        cause = journal.away or TimeoutError("a file is still being sent: timed out")
+        raise explain(mlflow.get_tracking_uri(), cause) from cause
     return num, release
 
 

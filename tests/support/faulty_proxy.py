@@ -17,6 +17,7 @@ class FaultyProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.target = target.removeprefix("http://")
         self.fault = ""
+        self.upload_seconds = 0.0
         self.uri = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -41,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault:
             self.reply(200 if fault == "garbage" else int(fault), [], b"<html>not what you asked for</html>")
         else:
+            if self.command == "PUT":  # of a file
+                time.sleep(self.server.upload_seconds)
             upstream = http.client.HTTPConnection(self.server.target, timeout=60)
             headers = {**self.headers, "Host": self.server.target}
             upstream.request(self.command, self.path, body, headers)
