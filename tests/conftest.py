@@ -111,13 +111,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 @pytest.fixture
 def registry(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The registry of `published`, connected, its champion back at version 1 afterwards."""
+    """The registry of `published`, connected; afterwards its champion is version 1 again, and no other has been added."""
     from vitcifar.registry.registry import Registry
 
     settle(published.folder, monkeypatch)
     opened = Registry(published.model_name)
     yield opened
     opened.client.set_registered_model_alias(published.model_name, "champion", "1")
+    for version in opened.client.search_model_versions(f"name = '{published.model_name}'"):
+        if int(version.version) not in published.networks:
+            opened.client.delete_model_version(published.model_name, version.version)
 
 
 @pytest.fixture(scope="session")
