@@ -111,7 +111,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 @pytest.fixture
 def registry(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The registry of `published`, connected; afterwards its champion is version 1 again, and no other has been added."""
+    """The registry of `published`, connected; afterwards its champion is version 1, and added versions are deleted."""
     from vitcifar.registry.registry import Registry
 
     settle(published.folder, monkeypatch)
