@@ -8,8 +8,9 @@ import mlflow.pyfunc
 import onnx
 import torch
 from mlflow.models import Model
-from serving_latency import CLASS_NAMES, build
 
+from vitcifar.config import TrainConfig
+from vitcifar.model.network import Classifier, build_network
 from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
 from vitcifar.release.export import export_onnx
@@ -17,6 +18,7 @@ from vitcifar.release.manifest import INT8_FILE, LOADER_MODULE, ONNX_FILE, Manif
 from vitcifar.release.onnx_graph import build_graph, to_proto
 
 CLIENTS = 16
+CLASS_NAMES = tuple("abcdefghij")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,13 @@ def make_releases(folder: Path) -> None:
             print(f"making {served.name}, version {number}", flush=True)
             release(client, identity, folder / "new" / f"{name}{number}", name, served, number)
         client.set_registered_model_alias(name, "champion", "1")
+
+
+def build(arch: str) -> Classifier:
+    """The network with a head that is not zero."""
+    network = build_network(TrainConfig(arch=arch, weights="none"), CLASS_NAMES)
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    return network.eval()
 
 
 def release(client: mlflow.MlflowClient, experiment: str, folder: Path, name: str, served: Served, seed: int) -> None:
