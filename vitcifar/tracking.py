@@ -120,11 +120,7 @@ def start_run(
             with reaching(uri):
                 if given and given == by_project:
                     check_unused(given)
-                if len(run_name or "") > MAX_NAME:
-                    raise TrackingError(
-                        f"The run's name has {len(run_name or ''):,} characters: type --run-name with at most "
-                        f"{MAX_NAME}."
-                    )
+                check_run_name(run_name or "")
                 active = mlflow.start_run(
                     run_id=given,
                     experiment_id=parent.info.experiment_id if parent else None if given else experiment_id(experiment),
@@ -135,9 +131,7 @@ def start_run(
                 )
             if not (run_id or shared):
                 lock.enter_context(locked(output_dir / active.info.run_id))
-            if is_local_uri(active.info.artifact_uri):  # type: ignore[no-untyped-call]
-                cure = "make it writable, or name another experiment with --experiment"
-                check_writable(local_folder(active.info.artifact_uri), cure)
+            check_artifacts(active.info.artifact_uri)
             name = run_name if given == by_project else None
             run = open_run(active, output_dir, name=name, resumed=bool(run_id), shared=shared)
             yield run
@@ -154,6 +148,18 @@ def start_run(
                 raise told from error
             raise
         run.journal.close()
+
+
+def check_run_name(name: str) -> None:
+    """Raise TrackingError for a name that not every database of MLflow holds."""
+    if len(name) > MAX_NAME:
+        raise TrackingError(f"The run's name has {len(name):,} characters: type --run-name with at most {MAX_NAME}.")
+
+
+def check_artifacts(location: str) -> None:
+    """Raise ConfigError when artifacts lie in a folder that cannot be written to."""
+    if is_local_uri(location):  # type: ignore[no-untyped-call]
+        check_writable(local_folder(location), "make it writable, or name another experiment with --experiment")
 
 
 def told_of(error: BaseException, uri: str, output_dir: Path, run: Any) -> BaseException:
