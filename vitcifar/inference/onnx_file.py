@@ -7,6 +7,7 @@ from pathlib import Path
 import onnxruntime
 
 from vitcifar.errors import ReleaseError, reason_of
+from vitcifar.inference.machine import return_free_memory
 
 EMBEDDING = "embedding"  # the output that releases of earlier versions of vitcifar do not have
 
@@ -28,13 +29,15 @@ def open_session(model: Path | bytes, name: str, num_threads: int) -> onnxruntim
     if isinstance(model, Path) and not model.is_file():
         raise ReleaseError(f"There is no file {model}: pull the version again.")
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's errors have no common class
         raise ReleaseError(
             f"{name} is not an ONNX file that can be opened ({reason_of_onnxruntime(error)}): pull the version again."
         ) from None
+    return_free_memory()
+    return session
 
 
 def reason_of_onnxruntime(error: Exception) -> str:
