@@ -87,3 +87,18 @@ def test_clusters_beyond_the_first_are_counted_and_not_listed(monkeypatch):
     splits = {"train": some_images(noise(9)), "test": some_images(noise(9))}
     found = n.find_duplicates(splits, {name: n.thumbnails(split.images) for name, split in splits.items()})
     assert (found.num_pairs, found.num_clusters, len(found.listed)) == (9, 9, 3)
+
+
+def test_the_duplicate_that_matters_most_is_identical_and_in_another_split():
+    groups = np.array(["train", "train", "train", "test", "test"])
+    other, similarity = n.nearest_duplicates(["a", "b", "a", "a", "c"], groups)
+    assert other.tolist() == [3, -1, 3, 0, -1] and similarity.tolist() == [1, 0, 1, 1, 0]
+    embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.01], [0.0, 1.0], [0.02, 1.0]])
+    other, similarity = n.nearest_duplicates([*"abcde"], groups, embeddings)
+    assert other.tolist() == [2, 3, 0, 1, 1], "the nearest, also in the same split; of equal ones that in another"
+    assert (similarity[other >= 0] >= 0.99).all() and (similarity < 1).all(), "1 is kept for identical pixels"
+
+
+def test_one_image_and_rows_of_zeros_have_no_duplicate():
+    assert n.nearest_duplicates(["a"], np.array(["train"]), np.ones((1, 3)))[0].tolist() == [-1]
+    assert n.nearest_duplicates(["a", "b"], np.array(["train"] * 2), np.zeros((2, 3)))[0].tolist() == [-1, -1]

@@ -1,4 +1,4 @@
-"""Images that are in two splits: identical, or near-duplicates such as the frames of a film.
+"""Images that are there twice, in two splits or anywhere: identical, or near-duplicates such as the frames of a film.
 
 N images, D features, embeddings (N, D). Similarity is the cosine, 0 for a row of zeros. Pairs can be many millions:
 they are counted, connected to clusters and dropped, a part at a time.
@@ -93,6 +93,36 @@ def is_near_duplicate(embeddings: np.ndarray, others: np.ndarray, *, threshold: 
         for rows, _, _ in _near(embeddings, others, threshold):
             near[rows] = True
     return near
+
+
+def nearest_duplicates(
+    hashes: Sequence[str],
+    groups: np.ndarray,
+    embeddings: np.ndarray | None = None,
+    *,
+    threshold: float = DUPLICATE_COSINE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each of N images the duplicate that matters most, and its similarity: int (N,), -1 = none, and float (N,).
+
+    An identical image (of the same hash) comes before a near-duplicate, one of another of the `groups` (N,) before one
+    of the same. The similarity of identical images is 1; near-duplicates are searched in the embeddings, if given.
+    """
+    other, similarity = np.full(len(hashes), -1), np.zeros(len(hashes))
+    if embeddings is not None:
+        for rows, columns, cosines in _near(embeddings, embeddings, threshold):
+            order = np.lexsort((columns, -cosines, groups[rows] == groups[columns], rows))
+            order = order[rows[order] != columns[order]]  # without each image itself
+            first = order[np.unique(rows[order], return_index=True)[1]]
+            other[rows[first]], similarity[rows[first]] = columns[first], np.minimum(cosines[first], 1 - 1e-9)
+    same: dict[str, list[int]] = {}
+    for index, digest in enumerate(hashes):
+        same.setdefault(digest, []).append(index)
+    for members in same.values():
+        for index in members if len(members) > 1 else ():
+            rest = [member for member in members if member != index]
+            other[index] = next((member for member in rest if groups[member] != groups[index]), rest[0])
+            similarity[index] = 1.0
+    return other, similarity
 
 
 def _listed(
