@@ -124,7 +124,8 @@ def test(
         name = f"weights of {run_name(config)}"
     steps = {"validation": step, "test": 0}
     run.log_checkpoint(name, run.folder / BEST, step, {"epoch": result.best_epoch}, steps)
-    analyze_trained(run, network, splits, config, evaluation, logits, result=result, git=git_state())
+    both = {"validation": validation, "test": logits}
+    analyze_trained(run, network, splits, config, evaluation, both, result=result, git=git_state())
     return evaluation
 
 

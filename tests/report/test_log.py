@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.planted import CONFIG, planted_splits, random_network, scored
+from support.planted import CONFIG, planted_splits, predicted, random_network
 from support.reports import HOSTILE, Memory, Page
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -35,7 +35,7 @@ GIT = {"commit": "c0ffee" * 6 + "beef", "dirty": True}
 @pytest.fixture(scope="module")
 def run():
     memory = Memory(histories={"validation/loss": [(3, 1.5), (6, 1.25)]})
-    analyze_trained(memory, random_network(), planted_splits(), CONFIG, *scored(), result=RESULT, git=GIT)
+    analyze_trained(memory, random_network(), planted_splits(), CONFIG, *predicted(), result=RESULT, git=GIT)
     return memory
 
 
@@ -88,7 +88,7 @@ def test_a_temperature_that_makes_the_loss_on_test_worse_is_not_kept():
 def test_without_an_analysis_nothing_is_logged():
     memory = Memory()
     config = dataclasses.replace(CONFIG, analysis="none")
-    analyze_trained(memory, random_network(), planted_splits(), config, *scored(), result=RESULT, git=GIT)
+    analyze_trained(memory, random_network(), planted_splits(), config, *predicted(), result=RESULT, git=GIT)
     assert memory == Memory()
 
 

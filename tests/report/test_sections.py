@@ -34,6 +34,7 @@ def test_report_has_a_section_for_each_part_that_exists(result):
         "Corruption robustness",
         "Out-of-distribution detection",
         "Near-duplicates",
+        "Data",
     ]
 
 

@@ -41,3 +41,12 @@ def scored() -> tuple[Evaluation, np.ndarray]:
     """The evaluation of the network on the test split, with a threshold of 0.2, and its logits (N, K)."""
     logits = predict_logits(random_network(), planted_splits().test.images)
     return score(logits, planted_splits(), 1.0, 0.2), logits
+
+
+def predicted() -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """The evaluation of the network on the test split, and its logits (N, K) of validation and test."""
+    evaluation, logits = scored()
+    return evaluation, {
+        "validation": predict_logits(random_network(), planted_splits().validation.images),
+        "test": logits,
+    }

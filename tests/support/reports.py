@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.analysis import Analysis, nearest_training
+from vitcifar.evaluation.audit import audit_images
 from vitcifar.evaluation.calibration import fit_threshold, softmax
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.corruptions import evaluate_robustness
@@ -121,6 +122,7 @@ def make_result() -> Result:
         ),
         attention={int(index): np.eye(4) for index in errors},
         nearest=nearest_training(errors, embeddings, dataset, embeddings, k=3),
+        audit=audit_images({"train": dataset.subset([0, 1]), "test": dataset}, probabilities={"test": softmax(logits)}),
     )
     comparison = compare_evaluations(worse, evaluation, margin=0.02, names=("version 3", "version 5 (champion)"))
     return Result(dataset, logits, evaluation, analysis, comparison)

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
+from vitcifar.evaluation.audit import Audit
 from vitcifar.evaluation.calibration import Threshold, apply_threshold
 from vitcifar.evaluation.corruptions import Robustness, evaluate_robustness
 from vitcifar.evaluation.duplicates import Duplicates, concat_embeddings, find_duplicates, thumbnails
@@ -47,6 +48,7 @@ class Analysis:
     robustness: Robustness | None = None
     ood: tuple[OODScore, ...] = ()
     ood_source: str = "none"
+    audit: Audit | None = None
 
     def scalars(self) -> dict[str, float]:
         """The metrics by which runs are compared; `to_dict` has all."""
@@ -78,6 +80,7 @@ class Analysis:
             "robustness": self.robustness and self.robustness.to_dict(),
             "ood": [score.to_dict() for score in self.ood],
             "ood_source": self.ood_source,
+            "audit": self.audit and self.audit.to_dict(),
         }
 
 

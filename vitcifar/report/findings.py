@@ -7,6 +7,7 @@ import numpy as np
 
 from vitcifar.errors import listed
 from vitcifar.evaluation.analysis import Analysis
+from vitcifar.evaluation.audit import Audit
 from vitcifar.evaluation.calibration import Threshold
 from vitcifar.evaluation.corruptions import Robustness
 from vitcifar.evaluation.duplicates import Duplicates
@@ -27,6 +28,8 @@ def findings(evaluation: Evaluation, analysis: Analysis) -> list[Finding]:
     found += slice_findings(analysis.slices, evaluation.accuracy)
     if analysis.duplicates is not None:
         found.append(duplicate_finding(analysis.duplicates))
+    if analysis.audit and analysis.audit.issues:
+        found.append(audit_finding(analysis.audit))
     if analysis.robustness:
         found.append(robustness_finding(analysis.robustness))
     if analysis.ood:
@@ -123,6 +126,12 @@ def duplicate_finding(duplicates: Duplicates) -> Finding:
     tested = bool(duplicates.num_images.get("test"))
     end = "the accuracy may be too high" if tested else "no test image is among them"
     return Finding(text=f"Near-duplicates between splits ({images}): {end}.", tone="bad" if tested else "plain")
+
+
+def audit_finding(audit: Audit) -> Finding:
+    """How many images or labels stand out, of which kinds."""
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in audit.counts().items())
+    return Finding(text=f"Images to look at before the next training ({kinds}): see Data.")
 
 
 def robustness_finding(robustness: Robustness) -> Finding:

@@ -15,10 +15,12 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import location
 from vitcifar.data.splits import Splits
 from vitcifar.evaluation.analysis import Analysis, analyze
+from vitcifar.evaluation.audit import audit_images
 from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.metrics import Evaluation, evaluate, metric_names
 from vitcifar.report import classes, images, plots, sections
+from vitcifar.report.audit import data_section
 from vitcifar.report.html import Section, html_report
 from vitcifar.report.tables import columns_of, log_mistakes
 from vitcifar.report.training import CURVES, Training, training_findings, training_section
@@ -206,6 +208,7 @@ def report_sections(
         sections.robustness_section(found.robustness) if found.robustness else None,
         sections.ood_section(found.ood, found.ood_source) if found.ood else None,
         sections.duplicate_section(found.duplicates) if found.duplicates is not None else None,
+        data_section(found.audit) if found.audit else None,
     ]
     return [part for part in parts if part is not None]
 
@@ -216,12 +219,12 @@ def analyze_trained(
     splits: Splits,
     config: TrainConfig,
     evaluation: Evaluation,
-    logits: np.ndarray,
+    logits: Mapping[str, np.ndarray],
     *,
     result: "TrainResult",
     git: Mapping[str, Any],
 ) -> None:
-    """Run and log the analysis that config.analysis selects, with the report; logits (N, K) of the test split."""
+    """Run and log the analysis that config.analysis selects, with the report; logits (N, K) of validation and test."""
     from vitcifar.model.predict import predict_logits
 
     if config.analysis == "none":
@@ -229,19 +232,21 @@ def analyze_trained(
     analysis = analyze(
         evaluation,
         splits.test,
-        logits,
+        logits["test"],
         config,
         predictor=lambda images: predict_logits(network, images, config.batch_size),
         trained_on={"train": splits.train, "validation": splits.validation},
         network=network,
     )
+    unseen = {split: softmax(rows, evaluation.temperature) for split, rows in logits.items()}
+    analysis = dataclasses.replace(analysis, audit=audit_images(splits.datasets, probabilities=unseen))
     commit = f"{git['commit'][:12]}{', with changes' if git['dirty'] else ''}" if git["commit"] else "none"
     log_report(
         run,
         analysis,
         evaluation,
         splits.test,
-        softmax(logits, evaluation.temperature),
+        unseen["test"],
         title=f"{config.arch} on {data_name(config)}",
         subtitle=f"Trained on {len(splits.train):,} images, calibrated on {len(splits.validation):,}, "
         f"tested once on {len(splits.test):,} held-out images.",
