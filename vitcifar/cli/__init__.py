@@ -17,13 +17,14 @@ import click
 from vitcifar import __version__, signals
 from vitcifar.cli import feedback, registry, runs, serving
 from vitcifar.cli.container import container
+from vitcifar.cli.data import data
 from vitcifar.cli.monitor import monitor
 from vitcifar.cli.optimize import optimize
 from vitcifar.cli.signing import sign
 from vitcifar.errors import VitCifarError
 
 COMMANDS = {  # as `vitcifar -h` lists them
-    "Train": (runs.train, runs.sweep, optimize, runs.sync, runs.data),
+    "Train": (runs.train, runs.sweep, optimize, runs.sync, data),
     "Evaluate": (runs.evaluate, runs.compare, runs.compare_logs),
     "Registry": (
         registry.versions,

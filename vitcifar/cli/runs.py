@@ -154,34 +154,6 @@ def sweep(
     click.echo(best.command + tracking.store_option())
 
 
-@options.command
-@options.settings(*DATA_SETTINGS)
-@options.option("--sheet", "preview.png", "Output file of the contact sheet.", type=click.Path(dir_okay=False))
-def data(preset: str, sheet: str, **values: Any) -> None:
-    """Prepare the dataset, print its counts and fingerprint, and draw a contact sheet.
-
-    \b
-    vitcifar data --data folder --data-dir images --sheet preview.png
-    """
-    from vitcifar.data.contact_sheet import contact_sheet
-    from vitcifar.data.splits import read_splits
-
-    splits = read_splits(resolve(preset, **options.given(values)))
-    for split, dataset in splits.datasets.items():
-        counts = ", ".join(f"{name} {count}" for name, count in dataset.counts().items())
-        format.print_field(split, f"{len(dataset)} images: {counts}")
-    format.print_field("fingerprint", splits.fingerprint)
-    path = Path(sheet) if Path(sheet).suffix else Path(f"{sheet}.png")
-    try:
-        contact_sheet(splits.train).save(path)
-    except ValueError as error:  # an unknown file extension
-        raise ConfigError(f"The contact sheet {path} cannot be written ({error}): name a .png file.") from error
-    except OSError as error:
-        problem = f"The contact sheet {path} cannot be written ({error.strerror or error})"
-        raise ConfigError(f"{problem}: name another file with --sheet.") from error
-    format.print_field("contact sheet", path)
-
-
 @options.registry_command
 @options.version_option
 @options.settings(*DATA_SETTINGS, *ANALYSIS_SETTINGS, "cache_disk", default="as the version was trained")
