@@ -15,6 +15,7 @@ from vitcifar.config import resolve
 from vitcifar.errors import TrainingError
 from vitcifar.model import weights
 from vitcifar.model.network import build_network
+from vitcifar.training import feature_cache
 
 CLASSES = ("<b>dog<b>", "猫")
 COUNTS = ("--train-per-class", "0", "--validation-per-class", "2", "--test-per-class", "0")
@@ -82,7 +83,7 @@ def test_with_weights_none_labels_are_judged_by_the_pixels(images, tmp_path):
     assert sum("another class: keep the one whose class is right" in text for text in suggestions) == 2
 
 
-def test_a_file_with_weights_gives_the_features_which_are_kept_for_the_training(images, tmp_path):
+def test_a_file_with_weights_gives_the_features_which_are_kept_for_the_next_time(images, tmp_path, monkeypatch):
     settings = ("--arch", "vit_tiny", "--weights", "own.pth")
     network = build_network(resolve("digits"), ("cat", "dog"))
     torch.save(network.backbone.state_dict(), "own.pth")
@@ -91,6 +92,8 @@ def test_a_file_with_weights_gives_the_features_which_are_kept_for_the_training(
     assert "accuracy" in result.stdout and "Labels were not judged" not in result.stderr
     assert "own.pth" in (tmp_path / "audit/audit.html").read_text(encoding="utf-8")
     assert len([*features_dir().glob("*.safetensors")]) == 3, "one file for each split"
+    monkeypatch.setattr(feature_cache, "predict_embeddings", lambda *_, **__: pytest.fail("computed again"))
+    assert audit(*COUNTS, *settings).stdout == result.stdout
 
 
 def test_one_image_of_a_class_in_each_split_is_enough(tmp_path, monkeypatch):
