@@ -133,3 +133,13 @@ def test_corruptions_that_harm_have_the_worst_one_and_too_few_images_are_said(re
 
 def test_a_share_has_no_decimals_that_are_zero():
     assert [share(value) for value in (0.1, 0.968, 1.0, 0.001)] == ["10%", "96.8%", "100%", "0.1%"]
+
+
+def test_images_and_labels_that_stand_out_are_counted_by_kind_and_nothing_is_said_of_none(result):
+    audit = result.analysis.audit
+    kinds = audit.counts()
+    assert kinds["identical"] == 4 and "label error" in kinds
+    (said,) = [text for text in texts(result.evaluation, result.analysis) if "see Data" in text]
+    assert all(f"{kind} {count}" in said for kind, count in kinds.items())
+    clean = dataclasses.replace(result.analysis, audit=dataclasses.replace(audit, issues=()))
+    assert not [text for text in texts(result.evaluation, clean) if "see Data" in text]
