@@ -45,7 +45,24 @@ def test_two_runs_with_one_seed_have_the_same_weights(short_run):
     assert digests[0] == digests[1]
 
 
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder):
+STOPPED = """
+import os, signal
+from vitcifar.cli import main
+from vitcifar.training import loop
+
+real, calls = loop.sum_gradients, []
+
+def sum_gradients(weights):
+    calls.append(real(weights))
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+loop.sum_gradients = sum_gradients
+main()
+"""
+
+
+def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupted_one(folder):
     settings = options({**PLAIN, "epochs": "3", "verbose": "yes"})
     uninterrupted = vitcifar(folder, "train", *settings)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
@@ -61,6 +78,13 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder):
 
     rejected = vitcifar(folder, "train", "--resume", run_id, "--learning-rate", "0.5")
     assert rejected.returncode == 1 and "learning_rate" in rejected.stderr
+    command = [sys.executable, "-c", STOPPED, "train", "--resume", "last"]
+    environs = environment(folder, PYTHONPATH=str(ROOT))
+    stopped = subprocess.run(command, cwd=folder, env=environs, capture_output=True, text=True)
+    (step,) = re.findall(r"Step (\d+) is saved: vitcifar train --resume last goes on from there\.", stopped.stderr)
+    assert stopped.returncode == 143 and stopped.stderr.endswith("Stopped by SIGTERM.\n"), stopped.stderr
+    assert client_of(folder).get_run(run_id).info.status == "KILLED"
+    assert losses_of(folder, run_id)[-1][0] == int(step), "every step that is not repeated was logged"
     resumed = vitcifar(folder, "train", "--resume", "last", "--verbose", "yes")
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", uninterrupted.stdout)[0]

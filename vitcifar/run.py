@@ -79,7 +79,10 @@ class Run:
         self.writer = tensorboard.open_writer(event_files)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log metrics to both. Points that exist already (a resumed run repeats some steps) are not written twice."""
+        """Log metrics to both; none means to write those of steps that are still in the buffer.
+
+        Points that exist already (a resumed run repeats some steps) are not written twice.
+        """
         now = time.time()
         for name, value in metrics.items():
             if (name, step) not in self.in_tensorboard:
@@ -87,7 +90,7 @@ class Run:
             if (name, step) not in self.in_mlflow:
                 self.buffer.append((name, float(value), int(now * 1000), step))
         waited = time.monotonic() - self.flushed > FLUSH_SECONDS or len(self.buffer) >= MAX_BUFFER // 2
-        if waited or not all(name.startswith(STEP_PREFIX) for name in metrics):
+        if waited or not metrics or not all(name.startswith(STEP_PREFIX) for name in metrics):
             self.flush()
 
     def log_histograms(self, step: int, tensors: Mapping[str, "Tensor"]) -> None:

@@ -46,6 +46,19 @@ def install() -> None:
 
 
 @contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """For work of a stopped command that takes longer than QUIET_SECONDS: only a further signal interrupts it."""
+    again = 0.0
+    if hasattr(signal, "setitimer"):
+        again, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        if again:
+            signal.setitimer(signal.ITIMER_REAL, QUIET_SECONDS)
+
+
+@contextlib.contextmanager
 def held() -> Iterator[None]:
     """Deliver a signal at the end of the block, or at once when the block has taken longer than HELD_SECONDS."""
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone

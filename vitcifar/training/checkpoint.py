@@ -19,7 +19,7 @@ from vitcifar.model.network import Classifier
 from vitcifar.model.tensor_file import load_file
 from vitcifar.training.distributed import rank
 
-LAST = "last.pt"  # the state after the last complete epoch
+LAST = "last.pt"  # the state after the last complete epoch, or at the step at which a signal stopped training
 BEST = "best.pt"  # the weights of the best epoch
 PARTIAL = ".part"  # behind the name of one that is being written
 SEAL = b"sha256:"  # and 64 hexadecimal digits: the comment at the end of the zip archive that torch.save writes

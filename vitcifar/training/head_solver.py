@@ -109,7 +109,7 @@ def solve_head(
     setup, _, saved = prepare(
         network, train, validation, config, log, log_histograms, notify, folder, resume, feature_cache=feature_cache
     )
-    state = TrainState.restore(saved, resume or folder)
+    state = TrainState.restore(saved, resume or folder, 1)
     if not state.epoch:
         solve(setup, state)
     method = f"The head was fitted by L-BFGS, C = {state.best_metrics['train/inverse_l2']:.3g} by cross-validation"

@@ -23,7 +23,7 @@ from vitcifar.errors import TrainingError
 from vitcifar.model.lora import merge_lora
 from vitcifar.model.network import Classifier, Images
 from vitcifar.training.batches import Batch, plan_epoch, sample_mix, supervised
-from vitcifar.training.checkpoint import BEST, LAST
+from vitcifar.training.checkpoint import BEST
 from vitcifar.training.distillation import distillation_loss
 from vitcifar.training.distributed import (
     autocast,
@@ -42,11 +42,10 @@ from vitcifar.training.stages import (
     LogHistograms,
     Setup,
     begin_stage,
-    learning_rate,
     prepare,
     rates_by_layer,
 )
-from vitcifar.training.state import TrainState, adopt_best, load_best
+from vitcifar.training.state import TrainState, adopt_best, load_best, save_last, saved_when_stopped
 
 BAR = "{desc} {bar} {percentage:.0f}%, {rate_noinv_fmt}, {remaining} left{postfix}"
 SPLITS = ("train", "validation")
@@ -87,19 +86,21 @@ def fit(
     """Train the network in place and leave it with the weights of its best epoch on validation.
 
     Every epoch writes a checkpoint to `folder` after its metrics were logged, and the head's weights and gradients as
-    histograms; `resume` is a checkpoint to continue from. `notify` receives messages about behaviour that may surprise.
-    `teacher` is a trained network of the same classes to learn from; `feature_cache` shares frozen features with runs.
-    Inside `distributed.process_group()` the processes share every batch, and rank 0 logs and writes. Raises
-    TrainingError at the first loss that is not finite, and for a checkpoint of other settings, weights or images.
+    histograms; a signal that stops training amid an epoch writes one, too. `resume` is a checkpoint to continue from.
+    `notify` receives messages about behaviour that may surprise. `teacher` is a trained network of the same classes to
+    learn from; `feature_cache` shares frozen features with runs. Inside `distributed.process_group()` the processes
+    share every batch, and rank 0 logs and writes. Raises TrainingError at the first loss that is not finite, and for a
+    checkpoint of other settings, weights or images.
     """
     setup, stages, saved = prepare(
         network, train, validation, config, log, log_histograms, notify, folder, resume, teacher, feature_cache
     )
-    state = TrainState.restore(saved, resume or folder)
+    state = TrainState.restore(saved, resume or folder, setup.num_batches)
     if resume is not None and (state.epoch or (folder / BEST).exists()):
         adopt_best(setup.checkpoints, state, folder / BEST)
     num_epochs, disable = sum(stage.num_epochs for stage in stages), None if rank() == 0 else True
-    images = {"total": len(train) * num_epochs, "initial": len(train) * state.epoch}
+    done = min(config.batch_size * (state.step - state.epoch * setup.num_batches), len(train))
+    images = {"total": len(train) * num_epochs, "initial": len(train) * state.epoch + done}
     with supervised(), progress.bar(None, "Training", "images", bar_format=BAR, disable=disable, **images) as bar:
         while state.stage < len(stages):
             stage = stages[state.stage]
@@ -107,8 +108,9 @@ def fit(
                 active = begin_stage(setup, stage, state, saved)
                 while not state.finished(stage, config.patience):
                     bar.set_description_str(f"Epoch {state.epoch + 1}/{num_epochs}")
-                    metrics = train_epoch(setup, active, state, bar)
-                    end_epoch(setup, active, state, metrics)
+                    with saved_when_stopped(setup, active, state):
+                        metrics = train_epoch(setup, active, state, bar)
+                        end_epoch(setup, active, state, metrics)
             state.stage, state.stage_epoch, state.stage_step = state.stage + 1, 0, 0
     return finish(setup, state)
 
@@ -130,9 +132,13 @@ def finish(setup: Setup, state: TrainState) -> TrainResult:
 
 
 def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: Any) -> dict[str, float]:
-    """Train on every image once, one step for each batch; returns the epoch's training metrics."""
+    """Train on every image once, one step for each batch; returns the epoch's training metrics.
+
+    Of an epoch that was stopped, the steps that a checkpoint has are not repeated.
+    """
     config, epoch = setup.config, state.epoch + 1
     batches = plan_epoch(len(setup.train), config, epoch, rank=rank(), num_processes=num_processes())
+    batches = batches[state.step - state.epoch * setup.num_batches :]
     mixes = bool(config.mixup or config.cutmix)  # then a request is the images followed by their partners
     requests = [
         (epoch, np.concatenate(micro_batch) if mixes else micro_batch[0])
@@ -140,47 +146,32 @@ def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: Any) -
         for micro_batch in batch.micro_batches
     ]
     loaded = stage.inputs.train(requests)
-    loss_sum, num_correct, rate = 0.0, 0.0, 0.0
     started = time.perf_counter()
     setup.network.train()
     for batch in batches:
-        rate = learning_rate(
-            state.stage_step,
-            num_steps=stage.num_steps,
-            warmup_steps=round(config.warmup_epochs * len(batches)),
-            peak=config.learning_rate,
-            schedule=config.schedule,
-        )
-        for group in stage.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        batch_loss, batch_correct, gradient_norm = train_step(setup, stage, state, batch, loaded)
-        loss_sum += batch_loss
-        num_correct += batch_correct
-        metrics = {"step/loss": batch_loss / batch.size, "step/learning_rate": rate}
-        if math.isfinite(gradient_norm):  # with fp16 the scaler skips a step whose gradients overflow
-            metrics["step/gradient_norm"] = gradient_norm
-        setup.log(state.step, metrics)
-        bar.set_postfix_str(f"loss {batch_loss / batch.size:.3f}", refresh=False)
+        loss = train_step(setup, stage, state, batch, loaded)
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         bar.update(batch.size)
     # Sums over images, not means over batches: the last batch may be smaller.
-    num_images = len(setup.train)
-    return {
-        "train/loss": loss_sum / num_images,
-        "train/accuracy": num_correct / num_images,
-        "train/learning_rate": rate,
+    num_images, seconds = len(setup.train), time.perf_counter() - started
+    metrics = {
+        "train/loss": state.loss_sum / num_images,
+        "train/accuracy": state.num_correct / num_images,
+        "train/learning_rate": stage.schedule(state.stage_step - 1),
         **rates_by_layer(stage.optimizer, config, len(setup.network.blocks)),
-        "system/images_per_second": num_images / (time.perf_counter() - started),
         "system/peak_memory_megabytes": peak_memory(setup.device) / 1e6,
     }
+    if batches:
+        metrics["system/images_per_second"] = sum(batch.size for batch in batches) / seconds
+    return metrics
 
 
-def train_step(
-    setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch, loaded: Iterator[Images]
-) -> tuple[float, float, float]:
-    """One optimizer step; returns the sum of losses and the number of correct predictions over the batch, and the
-    gradient norm before clipping.
-    """
+def train_step(setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch, loaded: Iterator[Images]) -> float:
+    """One optimizer step, logged; returns the mean loss of the batch."""
     config = setup.config
+    rate = stage.schedule(state.stage_step)
+    for group in stage.optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
     sums = torch.zeros(2, device=setup.device)  # losses, correct predictions
     stage.optimizer.zero_grad(set_to_none=True)
     # One mix for the batch, not for each micro-batch or process: the result does not depend on how it is split.
@@ -205,11 +196,18 @@ def train_step(
         sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
     sum_gradients(stage.weights.values())
     loss_sum, num_correct = sum_over_processes(sums).tolist()
-    require_finite("step/loss", loss_sum / batch.size, state.step + 1)  # before the weights take in a NaN
-    gradient_norm = update_weights(stage, config.clip_norm)
-    state.step += 1
-    state.stage_step += 1
-    return loss_sum, num_correct, gradient_norm
+    metrics = {"step/loss": loss_sum / batch.size, "step/learning_rate": rate}
+    require_finite("step/loss", metrics["step/loss"], state.step + 1)  # before the weights take in a NaN
+    with state.change():
+        gradient_norm = update_weights(stage, config.clip_norm)
+        if math.isfinite(gradient_norm):  # with fp16 the scaler skips a step whose gradients overflow
+            metrics["step/gradient_norm"] = gradient_norm
+        state.step += 1
+        state.stage_step += 1
+        state.loss_sum += loss_sum
+        state.num_correct += num_correct
+        setup.log(state.step, metrics)
+    return metrics["step/loss"]
 
 
 def update_weights(stage: ActiveStage, clip_norm: float) -> float:
@@ -228,28 +226,26 @@ def update_weights(stage: ActiveStage, clip_norm: float) -> float:
 
 def end_epoch(setup: Setup, stage: ActiveStage, state: TrainState, metrics: dict[str, float]) -> None:
     """Validate, keep the best weights, log, and write a checkpoint."""
-    state.epoch += 1
-    state.stage_epoch += 1
-    validation = validate(setup, stage.inputs)
-    require_finite("validation/loss", validation["validation/loss"], state.step)
-    metrics = {**metrics, **validation}
-    keep_best(setup, state, metrics)
+    metrics |= validate(setup, stage.inputs)
+    require_finite("validation/loss", metrics["validation/loss"], state.step)
+    averaged: dict[str, float] = {}
     if stage.ema:
         with stage.ema.swapped_into(stage.weights):
-            validation = validate(setup, stage.inputs)
-            keep_best(setup, state, {**metrics, **validation})
-        metrics |= {name.replace("/", "/ema_"): value for name, value in validation.items()}
-    if rank() == 0:
-        progress.notify(describe_epoch(state, metrics))
-    setup.log(state.step, {**metrics, "validation/best_accuracy": state.best_metrics["validation/accuracy"]})
-    setup.log_histograms(state.step, head_histograms(stage))
-    setup.checkpoints.save(
-        LAST,
-        state=dataclasses.asdict(state),
-        optimizer=stage.optimizer.state_dict(),
-        scaler=stage.scaler.state_dict(),
-        ema=stage.ema.state_dict() if stage.ema else {},
-    )
+            averaged = validate(setup, stage.inputs)
+    with state.change():
+        state.epoch += 1
+        state.stage_epoch += 1
+        state.loss_sum = state.num_correct = 0.0
+        keep_best(setup, state, metrics)
+        if stage.ema:
+            with stage.ema.swapped_into(stage.weights):
+                keep_best(setup, state, metrics | averaged)
+            metrics |= {name.replace("/", "/ema_"): value for name, value in averaged.items()}
+        if rank() == 0:
+            progress.notify(describe_epoch(state, metrics))
+        setup.log(state.step, {**metrics, "validation/best_accuracy": state.best_metrics["validation/accuracy"]})
+        setup.log_histograms(state.step, head_histograms(stage))
+        save_last(setup, stage, state)
 
 
 def describe_epoch(state: TrainState, metrics: Mapping[str, float]) -> str:

@@ -109,6 +109,7 @@ class EMA:
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
+        self.replaced: dict[str, Tensor] = {}  # inside `swapped_into`, the weights themselves
         self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
 
     def update(self, weights: Mapping[str, Tensor]) -> None:
@@ -122,12 +123,13 @@ class EMA:
     def swapped_into(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Inside the block, `weights` hold the averages."""
         with torch.no_grad():
-            backup = {name: weights[name].clone() for name in self.weights}
+            self.replaced = {name: weights[name].clone() for name in self.weights}
             for name, weight in self.weights.items():
                 weights[name].copy_(weight)
             yield
-            for name, weight in backup.items():
+            for name, weight in self.replaced.items():
                 weights[name].copy_(weight)
+            self.replaced = {}
 
     def state_dict(self) -> dict[str, object]:
         return {"num_updates": self.num_updates, "weights": self.weights}
@@ -153,8 +155,8 @@ class Inputs:
 class ActiveStage:
     """What one stage trains, with what, and on what."""
 
-    num_steps: int
     weights: Mapping[str, Tensor]
+    schedule: Callable[[int], float]  # the learning rate of each step of the stage, from 0
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: EMA | None
@@ -168,11 +170,17 @@ def begin_stage(setup: Setup, stage: Stage, state: TrainState, saved: Mapping[st
     optimizer = build_optimizer(weights, config, len(setup.network.blocks))
     scaler = torch.amp.GradScaler(setup.device.type, enabled=setup.precision == "fp16")
     ema = EMA(weights, config.ema_decay) if config.ema_decay else None
-    if state.stage_epoch:
+    if state.stage_step:
         restore(saved, optimizer, scaler, ema)
     inputs = prepare_inputs(setup, stage.train_layers)
-    num_steps = stage.num_epochs * setup.num_batches
-    return ActiveStage(num_steps=num_steps, weights=weights, optimizer=optimizer, scaler=scaler, ema=ema, inputs=inputs)
+    schedule = partial(
+        learning_rate,
+        num_steps=stage.num_epochs * setup.num_batches,
+        warmup_steps=round(config.warmup_epochs * setup.num_batches),
+        peak=config.learning_rate,
+        schedule=config.schedule,
+    )
+    return ActiveStage(weights=weights, schedule=schedule, optimizer=optimizer, scaler=scaler, ema=ema, inputs=inputs)
 
 
 def restore(

@@ -1,12 +1,18 @@
 """How far training is: its stages, the progress that a checkpoint holds, and the weights of the best epoch."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitcifar.errors import TrainingError
-from vitcifar.training.checkpoint import CURE, Checkpoints
+from vitcifar import signals
+from vitcifar.errors import TrainingError, VitCifarError
+from vitcifar.training.checkpoint import CURE, LAST, Checkpoints
+
+if TYPE_CHECKING:
+    from vitcifar.training.stages import ActiveStage, Setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +25,10 @@ class Stage:
 
 @dataclasses.dataclass
 class TrainState:
-    """Progress of training: completed epochs and steps, in total and in this stage, and the best epoch so far."""
+    """Progress of training: completed epochs and steps, in total and in this stage, and the best epoch so far.
+
+    The steps of the epoch that is not complete have a sum of losses and a number of correct predictions, over images.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -28,6 +37,17 @@ class TrainState:
     stage_step: int = 0
     best_epoch: int = 0
     best_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    loss_sum: float = 0.0
+    num_correct: float = 0.0
+    changing = False  # not saved: whether weights and progress are of different steps at the moment
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """A block that changes weights and progress together: a signal waits for its end."""
+        with signals.held():
+            self.changing = True
+            yield
+            self.changing = False
 
     def finished(self, stage: Stage, patience: int) -> bool:
         """Whether the stage's epochs are complete, or early stopping applies: none of the last `patience` was best."""
@@ -35,25 +55,63 @@ class TrainState:
         return self.stage_epoch >= stage.num_epochs or bool(patience and num_epochs_since_best >= patience)
 
     @classmethod
-    def restore(cls, saved: Mapping[str, Any], path: Path) -> "TrainState":
-        """The progress in a checkpoint; raises TrainingError unless it is one that training can have."""
+    def restore(cls, saved: Mapping[str, Any], path: Path, num_batches: int) -> "TrainState":
+        """The progress in a checkpoint; raises TrainingError unless it is one that training can have, with
+        `num_batches` steps in an epoch."""
         found = saved.get("state")
         if found == {}:
             return cls()
-        counts = {field.name for field in dataclasses.fields(cls)} - {"best_metrics"}
-        if not isinstance(found, dict) or found.keys() != counts | {"best_metrics"}:
+        names, sums = {field.name for field in dataclasses.fields(cls)}, {"loss_sum", "num_correct"}
+        counts = names - sums - {"best_metrics"}
+        if not isinstance(found, dict) or found.keys() | sums != names:  # an earlier vitcifar saved no sums
             raise TrainingError(f"The checkpoint {path} does not say how far training was: {CURE}.")
         metrics = found["best_metrics"]
         possible = (
             all(type(found[name]) is int and found[name] >= 0 for name in counts)
-            and found["stage_epoch"] <= found["epoch"] <= found["step"]
-            and 0 < found["best_epoch"] <= found["epoch"]
+            and all(type(value := found.get(name, 0.0)) is float and math.isfinite(value) for name in sums)
+            and found["stage_epoch"] <= found["epoch"]
+            and all(0 <= found[f"{of}step"] - found[f"{of}epoch"] * num_batches <= num_batches for of in ("", "stage_"))
+            and min(1, found["epoch"]) <= found["best_epoch"] <= found["epoch"]
             and isinstance(metrics, dict)
-            and all(type(metrics.get(f"validation/{name}")) is float for name in ("accuracy", "loss"))
+            and all(type(metrics.get(f"validation/{name}")) is float for name in ("accuracy", "loss") if found["epoch"])
         )
         if not possible:
             raise TrainingError(f"The checkpoint {path} holds impossible progress of training: {CURE}.")
         return cls(**found)
+
+
+def save_last(setup: "Setup", stage: "ActiveStage", state: TrainState) -> None:
+    """Write the checkpoint that training goes on from."""
+    weights = {**setup.checkpoints.weights, **(stage.ema.replaced if stage.ema else {})}
+    setup.checkpoints.save(
+        LAST,
+        state=dataclasses.asdict(state),
+        weights={name: weight.detach() for name, weight in weights.items()},
+        optimizer=stage.optimizer.state_dict(),
+        scaler=stage.scaler.state_dict(),
+        ema=stage.ema.state_dict() if stage.ema else {},
+    )
+
+
+@contextlib.contextmanager
+def saved_when_stopped(setup: "Setup", stage: "ActiveStage", state: TrainState) -> Iterator[None]:
+    """At a signal, write a checkpoint with the completed steps of an epoch; a second signal interrupts that.
+
+    Training processes have the same weights after every step: rank 0 need not wait for the others.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not state.changing and state.step > state.epoch * setup.num_batches:
+            told = f"Step {state.step} is saved: vitcifar train --resume last goes on from there."
+            with signals.unhurried(), contextlib.suppress(OSError):  # the terminal may be gone
+                try:
+                    setup.log(state.step, {})  # writes what it holds back: the resumed run does not repeat these steps
+                    save_last(setup, stage, state)
+                except (VitCifarError, OSError) as error:
+                    told = str(error)
+                setup.notify(told)
+        raise
 
 
 def load_best(checkpoints: Checkpoints, state: TrainState, path: Path) -> dict[str, Any]:
