@@ -1,37 +1,17 @@
 """Each disk that a run writes to becomes full: one sentence names it, the run is FAILED, and goes on with room."""
 
-import contextlib
-import os
 import shutil
 import sqlite3
-import subprocess
 import tempfile
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+from support.disk import fill
 
 from vitcifar import tensorboard, tracking
 from vitcifar.errors import TrackingError
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MB, mounted."""
-    path = tmp_path / "small disk"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
-    if os.name != "posix" or os.geteuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-
-
-def fill(folder):
-    with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
 
 
 def many_points(run):

@@ -13,6 +13,7 @@ from vitcifar.errors import ConfigError, TrackingError
 
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "VITCIFAR_CREDENTIALS_HOST")
 RESERVE = 2**18  # bytes
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sqlite_path(uri: str) -> Path:
@@ -107,7 +108,7 @@ def full_folder(error: BaseException, folders: Iterable[Path]) -> Path | None:
     An error of a write does not say of which file: the folder whose disk has the least space is taken.
     """
     chain: BaseException | None = error
-    while chain is not None and not (isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT)):
+    while chain is not None and not (isinstance(chain, OSError) and chain.errno in FULL):
         chain = chain.__cause__
     if chain is None:
         return None

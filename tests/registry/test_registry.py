@@ -7,13 +7,15 @@ from typing import Any
 
 import mlflow
 import pytest
+from support.disk import fill
 from support.toys import stored
 
 from vitcifar.cache import cache_dir
-from vitcifar.errors import GateError, RegistryError, ReleaseError, VitCifarError
+from vitcifar.errors import GateError, RegistryError, ReleaseError, TrackingError, VitCifarError
 from vitcifar.registry.aliases import move_alias
 from vitcifar.registry.registry import Registry
 from vitcifar.release import cache
+from vitcifar.release.artifacts import find_mismatch
 from vitcifar.serving.loaded_model import open_version
 
 
@@ -117,6 +119,31 @@ def test_an_interrupted_pull_leaves_nothing_in_the_cache(toy: Registry, monkeypa
     with pytest.raises(KeyboardInterrupt):
         toy.pull(2)
     assert list((cache_dir() / "releases").iterdir()) == []
+
+
+def test_a_full_disk_of_the_cache_is_named_and_with_room_the_next_pull_completes(
+    toy: Registry, monkeypatch: pytest.MonkeyPatch, small_disk: Path
+) -> None:
+    monkeypatch.setenv("VITCIFAR_CACHE", str(small_disk / "cache"))
+    fill(small_disk)
+    for attempt in (lambda: toy.pull(1), lambda: open_version(toy, "1")):
+        with pytest.raises(ReleaseError) as raised:
+            attempt()
+        place = f"cannot be written to {small_disk}/cache/releases (No space left on device): free disk space, or set"
+        assert place in str(raised.value) and "\n" not in str(raised.value)
+    (small_disk / "ballast").unlink()
+    assert toy.pull(1).onnx_path.is_file()
+    assert len(list((small_disk / "cache" / "releases").iterdir())) == 1, "nothing is left of the attempts"
+
+
+def test_a_full_disk_while_files_are_compared_is_not_said_to_be_the_store(
+    toy: Registry, monkeypatch: pytest.MonkeyPatch, small_disk: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    version = toy.show(1)
+    fill(small_disk)
+    with pytest.raises(TrackingError, match=rf"cannot be written to {small_disk}/pulled-\w+ \(No space left.*TMPDIR"):
+        find_mismatch(toy.location(version), toy.digest_of(version))
 
 
 def test_pull_says_when_the_cache_cannot_be_written(toy: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

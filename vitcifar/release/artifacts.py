@@ -6,6 +6,7 @@ An unavailable store is an error (TrackingError), never missing files: an outage
 import contextlib
 import dataclasses
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlflow.utils.uri import is_local_uri
 from vitcifar.errors import ReleaseError, TrackingError, reason_of
 from vitcifar.release.manifest import MANIFEST_FILE, WRITTEN_LATER, Manifest, read_manifest, sha256_of
 from vitcifar.stores import ERRORS, explain
+from vitcifar.uris import FULL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,11 +98,14 @@ def list_files(repository: ArtifactRepository) -> set[str]:
 def download_file(repository: ArtifactRepository, name: str, folder: Path) -> None:
     """Copy one file of the store into a folder.
 
-    Raises ReleaseError when the store does not have the file, TrackingError when it has it but cannot deliver it.
+    Raises ReleaseError when the store does not have the file, TrackingError when it has it but cannot deliver it, and
+    OSError when the disk of the folder is full.
     """
     try:
         repository.download_artifacts(name, dst_path=str(folder))  # type: ignore[no-untyped-call]
     except (MlflowException, requests.RequestException, FileNotFoundError) as error:
+        if (found := re.search(r"\[Errno (\d+)\]", str(error))) and int(found[1]) in FULL:
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from error
         if name in list_files(repository):
             raise _unavailable(error) from error
         raise ReleaseError(f"The store does not hold {name} of this release: run `vitcifar doctor`.") from error
@@ -118,6 +123,11 @@ def artifact_errors() -> Iterator[None]:
 def _unavailable(error: Exception) -> TrackingError:
     if isinstance(error, ERRORS):
         return explain(mlflow.get_tracking_uri(), error, "The artifact store of")
+    if isinstance(error, OSError) and error.errno in FULL:
+        return TrackingError(
+            f"The files of a release cannot be written to {error.filename} ({error.strerror}): free disk space, or set "
+            "TMPDIR to another folder."
+        )
     return TrackingError(f"The artifact store is unavailable ({reason_of(error)}): check its folder, then try again.")
 
 
