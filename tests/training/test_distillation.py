@@ -7,9 +7,10 @@ from support.training import CLASSES, Logged, settings, shades
 from torch.nn import functional
 
 from vitcifar.model.network import build_network, weights_sha256
-from vitcifar.training.batches import AugmentedImages, Loader, Mix, sample_mix
+from vitcifar.training.batches import AugmentedImages, Mix, sample_mix
 from vitcifar.training.checkpoint import LAST
 from vitcifar.training.distillation import Teacher, distillation_loss, prepare_teacher
+from vitcifar.training.loader import Loader
 from vitcifar.training.loop import fit
 
 TEACHER = {"teacher": "models:/vitcifar/1"}

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from vitcifar.config import TrainConfig
 from vitcifar.model.network import Classifier, Images
-from vitcifar.training.batches import CachedFeatures, Loader, Mix, Request, compute_views
+from vitcifar.training.batches import CachedFeatures, Mix, compute_views
 from vitcifar.training.distributed import autocast, choose_precision
+from vitcifar.training.loader import Loader, Request
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
 from vitcifar.model.lora import merge_lora
 from vitcifar.model.network import Classifier, Images
-from vitcifar.training.batches import Batch, plan_epoch, sample_mix, supervised
+from vitcifar.training.batches import Batch, plan_epoch, sample_mix
 from vitcifar.training.checkpoint import BEST
 from vitcifar.training.distillation import distillation_loss
 from vitcifar.training.distributed import (
@@ -35,6 +35,7 @@ from vitcifar.training.distributed import (
     sum_over_processes,
 )
 from vitcifar.training.feature_cache import FeatureCache
+from vitcifar.training.loader import supervised
 from vitcifar.training.stages import (
     ActiveStage,
     Inputs,

@@ -19,11 +19,12 @@ from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError, reason_of
 from vitcifar.model.lora import add_lora, train_lora
 from vitcifar.model.network import Classifier, Images, frozen_depth, set_trainable
-from vitcifar.training.batches import AugmentedImages, Loader, cached_features, plan_cache
+from vitcifar.training.batches import AugmentedImages, cached_features, plan_cache
 from vitcifar.training.checkpoint import CURE, LAST, Checkpoints, check_tensors, identity_of
 from vitcifar.training.distillation import Teacher, prepare_teacher
 from vitcifar.training.distributed import choose_device, choose_precision, rank
 from vitcifar.training.feature_cache import FeatureCache
+from vitcifar.training.loader import Loader
 from vitcifar.training.state import Stage, TrainState
 
 Log = Callable[[int, Mapping[str, float]], object]
