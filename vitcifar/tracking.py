@@ -31,7 +31,15 @@ from vitcifar.stores import (
 )
 from vitcifar.stores import reaching as reaching
 from vitcifar.tensorboard import FOLDER, new_folder
-from vitcifar.uris import check_writable, full_folder, reserve, sqlite_path, sqlite_uri, without_credentials
+from vitcifar.uris import (
+    check_writable,
+    full_folder,
+    quiet_threads,
+    reserve,
+    sqlite_path,
+    sqlite_uri,
+    without_credentials,
+)
 
 MAX_NAME = 250  # characters in the name of a run or experiment: what every database of MLflow holds
 _store_option = ""
@@ -112,7 +120,7 @@ def start_run(
     uri = os.environ["MLFLOW_TRACKING_URI"]
     active = run = None
     database = sqlite_path(uri) if uri.startswith("sqlite:///") else None
-    with contextlib.ExitStack() as lock:
+    with quiet_threads(), contextlib.ExitStack() as lock:
         free = lock.enter_context(reserve(database))
         try:
             if run_id and not shared:  # before the store is told that the run goes on

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -113,6 +114,28 @@ def full_folder(error: BaseException, folders: Iterable[Path]) -> Path | None:
     if chain is None:
         return None
     return min((folder for folder in folders if folder.is_dir()), key=lambda folder: shutil.disk_usage(folder).free)
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Raise the error of a full disk before a write that would fail; torch's of a pt2 aborts the process then."""
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Let threads print no traceback for a full disk: TensorBoard's next write raises the error where it is told."""
+    before = threading.excepthook
+
+    def told(failed: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in FULL):
+            before(failed)
+
+    threading.excepthook = told
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextlib.contextmanager

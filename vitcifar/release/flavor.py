@@ -16,6 +16,7 @@ from PIL import Image
 
 from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
 from vitcifar.release.serving_environment import SERVING, add_wheel, check_installed, lock
+from vitcifar.uris import check_space
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -48,6 +49,8 @@ def save_model(
 
     shape = (-1, -1, -1, 3)  # -1: mlflow.pytorch exports that axis as dynamic
     signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.uint8), shape, "image")]))
+    weights = sum(weight.nbytes for weight in program.state_dict.values())
+    check_space(Path(path).parent, weights + 2**20)
     mlflow.pytorch.save_model(
         program.module(),
         path,
