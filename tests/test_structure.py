@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from support.project import ROOT, loaded_modules
 
 README = (ROOT / "README.md").read_text()
@@ -122,3 +124,26 @@ def test_tests_mirror_the_rooms():
         if topic not in whole_room and not any(f"{topic}_".startswith(f"{module}_") for module in modules):
             strays.append(str(path.relative_to(ROOT)))
     assert strays == []
+
+
+FAULTY = {  # the newest version of each with a published vulnerability that concerns it, or with one in its libraries
+    "cryptography": "49.0.0",
+    "filelock": "3.20.2",
+    "gradio": "6.30.0",
+    "jinja2": "3.1.5",
+    "mlflow": "3.17.1",
+    "onnx": "1.21.0",
+    "onnxruntime": "1.27.0",
+    "Pillow": "12.2.0",
+    "python-multipart": "0.0.21",
+    "starlette": "1.0.0",
+    "tensorboard": "2.20.0",
+    "torch": "2.10.0",
+    "tqdm": "4.66.2",
+}
+
+
+def test_no_version_with_a_known_vulnerability_is_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    allowed = {(found := Requirement(text)).name: found.specifier for text in project["dependencies"]}
+    assert not [f"{name} {version}" for name, version in FAULTY.items() if version in allowed[name]]

@@ -1,5 +1,6 @@
 """What `-h` shows."""
 
+import os
 import re
 
 import click
@@ -56,3 +57,9 @@ def test_settings_stand_under_the_headings_of_their_groups():
     text = help_of("train")
     for heading, option in {"Data": "--data", "Training": "--epochs", "Release": "--model-name"}.items():
         assert f" {heading}: {option} " in text
+
+
+def test_every_command_forbids_mlflow_to_load_pickles(monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    assert CliRunner().invoke(cli.main, ["cache", "list"]).exit_code == 0
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"

@@ -105,6 +105,7 @@ def main() -> None:
     vitcifar app --version champion    demo page of the promoted version
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before anything imports mlflow
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     # Waiting OpenMP threads spin, which starves torch when other programs need the cores. A step of vit_tiny
     # (torch 2.13, 2 cores) beside two of them takes over 1000 ms unbounded, 40 ms bounded; alone 15 ms either way.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
