@@ -102,17 +102,26 @@ def test_a_server_that_fails_for_good_costs_no_training_and_sync_delivers_everyt
     back(proxy, monkeypatch)
     num_entries, trained = pipeline.sync(run.run_id, "runs")
     assert num_entries > 10 and trained is None
+    assert run.client.get_run(run.run_id).info.status == "FINISHED", "all of its work was done"
     check_everything(run)
     with pytest.raises(TrackingError, match=r"Nothing of run \w+ waits in runs: .* --resume \w+"):
         pipeline.sync(run.run_id, "runs")
 
 
-def test_after_a_short_outage_the_run_ends_as_if_nothing_had_been(proxy, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [("503", 0), *(pytest.param("refuse", seconds, marks=pytest.mark.slow) for seconds in (5, 60))],
+)
+def test_after_an_outage_the_run_ends_as_if_nothing_had_been(proxy, monkeypatch, fault, seconds):
     with start() as run:
-        fail(proxy, monkeypatch, "503")
+        fail(proxy, monkeypatch, fault)
         log_everything(run)
+        for step in range(2 * seconds):
+            run.log(step, {"train/accuracy": 0.5})
+            time.sleep(0.5)
         back(proxy, monkeypatch, ended=False)
     check_everything(run)
+    assert len(run.client.get_metric_history(run.run_id, "train/accuracy")) == 2 * seconds
     assert run.client.get_run(run.run_id).info.status == "FINISHED"
     assert not (run.folder / journal.FOLDER).exists()
 
@@ -189,6 +198,26 @@ def test_a_locked_database_is_waited_for_by_the_journal_and_not_by_the_training(
         assert time.monotonic() - began < 2
         threading.Timer(1.0, lambda: other.execute("ROLLBACK")).start()
     assert len(run.client.get_metric_history(run.run_id, "train/loss")) == 2
+    assert compare_logs(run.run_id).differences == ()
+
+
+@pytest.mark.slow
+def test_a_database_that_stays_locked_delays_the_end_by_less_than_a_minute_and_sync_delivers(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    tracking.connect()
+    other = sqlite3.connect(folder / "mlflow.db", isolation_level=None)
+    began = []
+    with pytest.raises(TrackingError, match=r"another program has locked .* nothing is lost"), start() as run:
+        other.execute("BEGIN EXCLUSIVE")
+        began.append(time.monotonic())
+        for step in range(1, 5):
+            run.log(step, {"train/loss": 1 / step})
+    assert time.monotonic() - began[0] < 60
+    other.execute("ROLLBACK")
+    assert pipeline.sync(run.run_id, "runs")[0] > 3
+    assert len(run.client.get_metric_history(run.run_id, "train/loss")) == 4
+    assert run.client.get_run(run.run_id).info.status == "FINISHED"
     assert compare_logs(run.run_id).differences == ()
 
 

@@ -36,7 +36,7 @@ from vitcifar.stores import ERRORS, UPLOAD_SECONDS, explain, is_transient, uploa
 FOLDER = "journal"  # in the folder of a run; gone once the store has everything
 ENTRIES, DELIVERED, STORE, FILES, RELEASE = "entries.jsonl", "delivered", "store", "files", "release"
 PATIENCE = 5.0  # seconds until a writer goes on without the store
-LAST_SECONDS = 25.0  # that the end of a run waits for the store
+LAST_SECONDS = 20.0  # that the end of a run waits for the store
 EARLIER_SECONDS = 10.0  # that a run waits for the entries of an earlier one
 UPLOADS = ("file", "folder")
 PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds before the next try

@@ -39,6 +39,7 @@ from vitcifar.uris import (
     sqlite_path,
     sqlite_uri,
     without_credentials,
+    without_quoted_folders,
 )
 
 MAX_NAME = 250  # characters in the name of a run or experiment: what every database of MLflow holds
@@ -81,8 +82,10 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     if uri.startswith("http"):
         check_server(uri)
     try:
-        with reaching(uri):
+        with reaching(uri), without_quoted_folders(uri):
             follow_moves()  # the first use of the store
+            if "%" in uri:
+                mlflow.MlflowClient().search_registered_models(max_results=1)  # and of its registry
     except ModuleNotFoundError as error:  # the driver of a database
         raise explain(uri, error) from error
     global _store_option
@@ -143,10 +146,7 @@ def start_run(
             name = run_name if given == by_project else None
             run = open_run(active, output_dir, name=name, resumed=bool(run_id), shared=shared)
             yield run
-            run.close()
-            run.settle()
-            with reaching(uri):
-                mlflow.end_run()
+            end_finished(run, uri)
         except BaseException as error:
             told = told_of(error, uri, output_dir, active)
             free()
@@ -156,6 +156,19 @@ def start_run(
                 raise told from error
             raise
         run.journal.close()
+
+
+def end_finished(run: Run, uri: str) -> None:
+    """End a run whose work is done. Raises TrackingError when its store is away: `vitcifar sync` ends it then."""
+    run.close()
+    try:
+        run.settle()
+        with reaching(uri):
+            mlflow.end_run()
+    except TrackingError as error:
+        if is_transient(error.__cause__ or error) and not run.journal.expects_release:
+            run.journal.add("end", status="FINISHED")
+        raise
 
 
 def check_run_name(name: str) -> None:
@@ -199,7 +212,7 @@ def end_failed(run_id: str, run: Run | None, told: BaseException, error: BaseExc
         expect_nothing()
     with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
         mlflow.end_run(status)
-        for name, text in tags.items():
+        for name, text in tags.items() if not away else ():
             mlflow.MlflowClient().set_tag(run_id, name, text)
     if run is None:
         return told

@@ -99,6 +99,10 @@ step = loop.train_step
 
 def train_step(setup, stage, state, *rest):
     if is_victim and state.step == 2:
+        if fault == "raise":
+            raise ValueError("odd pixels")
+        if fault == "exit":
+            os._exit(4)
         os.kill(os.getpid(), getattr(signal, fault))
     return step(setup, stage, state, *rest)
 
@@ -117,6 +121,8 @@ except TrainingError as error:
         ("SIGKILL", 1, "Training process 1 was killed by SIGKILL"),
         pytest.param("SIGSTOP", 1, "does not answer within 4 s", marks=pytest.mark.slow),
         pytest.param("early", 1, "Training process 1 ended with exit code 3", marks=pytest.mark.slow),
+        pytest.param("raise", 1, "Training process 1 ended with exit code 1: see its message", marks=pytest.mark.slow),
+        pytest.param("exit", 1, "Training process 1 ended with exit code 4", marks=pytest.mark.slow),
         pytest.param("SIGKILL", 0, "", marks=pytest.mark.slow),
     ],
 )
@@ -133,8 +139,9 @@ def test_a_training_process_that_dies_or_hangs_is_one_sentence_and_leaves_no_oth
             time.sleep(0.1)
         assert not psutil.pid_exists(pid)
     if victim == 1:
-        (line,) = lines
+        *others, line = lines
         assert line.startswith("Error: ") and message in line
+        assert fault == "raise" or not others, "what raised has told it"
 
 
 @pytest.mark.parametrize("given", [{"RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "4"}])
