@@ -169,8 +169,7 @@ def train_epoch(setup: Setup, stage: ActiveStage, state: TrainState, bar: Any) -
 
 def train_step(setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch, loaded: Iterator[Images]) -> float:
     """One optimizer step, logged; returns the mean loss of the batch."""
-    config = setup.config
-    rate = stage.schedule(state.stage_step)
+    config, rate = setup.config, stage.schedule(state.stage_step)
     for group in stage.optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     sums = torch.zeros(2, device=setup.device)  # losses, correct predictions
@@ -197,8 +196,9 @@ def train_step(setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch
         sums += torch.stack([loss.detach(), (logits.argmax(dim=1) == labels).sum()])
     sum_gradients(stage.weights.values())
     loss_sum, num_correct = sum_over_processes(sums).tolist()
-    metrics = {"step/loss": loss_sum / batch.size, "step/learning_rate": rate}
-    require_finite("step/loss", metrics["step/loss"], state.step + 1)  # before the weights take in a NaN
+    mean_loss = float(loss_sum) / batch.size
+    metrics = {"step/loss": mean_loss, "step/learning_rate": rate}
+    require_finite("step/loss", mean_loss, state.step + 1)  # before the weights take in a NaN
     with state.change():
         gradient_norm = update_weights(stage, config.clip_norm)
         if math.isfinite(gradient_norm):  # with fp16 the scaler skips a step whose gradients overflow
@@ -208,7 +208,7 @@ def train_step(setup: Setup, stage: ActiveStage, state: TrainState, batch: Batch
         state.loss_sum += loss_sum
         state.num_correct += num_correct
         setup.log(state.step, metrics)
-    return metrics["step/loss"]
+    return mean_loss
 
 
 def update_weights(stage: ActiveStage, clip_norm: float) -> float:
