@@ -190,3 +190,18 @@ def test_the_page_does_not_load_torch(registry, tmp_path):
         tmp_path,
     )
     assert not {"torch", "torchvision"} & loaded
+
+
+def test_gradio_has_no_route_that_the_page_does_not_need(page):
+    """Among others, some forward requests to other machines, record sessions, or write code."""
+    closed = ["proxy=http://127.0.0.1/", "call/v2/predict", "vibe-edit", "run-history/connect", "process_recording"]
+    closed += ["monitoring", "profiling/traces", "stream/a/b/c/playlist.m3u8", "deep_link", "custom_component/a/b/c/d"]
+    for path in [*(f"/gradio_api/{route}" for route in closed), "/monitoring", "/mcp", "/dev/reload", "/pwa_icon"]:
+        for body in (None, b"{}"):
+            assert request_status(page, path, {"Content-Type": "application/json"}, body) in (404, 405), path
+
+
+def test_a_foreign_web_page_reads_nothing_and_sends_nothing(page):
+    for path, body in ((("/config", None), ("/gradio_api/upload", b"x"), ("/v1/predict", b"x"), ("/login", b"x"))):
+        for origin in ("http://evil.example", "null", "http://localhost:3000"):
+            assert request_status(page, path, {"Origin": origin}, body) == 403

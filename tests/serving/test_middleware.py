@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from vitcifar.errors import ServingError
 from vitcifar.serving import middleware
 from vitcifar.serving.app import launch
-from vitcifar.serving.middleware import MAX_REQUEST_BYTES, HostCheck, RequestLimits, SecurityHeaders
+from vitcifar.serving.middleware import MAX_REQUEST_BYTES, HostCheck, OriginCheck, RequestLimits, SecurityHeaders
 
 
 async def read_body(scope: Any, receive: Any, send: Any) -> None:
@@ -24,7 +24,9 @@ async def never_called(scope: Any, receive: Any, send: Any) -> None:
     pytest.fail("the request reached the app")
 
 
-def respond(app: Any, headers: dict[str, str], chunks: tuple[bytes, ...] = ()) -> tuple[int, dict[str, str], bytes]:
+def respond(
+    app: Any, headers: dict[str, str], chunks: tuple[bytes, ...] = (), method: str = "POST"
+) -> tuple[int, dict[str, str], bytes]:
     """The status, the headers and the body of the response of an ASGI app."""
     sent: list[Any] = []
     parts = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -37,7 +39,7 @@ def respond(app: Any, headers: dict[str, str], chunks: tuple[bytes, ...] = ()) -
         sent.append(message)
 
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw}
+    scope = {"type": "http", "method": method, "path": "/", "query_string": b"", "headers": raw}
     asyncio.run(app(scope, receive, send))
     start, *bodies = sent
     names = {name.decode(): value.decode() for name, value in start["headers"]}
@@ -103,6 +105,28 @@ def test_a_foreign_host_gets_one_sentence_as_json_with_the_security_headers():
     assert status == 400 and headers["x-frame-options"] == "DENY"
     assert "--allowed-hosts" in json.loads(body)["detail"]
     assert respond(HostCheck(read_body, "127.0.0.1"), {"Host": "localhost:1"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "allowed"),
+    [
+        ("POST", {}, True),  # a program
+        ("POST", {"Origin": "http://localhost:7860"}, True),
+        ("GET", {"Sec-Fetch-Site": "cross-site"}, True),  # a link
+        ("POST", {"Sec-Fetch-Site": "same-origin", "Origin": "http://behind.a.proxy"}, True),
+        ("POST", {"Sec-Fetch-Site": "cross-site"}, False),
+        ("GET", {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"}, False),
+        *(
+            (method, {"Origin": origin}, False)
+            for method in ("GET", "POST", "OPTIONS", "DELETE")
+            for origin in ("http://evil.example", "null", "", "http://localhost:3000", "http://[", "localhost:7860")
+        ),
+    ],
+)
+def test_web_pages_of_other_servers_are_refused(method, headers, allowed):
+    status, _, body = respond(OriginCheck(read_body), {"Host": "localhost:7860", **headers}, method=method)
+    assert status == (200 if allowed else 403)
+    assert allowed or json.loads(body)["detail"].startswith("This comes from a web page of another server")
 
 
 def test_a_request_that_declares_too_many_bytes_is_rejected_unread():

@@ -2,7 +2,6 @@
 
 import logging
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
@@ -37,7 +36,6 @@ def feedback_route(predictor: Predictor, store: FeedbackStore) -> APIRouter:
         keep_image: Annotated[bool, Query(description="Keep the image, for training; otherwise its hash only.")] = True,
     ) -> JSONResponse:
         """Say of one image whether its prediction is right; the image is sent as for a prediction."""
-        check_origin(request)
         predictor.queue.check()
         images = await read_images(request)
         if len(images) > 1:
@@ -64,18 +62,6 @@ def feedback_route(predictor: Predictor, store: FeedbackStore) -> APIRouter:
             raise refusal(error) or predictor.http_error(error, version) from error
 
     return router
-
-
-def check_origin(request: Request) -> None:
-    """Raise HTTPException (403) for what a foreign web page makes a visitor's browser send.
-
-    A browser sends a form to any server, with the visitor's password; only the answer is kept from the page.
-    """
-    headers = request.headers
-    site = headers.get("sec-fetch-site")  # of browsers, to this machine and over https; else there is Origin
-    foreign = urlsplit(headers.get("origin", "")).netloc not in ("", headers["host"]) or headers.get("origin") == "null"
-    if site not in ("same-origin", "none") if site else foreign:
-        raise HTTPException(403, "This comes from a web page of another server: nothing was stored.")
 
 
 def refusal(error: VitCifarError) -> HTTPException | None:

@@ -37,7 +37,9 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"permissions-policy", b"camera=(self), microphone=(), geolocation=()"),
     (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class SecurityHeaders:
@@ -108,6 +110,32 @@ class HostCheck:
         except ValueError:
             return False
         return self.any_ip_address
+
+
+class OriginCheck:
+    """Responds with status 403 to what a web page of another server makes a visitor's browser send.
+
+    A browser sends a form to any server, with the visitor's password; and Gradio lets every server of the visitor's own
+    machine read its answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not is_foreign(scope["method"], Headers(scope=scope)):
+            return await self.app(scope, receive, send)
+        detail = "This comes from a web page of another server, from which nothing is taken."
+        await JSONResponse({"detail": detail}, 403)(scope, receive, send)
+
+
+def is_foreign(method: str, headers: Headers) -> bool:
+    """Whether a request comes from a web page of another server, and not from a program or by a link."""
+    site = headers.get("sec-fetch-site")  # of browsers, to this machine and over https; else there is Origin
+    if site:
+        return site not in ("same-origin", "none") and (method not in SAFE_METHODS or "origin" in headers)
+    _, _, host = headers.get("origin", "").partition("://")
+    return "origin" in headers and host.lower() != headers.get("host", "").lower()
 
 
 def split_port(host: str) -> tuple[str, str]:

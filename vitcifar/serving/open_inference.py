@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -129,9 +130,10 @@ def answer(model: LoadedModel, query: dict[str, Any], predictions: list[Predicti
 
 def read_query(body: bytes, json_length: str) -> tuple[dict[str, Any], list[Sent]]:
     """The JSON of a request and its images. Raises ImageError with one sentence."""
-    length = int(json_length) if json_length.isdecimal() else len(body)
+    length = int(json_length) if re.fullmatch(r"[0-9]{1,12}", json_length) else len(body)
     try:
         query = json.loads(body[:length])
+        str.encode(query.get("id", ""))  # it is sent back
         (tensor,) = query["inputs"]
         name, kind, shape = str(tensor["name"])[:100], tensor["datatype"], [int(size) for size in tensor["shape"]]
         in_binary = "binary_data_size" in (tensor.get("parameters") or {})

@@ -1,5 +1,6 @@
 """The server: REST, health, metrics and documentation of the API, and the page unless it is switched off."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,16 +24,18 @@ from vitcifar.serving.api import Predictor, predict_route
 from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.feedback_route import feedback_route
 from vitcifar.serving.metrics import Metrics, RequestCounter
-from vitcifar.serving.middleware import HostCheck, PublicOrigin, RequestLimits, SecurityHeaders, SubPath
+from vitcifar.serving.middleware import HostCheck, OriginCheck, PublicOrigin, RequestLimits, SecurityHeaders, SubPath
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.monitor_route import monitor_route
 from vitcifar.serving.open_inference import open_inference_routes
-from vitcifar.serving.page.gradio_setup import load_gradio, theme
+from vitcifar.serving.page.gradio_setup import forged_errors, keep_routes, load_gradio, theme
 from vitcifar.serving.prediction_queue import CLIENT_LEFT, PredictionQueue
 from vitcifar.serving.scoring import scoring_routes
 from vitcifar.serving.shadow import Shadow
 
+LOG = logging.getLogger(__name__)
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
+MAX_ERRORS, MAX_SENTENCE = 5, 1000  # of a request: its wrong parameters, and the characters of what is said of them
 MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
 PAGE_CSS = [Path(__file__).with_name("page") / name for name in ("page.css", "feedback.css", "tabs.css", "monitor.css")]
 SWAGGER = Path(fastapi_offline.__file__).with_name("static")  # nothing is loaded from other machines
@@ -77,6 +80,7 @@ def build_server(
             Middleware(SecurityHeaders),
             Middleware(HostCheck, host=host, allowed_hosts=allowed_hosts),
             Middleware(PublicOrigin, origin=origin),
+            Middleware(OriginCheck),
             Middleware(RequestLimits),
         ],
     )
@@ -108,8 +112,15 @@ def password_check(log_in: LogIn) -> Callable[..., Awaitable[None]]:
 async def one_sentence(request: Request, error: Exception) -> JSONResponse:
     """The response to a wrong parameter."""
     assert isinstance(error, RequestValidationError)
-    sentences = [f"{one['loc'][-1]}: {one['msg'][:1].lower()}{one['msg'][1:]}." for one in error.errors()]
-    return JSONResponse({"detail": " ".join(sentences)}, 422)
+    sentences = [f"{one['loc'][-1]}: {one['msg'][:1].lower()}{one['msg'][1:]}." for one in error.errors()[:MAX_ERRORS]]
+    text = " ".join(sentence if sentence.isprintable() else repr(sentence) for sentence in sentences)
+    return JSONResponse({"detail": text[:MAX_SENTENCE]}, 422)
+
+
+async def forged(request: Request, error: Exception) -> JSONResponse:
+    """The response to what Gradio does not expect, and neither the page nor gradio_client sends."""
+    LOG.warning("%s %.200r: %.500r", request.method, request.url.path, error)
+    return JSONResponse({"detail": "The request is not one of this page: reload the page and try again."}, 400)
 
 
 def add_health(app: FastAPI, pool: ModelPool) -> None:
@@ -218,4 +229,9 @@ def mount_page(
     )
     # What `launch` sets and mounting does not: without them, Gradio opens any file that a forged request names.
     blocks.has_launched = blocks.is_running = True
-    return app.routes[-1].app  # type: ignore[attr-defined]
+    gradio_app = app.routes[-1].app  # type: ignore[attr-defined]
+    keep_routes(gradio_app.router)
+    gradio_app.add_exception_handler(RequestValidationError, one_sentence)  # Gradio's own repeats the whole request
+    for kind in forged_errors():
+        gradio_app.add_exception_handler(kind, forged)
+    return gradio_app

@@ -8,6 +8,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+# What the page and gradio_client ask for. Gradio has many more routes: to forward requests, to record, to write code.
+ROUTES = (
+    *("/", "/config", "/login", "/logout", "/favicon.ico", "/robots.txt", "/theme.css", "/manifest.json", "/openapi.json"),
+    *("/assets/{path:path}", "/static/{path:path}", "/svelte/{path:path}"),
+)
+API_ROUTES = (
+    *("/user", "/login_check", "/token", "/app_id", "/info", "/openapi.json", "/startup-events", "/theme.css"),
+    *("/call/{api_name}", "/call/{api_name}/{event_id}", "/run/{api_name}", "/api/{api_name}"),
+    *("/queue/join", "/queue/data", "/queue/status", "/cancel", "/reset", "/heartbeat/{session_hash}"),
+    *("/component_server", "/upload", "/upload_progress", "/file={path_or_url:path}"),
+)
 MAX_SESSION_NAME = 64  # characters; Gradio's own have 11
 
 
@@ -44,6 +55,27 @@ def load_gradio() -> Any:
         body.model_fields["session_hash"].metadata.append(annotated_types.MaxLen(MAX_SESSION_NAME))
         body.model_rebuild(force=True)
     return gradio
+
+
+def keep_routes(router: Any) -> None:
+    """Take every route but ours away from Gradio's app, before its first request."""
+    for route in router.routes:
+        if inner := getattr(route, "original_router", None):  # of FastAPI's newer versions
+            keep_routes(inner)
+    kept = {*ROUTES, *(f"/gradio_api{path}" for path in API_ROUTES)}
+    router.routes[:] = [
+        route
+        for route in router.routes
+        if not (path := getattr(route, "path", "")) or (path.rstrip("/") or "/") in kept
+    ]
+
+
+def forged_errors() -> tuple[type[Exception], ...]:
+    """What Gradio raises at requests that it does not expect, instead of answering them."""
+    import httpx
+    from gradio.route_utils import FnIndexInferError
+
+    return FnIndexInferError, httpx.InvalidURL, AttributeError, LookupError, OSError, TypeError, ValueError
 
 
 def theme() -> Any:
