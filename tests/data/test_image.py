@@ -16,7 +16,7 @@ from support.project import ROOT
 
 from vitcifar.data import image as limits
 from vitcifar.data.image import read_image
-from vitcifar.errors import DataError, ImageError
+from vitcifar.errors import ConfigError, DataError, ImageError
 
 UPRIGHT = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14  # (2, 3, 3): no two pixels are alike
 STORED = {  # EXIF orientation -> how a camera that was held so stores UPRIGHT
@@ -313,7 +313,7 @@ def test_more_bytes_than_the_limit_are_rejected_before_they_are_read(tmp_path, m
 # Files that are no image
 
 
-@pytest.mark.parametrize("kind", limits.FORMATS)
+@pytest.mark.parametrize("kind", [*limits.FORMATS, "TIFF"])
 def test_a_truncated_file_is_rejected_and_named(kind):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     content = encode(noise, kind)
@@ -341,6 +341,23 @@ def test_what_is_no_image_is_rejected_in_one_sentence(content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["little-endian", "big-endian", "big"])
+def test_tiff_is_read_only_where_the_environment_says_so(kind, monkeypatch):
+    content = encode(UPRIGHT, "TIFF", big_tiff=kind == "big")
+    if kind == "big-endian":
+        content = b"MM\0*" + content[4:]
+    else:
+        assert (read_image(content) == UPRIGHT).all()
+    for value in ("none", "", None):
+        monkeypatch.setenv(limits.MORE_FORMATS, value) if value is not None else monkeypatch.delenv(limits.MORE_FORMATS)
+        with pytest.raises(ImageError, match=r"^a is a TIFF image: save it as PNG, or set VITCIFAR_MORE_FORMATS=TIFF"):
+            read_image(content, "a")
+        assert (read_image(encode(UPRIGHT)) == UPRIGHT).all()
+    monkeypatch.setenv(limits.MORE_FORMATS, "EPS")
+    with pytest.raises(ConfigError, match=r"^VITCIFAR_MORE_FORMATS is 'EPS': set it to TIFF, or to none\.$"):
+        read_image(encode(UPRIGHT))
+
+
 def test_a_name_with_line_breaks_stays_on_one_line():
     with pytest.raises(ImageError) as caught:
         read_image(b"", "evil\nname\x1b[2J")
@@ -363,7 +380,7 @@ def test_an_image_error_is_an_error_about_data():
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    kind=st.sampled_from(limits.FORMATS),
+    kind=st.sampled_from([*limits.FORMATS, "TIFF"]),
     changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
     length=st.integers(0, 2000),
 )

@@ -194,7 +194,7 @@ def test_the_page_does_not_load_torch(registry, tmp_path):
 
 def test_gradio_has_no_route_that_the_page_does_not_need(page):
     """Among others, some forward requests to other machines, record sessions, or write code."""
-    closed = ["proxy=http://127.0.0.1/", "call/v2/predict", "vibe-edit", "run-history/connect", "process_recording"]
+    closed = ["proxy=http://127.0.0.1/", "vibe-edit", "run-history/connect", "process_recording"]
     closed += ["monitoring", "profiling/traces", "stream/a/b/c/playlist.m3u8", "deep_link", "custom_component/a/b/c/d"]
     for path in [*(f"/gradio_api/{route}" for route in closed), "/monitoring", "/mcp", "/dev/reload", "/pwa_icon"]:
         for body in (None, b"{}"):

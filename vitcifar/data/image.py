@@ -6,6 +6,7 @@ Limits are checked on the header, before decoding: a file of a few kilobytes can
 import contextlib
 import functools
 import io
+import os
 import stat
 import warnings
 from pathlib import Path
@@ -15,11 +16,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vitcifar.data.bit_depth import colours_to_8_bits, grey_to_8_bits, lower_bytes
 from vitcifar.data.colour_profile import find_transform, to_srgb
-from vitcifar.data.exif import check_exif, read_orientation
+from vitcifar.data.exif import TIFF_HEADERS, check_exif, read_orientation
 from vitcifar.data.metadata import split_metadata
-from vitcifar.errors import ImageError
+from vitcifar.errors import ConfigError, ImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+MORE_FORMATS = "VITCIFAR_MORE_FORMATS"  # TIFF, to read that too: few images come in it, and its library has many faults
 MAX_BYTES = 32 * 2**20
 MAX_SIDE = 20_000  # pixels
 MAX_PIXELS = 50_000_000
@@ -76,12 +78,25 @@ def open_image(source: bytes | Path, name: str) -> tuple[Image.Image, bytes]:
     if not content:
         raise ImageError(f"{name} is empty.")
     check_size(len(content), name)
+    formats = known_formats()
+    if content[:4] in TIFF_HEADERS and "TIFF" not in formats:
+        raise ImageError(f"{name} is a TIFF image: save it as PNG, or set {MORE_FORMATS}=TIFF where files can be trusted.")
     content, info = split_metadata(content, name)
-    image = _open(content, name)
+    image = _open(content, name, formats)
     image.info.update(info)
     check_exif(image.info.get("exif", b""), name)
     _check_header(image, name)
     return image, content
+
+
+def known_formats() -> tuple[str, ...]:
+    """The formats that are read, as Pillow names them. Raises ConfigError for another in `MORE_FORMATS`."""
+    more = os.environ.get(MORE_FORMATS, "none").strip().upper()
+    if more in ("", "NONE"):
+        return FORMATS
+    if more != "TIFF":
+        raise ConfigError(f"{MORE_FORMATS} is {more!r}: set it to TIFF, or to none.")
+    return (*FORMATS, more)
 
 
 def image_shape(path: Path) -> tuple[int, int, int] | None:
@@ -161,17 +176,17 @@ def check_size(num_bytes: int, name: str) -> None:
         raise ImageError(f"{name} is {size}, the limit is {limit}: save a smaller image, or as JPEG.")
 
 
-def _open(content: bytes, name: str) -> Image.Image:
+def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
     """Read the header only; the content decides the format, not the file name."""
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more than {MAX_PIXELS:,} pixels, the limit: scale it down.") from error
     except UnidentifiedImageError as error:
         start = content.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
         kinds = [kind for offset, mark, kind in UNSUPPORTED if start.startswith(mark, offset)]
         kind = kinds[0] if kinds else "not a supported image"
-        choices = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        choices = f"{', '.join(formats[:-1])} or {formats[-1]}"
         raise ImageError(f"{name} is {kind}, or it is broken: save it as {choices}.") from error
     except Exception as error:  # Pillow may raise anything on a broken header
         raise ImageError(f"{name} is broken: its header cannot be read ({_reason(error)}).") from error

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import uvicorn
 
+from vitcifar.data.image import known_formats
 from vitcifar.errors import ServingError
 from vitcifar.registry.registry import Registry
 from vitcifar.serving.connections import BACKLOG, limited_to, max_connections
@@ -128,6 +129,7 @@ def launch(
             f"{host} would open the server to other machines without a password: add --auth FILE, with lines "
             "NAME:PASSWORD, or --public yes."
         )
+    known_formats()
     origin, root_path = split_root(root_path)
     allowed_hosts += (origin.partition("://")[2],) if origin else ()
     read_hosts(allowed_hosts)

@@ -7,6 +7,7 @@ line and the pixels; nothing that it sends is unpickled.
 import atexit
 import contextlib
 import functools
+import io
 import json
 import os
 import queue
@@ -18,11 +19,15 @@ from typing import IO, Any
 
 import joblib
 import numpy as np
+from PIL import Image
 
-from vitcifar.data.image import read_file, read_image, readable_name
+from vitcifar.data.image import MORE_FORMATS, known_formats, read_file, read_image, readable_name
 from vitcifar.errors import ImageError
+from vitcifar.serving.system_calls import refuse_other_calls
 
 MAX_SECONDS = 5.0  # per image; 50 megapixels of PNG take 2 s
+# What the child gets of the environment: where Python and its libraries are, and no password or token.
+ENVIRONMENT = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT"}
 MAX_MEMORY = 2 * 2**30  # bytes of address space of a child
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +44,8 @@ class Decoder:
         assert process.stdin is not None and process.stdout is not None
         late = False
         try:
-            process.stdin.write(json.dumps({"name": name, "length": len(content)}).encode() + b"\n" + content)
+            request = {"name": name, "length": len(content), "more_formats": os.environ.get(MORE_FORMATS, "")}
+            process.stdin.write(json.dumps(request).encode() + b"\n" + content)
             process.stdin.flush()
             if late := not _readable(process.stdout, max_seconds):
                 raise OSError
@@ -63,6 +69,7 @@ class Decoder:
                 stderr=subprocess.DEVNULL,
                 pipesize=2**20,  # bytes; the default of 64 KiB makes a large file slower
                 cwd=ROOT,
+                env={name: value for name, value in os.environ.items() if name in ENVIRONMENT},
             )
         return self._process
 
@@ -100,7 +107,8 @@ def start_decoder() -> None:
 
 
 def read_isolated(source: bytes | Path, name: str = "", max_seconds: float = MAX_SECONDS) -> np.ndarray:
-    """`read_image` in a child process, for files that strangers send. Raises ImageError, also after `max_seconds`."""
+    """`read_image` in a child process, for files that strangers send. Raises ImageError, after `max_seconds` too."""
+    known_formats()
     name = readable_name(source, name)
     content = source if isinstance(source, bytes) else read_file(source, name)
     idle = decoders()
@@ -119,16 +127,29 @@ def read_isolated(source: bytes | Path, name: str = "", max_seconds: float = MAX
         idle.put(decoder)
 
 
-def main() -> None:
-    """Decode what comes on standard input until it ends."""
+def confine() -> None:
+    """Limit what this process can do, whatever a file makes of its decoder: memory, files and system calls."""
+    Image.init()  # imports every format, as Pillow does later for a file that it does not know
+    warm_up = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(warm_up, "PNG")
+    read_image(warm_up.getvalue())
     with contextlib.suppress(ImportError):  # Windows has no limits
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+        for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+            resource.setrlimit(kind, (0, 0))  # opens nothing more, neither files nor sockets
+    refuse_other_calls()
+
+
+def main() -> None:
+    """Decode what comes on standard input until it ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    confine()
     while line := requests.readline():
         request = json.loads(line)
+        os.environ[MORE_FORMATS] = request["more_formats"]
         try:
             image = read_image(requests.read(request["length"]), request["name"])
         except ImageError as error:

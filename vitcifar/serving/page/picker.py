@@ -67,7 +67,7 @@ def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "grad
     at_once = threading.BoundedSemaphore(max(2, available_cores()))
 
     def preview(sent: Any) -> dict[str, str]:
-        """What the server decodes of an upload, as a PNG: no browser shows a TIFF, and every one animates a GIF."""
+        """What the server decodes of an upload, as a PNG: no browser shows a TIFF, and each animates a GIF."""
         pixels = None
         try:
             upload = as_upload(sent)
