@@ -205,6 +205,7 @@ def mount_page(
 ) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
     from vitcifar.serving.page.layout import build_page
+    from vitcifar.serving.page.uploads import UploadLimit
 
     gradio = load_gradio()
     blocks = build_page(pool, poll_seconds, store, shadow, password=log_in is not None)
@@ -231,6 +232,7 @@ def mount_page(
     blocks.has_launched = blocks.is_running = True
     gradio_app = app.routes[-1].app  # type: ignore[attr-defined]
     keep_routes(gradio_app.router)
+    gradio_app.add_middleware(UploadLimit)
     gradio_app.add_exception_handler(RequestValidationError, one_sentence)  # Gradio's own repeats the whole request
     for kind in forged_errors():
         gradio_app.add_exception_handler(kind, forged)

@@ -1,5 +1,6 @@
 """Uploads: what a request may name, and what it may not."""
 
+import httpx
 import pytest
 from support.page import data_url, upload_of
 from support.toys import make_image
@@ -27,3 +28,21 @@ def test_only_files_in_the_folder_of_the_page_are_read(tmp_path):
     for path in (tmp_path / "secret.png", link, gradio_setup.private_folder() / ".." / "secret.png", "", None):
         with pytest.raises(ImageError, match=r"^red\.png was not uploaded"):
             uploads.read_upload(upload_of(path=path and str(path)), "red.png")
+
+
+@pytest.mark.parametrize("limit", ["MAX_UPLOADS", "MAX_UPLOAD_BYTES"])
+def test_uploads_that_fill_their_folder_are_refused_and_predictions_go_on(page, monkeypatch, limit):
+    content = make_image()
+    monkeypatch.setattr(uploads, limit, 1)
+    folder = gradio_setup.private_folder() / "uploads"
+    folder.mkdir(exist_ok=True)
+    (folder / "kept.png").write_bytes(content)
+    before = sorted(folder.rglob("*"))
+    refused = httpx.post(f"{page.url}/gradio_api/upload", files={"files": content}, trust_env=False, timeout=20)
+    assert refused.status_code == 503 and "as many uploads as it has room for" in refused.json()["detail"]
+    assert sorted(folder.rglob("*")) == before
+    answer = httpx.post(f"{page.url}/v1/predict", files={"image": content}, trust_env=False, timeout=20)
+    assert answer.status_code == 200
+    monkeypatch.undo()
+    accepted = httpx.post(f"{page.url}/gradio_api/upload", files={"files": content}, trust_env=False, timeout=20)
+    assert accepted.status_code == 200
