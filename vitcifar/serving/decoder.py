@@ -28,7 +28,9 @@ from vitcifar.serving.system_calls import refuse_other_calls
 MAX_SECONDS = 5.0  # per image; 50 megapixels of PNG take 2 s
 # What the child gets of the environment: where Python and its libraries are, and no password or token.
 ENVIRONMENT = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT"}
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # bytes; glibc would keep the memory of a large image
 MAX_MEMORY = 2 * 2**30  # bytes of address space of a child
+MAX_DECODERS = 8  # of a process: each may take that much memory
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,7 +71,7 @@ class Decoder:
                 stderr=subprocess.DEVNULL,
                 pipesize=2**20,  # bytes; the default of 64 KiB makes a large file slower
                 cwd=ROOT,
-                env={name: value for name, value in os.environ.items() if name in ENVIRONMENT},
+                env={name: value for name, value in os.environ.items() if name in ENVIRONMENT} | GIVE_BACK,
             )
         return self._process
 
@@ -90,9 +92,9 @@ def _readable(stream: IO[bytes], max_seconds: float) -> bool:
 
 @functools.cache
 def decoders() -> "queue.LifoQueue[Decoder]":
-    """The idle decoders of this process, one for each core; their children start when they are needed."""
+    """The idle decoders of this process, one for each core, up to 8; their children start when they are needed."""
     idle: queue.LifoQueue[Decoder] = queue.LifoQueue()
-    for _ in range(joblib.cpu_count()):
+    for _ in range(min(joblib.cpu_count(), MAX_DECODERS)):
         decoder = Decoder()
         atexit.register(decoder.stop)
         idle.put(decoder)
