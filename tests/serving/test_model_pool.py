@@ -119,3 +119,12 @@ def test_many_threads_that_select_one_version_load_it_once(colours):
     with concurrent.futures.ThreadPoolExecutor(8) as executor:
         models = list(executor.map(pool.get, ["2"] * 16))
     assert len({id(model) for model in models}) == 1 and colours.pulled == [1, 2]
+
+
+def test_an_unknown_version_does_not_wait_for_the_registry(colours):
+    pool = ModelPool(colours, "champion")
+    colours.list = lambda: pytest.fail("the registry was asked")
+    with pytest.raises(RegistryError, match=r"^colours had no version '9' when it was last read\.$"):
+        pool.get("9")
+    with pytest.raises(RegistryError, match=r"no version 'x{100}' when"):
+        pool.get("x" * 2_000_000)

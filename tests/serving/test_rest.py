@@ -80,6 +80,11 @@ def test_the_images_of_a_request_have_a_limit_together(model, monkeypatch):
         ImageModel(model).predict([encoded("red")] * 3)
 
 
+def test_outside_of_a_server_an_array_may_have_any_length(model):
+    images = np.zeros((MAX_IMAGES + 1, 2, 2, 3), np.uint8)
+    assert len(ImageModel(model, served=False).predict(images)) == len(images)
+
+
 def test_a_single_string_is_one_image(model):
     assert len(ImageModel(model).predict(np.array(encoded("red")))) == 1
 
@@ -121,6 +126,8 @@ def test_base64_is_decoded_however_a_library_writes_it(text):
         ([3.5], "float"),
         ([], "no image"),
         ([encoded("red")] * (MAX_IMAGES + 1), f"the limit is {MAX_IMAGES}"),
+        (np.zeros((MAX_IMAGES + 1, 2, 2, 3), np.uint8), f"There are 101 images in the request, the limit is {MAX_IMAGES}"),
+        (np.zeros((20_000, 1, 1, 3), int).tolist(), f"the limit is {MAX_IMAGES}"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), "no column 'image' among a, b"),
         (np.zeros((1, 4, 4, 4), np.uint8), r"expected \(images, height, width, 3\)"),
         (np.full((1, 4, 4, 3), 256), "0 to 255"),

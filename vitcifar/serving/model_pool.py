@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vitcifar.errors import ImageError, VitCifarError
+from vitcifar.errors import ImageError, RegistryError, VitCifarError
 from vitcifar.inference.session import Prediction
 from vitcifar.registry.registry import Registry, Version, select
 from vitcifar.serving.loaded_model import LoadedModel, open_version
@@ -61,7 +61,8 @@ class ModelPool:
         self.state = PoolState(serial=1, current=current, versions=tuple(versions), tags=tags)
 
     def get(self, spec: str = "") -> LoadedModel:
-        """The version of a number, an alias or `latest`, loaded; the current one by default.
+        """The version of a number, an alias or `latest`, loaded; the current one by default. A new one is known from
+        the next `refresh` on.
 
         Raises RegistryError when there is no such version, ReleaseError when it cannot be loaded.
         """
@@ -69,8 +70,9 @@ class ModelPool:
         if spec in ("", self.spec):
             return state.current
         version = select(state.versions, spec)
-        number = version.number if version else self.registry.resolve(spec)
-        return state.current if number == state.current.version else self._load(number)
+        if version is None:  # the registry is not asked: a stranger's request would wait for it
+            raise RegistryError(f"{state.current.model_name} had no version {spec[:MAX_SPEC]!r} when it was last read.")
+        return state.current if version.number == state.current.version else self._load(version.number)
 
     def follow(self, poll_seconds: float = 2.0) -> None:
         """Refresh every `poll_seconds`, in a thread, until `close`."""

@@ -62,7 +62,10 @@ class ImageModel:
             starts = range(0, len(model_input), MAX_IMAGES)
             return [row for start in starts for row in self.predict(model_input.iloc[start : start + MAX_IMAGES])]
         try:
-            predictions = self.model.classifier.predict_images(read_images(model_input))
+            images = read_images(model_input)
+            if self.served:
+                check_count(len(images))
+            predictions = self.model.classifier.predict_images(images)
         except ImageError as error:
             raise BadRequest.invalid_parameter_value(str(error)) from error
         if self.output == "label":
@@ -97,8 +100,7 @@ def read_images(model_input: Any) -> list[np.ndarray]:
         items = np.asarray(values, dtype=object).ravel().tolist()
     if not items:
         raise ImageError(f"There is no image in the request: {USAGE}.")
-    if len(items) > MAX_IMAGES:
-        raise ImageError(f"There are {len(items)} images in the request, the limit is {MAX_IMAGES}: send fewer.")
+    check_count(len(items))
     images, deadline = [], time.monotonic() + MAX_REQUEST_SECONDS
     for number, item in enumerate(items, 1):
         seconds = min(MAX_SECONDS, max(0.0, deadline - time.monotonic()))
@@ -106,6 +108,12 @@ def read_images(model_input: Any) -> list[np.ndarray]:
         if sum(image.size for image in images) > 3 * MAX_REQUEST_PIXELS:
             raise ImageError(f"The images have more than {MAX_REQUEST_PIXELS:,} pixels together: send fewer at once.")
     return images
+
+
+def check_count(num_images: int) -> None:
+    """Raise ImageError for more images than one request may have."""
+    if num_images > MAX_IMAGES:
+        raise ImageError(f"There are {num_images} images in the request, the limit is {MAX_IMAGES}: send fewer.")
 
 
 def _column(model_input: Any) -> Any:
