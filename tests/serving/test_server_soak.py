@@ -72,21 +72,21 @@ def ask(client: httpx.Client, source: random.Random) -> str:
     return f"{way} {answer.status_code}"
 
 
-def measure(process: psutil.Process, folder: Path) -> tuple[float, int, float]:
-    """Memory in MB and open files of a server and its children, and the MB of the files in a folder."""
-    memory = files = 0
-    for one in (process, *process.children(recursive=True)):
+def measure(process: psutil.Process, folder: Path) -> tuple[float, int, float, float]:
+    """Memory in MB and open files of a server and its children, the MB of the files in a folder, and of the children."""
+    memory, files, children = process.memory_info().rss, process.num_fds(), 0
+    for one in process.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            memory, files = memory + one.memory_info().rss, files + one.num_fds()
+            children, files = children + one.memory_info().rss, files + one.num_fds()
     on_disk = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             on_disk += path.stat().st_size
-    return memory / 1e6, files, on_disk / 1e6
+    return (memory + children) / 1e6, files, on_disk / 1e6, children / 1e6
 
 
 def soak(url: str, process: psutil.Process, folder: Path) -> tuple[Counter[str], np.ndarray]:
-    """What came of every request, and rows of minutes, memory, files and disk."""
+    """What came of every request, and rows of minutes, memory, files, disk and memory of children."""
     outcomes, rows, end = Counter[str](), [], time.monotonic() + SECONDS
 
     def client(seed: int) -> None:
@@ -113,7 +113,11 @@ def soak(url: str, process: psutil.Process, folder: Path) -> tuple[Counter[str],
 def test_ten_minutes_of_requests_leave_memory_and_files_as_they_are(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "VITCIFAR_CACHE": str(tmp_path / "cache")}
+    environ = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(temporary),
+        "VITCIFAR_CACHE": str(tmp_path / "cache"),
+    }
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(
@@ -131,7 +135,8 @@ def test_ten_minutes_of_requests_leave_memory_and_files_as_they_are(tmp_path: Pa
     slope = float(np.polyfit(warm[:, 0], warm[:, 1], 1)[0])
     print(
         f"{outcomes.total():,} requests in {SECONDS:g} s: {dict(sorted(outcomes.items()))}\n"
-        f"memory of every tenth {[round(one) for one in rows[::12, 1]]} MB, slope {slope:.2f} MB a minute; open files {warm[0, 2]:.0f} to "
+        f"memory of every tenth {[round(one) for one in rows[::12, 1]]} MB, of it the decoders "
+        f"{[round(one) for one in rows[::12, 4]]} MB, slope {slope:.2f} MB a minute; open files {warm[0, 2]:.0f} to "
         f"{warm[-1, 2]:.0f}, at most {rows[:, 2].max():.0f}; on disk {warm[0, 3]:.1f} to {warm[-1, 3]:.1f} MB; log "
         f"{(tmp_path / 'log').stat().st_size} bytes"
     )
