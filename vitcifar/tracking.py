@@ -14,7 +14,7 @@ from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.uri import is_local_uri
 
 from vitcifar import signals
-from vitcifar.errors import TrackingError, VitCifarError
+from vitcifar.errors import TrackingError, VitCifarError, redact
 from vitcifar.journal import LAST_SECONDS, deliver_earlier
 from vitcifar.lock import locked
 from vitcifar.run import SYSTEM_PREFIX
@@ -91,6 +91,16 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     global _store_option
     _store_option = f" --tracking-uri {shlex.quote(uri)}" if typed else ""
     return uri
+
+
+def hide_secrets(run_id: str) -> None:
+    """Take the passwords and tokens out of the tags with which `mlflow run` began a run: git's remote may have one."""
+    with contextlib.suppress(VitCifarError, *ERRORS):  # the command itself says what is wrong with the store
+        connect(new=False)
+        client = mlflow.MlflowClient()
+        for name, value in client.get_run(run_id).data.tags.items():
+            if (shown := redact(value)) != value:
+                client.set_tag(run_id, name, shown)
 
 
 def store_option() -> str:

@@ -114,3 +114,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        from vitcifar.tracking import hide_secrets
+
+        hide_secrets(run_id)
