@@ -350,3 +350,15 @@ def test_a_missing_store_is_created_only_when_new_is_allowed(tmp_path):
     with pytest.raises(TrackingError, match="is not a tracking URI: type sqlite"):
         tracking.connect(str(tmp_path / "x.db"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tags_of_mlflow_run_keep_no_token_of_gits_remote(tmp_path, monkeypatch):
+    remote = "https://example.org/a.git?token=canary-token"
+    uri = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    made = mlflow.MlflowClient().create_run("0", tags={"mlflow.source.git.repoURL": remote, "mlflow.user": "ann"})
+    tracking.hide_secrets(made.info.run_id)
+    tags = mlflow.MlflowClient().get_run(made.info.run_id).data.tags
+    assert tags["mlflow.source.git.repoURL"] == "https://example.org/a.git?token=***" and tags["mlflow.user"] == "ann"
+    assert b"canary-token" not in Path(uri.removeprefix("sqlite:///")).read_bytes()
+    tracking.hide_secrets("0" * 32)  # the command itself says that there is no such run

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 SECRETS = re.compile(r"(?<=[?&;#])(\w{0,20}(?:pass|pwd|auth|token|secret|key)\w{0,20}=)[^\s&;\"'<>]+", re.IGNORECASE)
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069]")  # of the direction of text too
 
 
 def redact(text: str) -> str:
@@ -31,6 +32,11 @@ def _without_user(address: str) -> str:
     host = word.partition("/")[0]
     end = (word if ":" in host and "@" not in host else host).rfind("@")
     return SECRETS.sub(r"\1***", address if end < 0 else f"***{address[end:]}")
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could write anywhere on a terminal, as escapes; on one line."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def listed(names: Sequence[str], limit: int = 20, separator: str = ", ") -> str:
@@ -49,7 +55,7 @@ class VitCifarError(Exception):
     """What happened, then what to type next, in one or two sentences, without the passwords of addresses."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(redact(str(message)))
+        super().__init__("\n".join(map(printable, redact(str(message)).split("\n"))))
 
 
 class ConfigError(VitCifarError):

@@ -89,6 +89,24 @@ def test_the_history_counts_only_the_gates_that_were_required(capsys):
     assert second.split()[2:] == ["rollback", "(unfinished)", "champion", "2", "1", "-", "-"]
 
 
+def test_names_and_reasons_cannot_write_to_a_terminal_nor_forge_a_line(capsys, monkeypatch):
+    reason = "good\n2026-01-01T00:00:00Z  eve  promote\r\x1b[2J\x9b31m\u202e<script>" + "x" * 10_000
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # click takes escapes away from what is no terminal
+    monkeypatch.setattr(format.shutil, "get_terminal_size", lambda: os.terminal_size((100_000, 30)))
+    format.print_history([new_event("champion", 1, 2, "promote", reason, done=True)])
+    format.print_field("reason", reason.replace(" ", ""))
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert len(lines) == 3
+    assert "good\\n2026" in lines[1] and "\\x1b[2J\\x9b31m\\u202e<script>" in lines[1]
+    assert not re.search("\x1b\\[2J|[\r\x9b\u202e]", printed)
+    format.print_rows([["x" * 10_000 + "end"]])
+    shown = capsys.readouterr().out.rstrip()
+    assert len(shown) == format.MAX_CELL and "…" in shown and shown.endswith("end")
+    error = str(ReleaseError(f"The class {reason[:60]!s} is unknown."))
+    assert "\x1b" not in error and "\\x1b[2J" in error
+
+
 def test_a_gate_without_a_limit_is_not_called_passed(capsys):
     free = Gate(name="accuracy", passed=True, required=False, message="no limit")
     format.print_gates([free, Gate(name="parity", passed=False, message="3 predictions changed")])

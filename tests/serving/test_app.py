@@ -202,6 +202,6 @@ def test_gradio_has_no_route_that_the_page_does_not_need(page):
 
 
 def test_a_foreign_web_page_reads_nothing_and_sends_nothing(page):
-    for path, body in ((("/config", None), ("/gradio_api/upload", b"x"), ("/v1/predict", b"x"), ("/login", b"x"))):
+    for path, body in (("/config", None), ("/gradio_api/upload", b"x"), ("/v1/predict", b"x"), ("/login", b"x")):
         for origin in ("http://evil.example", "null", "http://localhost:3000"):
             assert request_status(page, path, {"Origin": origin}, body) == 403

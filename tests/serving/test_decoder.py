@@ -166,7 +166,10 @@ def mutations(num_files: int) -> Iterator[bytes]:
     for _ in range(num_files):
         content = bytearray(source.choice(files))
         for _ in range(source.randint(1, 4)):
-            start, size = source.randrange(min(len(content), source.choice((40, 10**6)))), source.choice((1, 1, 2, 4, 30))
+            start, size = (
+                source.randrange(min(len(content), source.choice((40, 10**6)))),
+                source.choice((1, 1, 2, 4, 30)),
+            )
             match source.randrange(5):
                 case 0:
                     content[start : start + size] = source.randbytes(size)
@@ -196,7 +199,9 @@ def test_changed_files_give_an_image_or_a_sentence_and_crash_nothing(decoder, nu
         seconds.append(sum(psutil.Process(process.pid).cpu_times()[:2]) - before)
     assert num_images > num_files / 10 and len(sentences) > num_files / 10
     assert all(sentence.startswith("a ") and "\n" not in sentence for sentence in sentences)
-    print(f"{num_files} files: {num_images} images, {len(sentences)} sentences, at most {max(seconds):.2f} s of CPU time")
+    print(
+        f"{num_files} files: {num_images} images, {len(sentences)} sentences, at most {max(seconds):.2f} s of CPU time"
+    )
     assert max(seconds) < 2
 
 
@@ -246,6 +251,8 @@ def test_six_images_of_87_kb_that_ask_for_813_mb_are_decoded_in_turn_and_leave_n
     watching.join()
     num_decoders = decoders().qsize()
     assert num_decoders <= MAX_DECODERS and [image.shape for image in images] == [(1024, 1024, 3)] * 6
-    print(f"{len(buffer.getvalue())} bytes: at most {max(peaks):.0f} MiB in {num_decoders} decoders, {memory():.0f} after")
+    print(
+        f"{len(buffer.getvalue())} bytes: at most {max(peaks):.0f} MiB in {num_decoders} decoders, {memory():.0f} after"
+    )
     assert max(peaks) < 1200 * num_decoders
     assert memory() < 250 * num_decoders

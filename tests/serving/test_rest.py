@@ -126,7 +126,10 @@ def test_base64_is_decoded_however_a_library_writes_it(text):
         ([3.5], "float"),
         ([], "no image"),
         ([encoded("red")] * (MAX_IMAGES + 1), f"the limit is {MAX_IMAGES}"),
-        (np.zeros((MAX_IMAGES + 1, 2, 2, 3), np.uint8), f"There are 101 images in the request, the limit is {MAX_IMAGES}"),
+        (
+            np.zeros((MAX_IMAGES + 1, 2, 2, 3), np.uint8),
+            f"There are 101 images in the request, the limit is {MAX_IMAGES}",
+        ),
         (np.zeros((20_000, 1, 1, 3), int).tolist(), f"the limit is {MAX_IMAGES}"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), "no column 'image' among a, b"),
         (np.zeros((1, 4, 4, 4), np.uint8), r"expected \(images, height, width, 3\)"),

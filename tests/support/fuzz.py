@@ -103,7 +103,18 @@ def make_request(source: random.Random, routes: list[tuple[str, tuple[str, ...]]
     method = source.choice(methods) if source.random() < 0.7 else source.choice(METHODS)
     target = re.sub(r"\{[^}]*\}", lambda match: _segment(source, match[0]), path)
     if source.random() < 0.5:
-        names = ("version", "top_k", "verdict", "truth", "keep_image", "session_hash", "upload_id", "__theme", "view", "a")
+        names = (
+            "version",
+            "top_k",
+            "verdict",
+            "truth",
+            "keep_image",
+            "session_hash",
+            "upload_id",
+            "__theme",
+            "view",
+            "a",
+        )
         query = "&".join(f"{source.choice(names)}={_text(source)}" for _ in range(source.randint(1, 4)))
         target += f"?{query}"
     kind, body = _body(source)
@@ -116,7 +127,9 @@ def make_request(source: random.Random, routes: list[tuple[str, tuple[str, ...]]
 def _text(source: random.Random) -> str:
     """A value in a URL: most of them percent-encoded, some with bytes that are no UTF-8."""
     if source.random() < 0.2:
-        return source.choice(("%00", "%ff%fe", "%", "%zz", "%0d%0aX:%20y", "1", "champion", "right", "wrong", "red", "9" * 400))
+        return source.choice(
+            ("%00", "%ff%fe", "%", "%zz", "%0d%0aX:%20y", "1", "champion", "right", "wrong", "red", "9" * 400)
+        )
     value = source.choice(ODD)
     return quote(str(value).encode("utf-8", "replace")[:2000])
 
@@ -137,12 +150,16 @@ def _body(source: random.Random) -> tuple[str, bytes]:
         return "application/json", _damaged(source, content) if source.random() < 0.1 else content
     if way < 0.8:
         name = source.choice(("image", "files", "", "a\\", "x" * 3000))
-        head = f'Content-Disposition: form-data; name="{name}"; filename="{source.choice(("a.png", "../a", "%00", ""))}"'
+        head = (
+            f'Content-Disposition: form-data; name="{name}"; filename="{source.choice(("a.png", "../a", "%00", ""))}"'
+        )
         content = b"--b\r\n" + head.encode() + b"\r\nContent-Type: image/png\r\n\r\n" + IMAGE + b"\r\n--b--\r\n"
         return "multipart/form-data; boundary=b", _damaged(source, content) if source.random() < 0.6 else content
     if way < 0.9:
         return "image/png", _damaged(source, IMAGE)
-    return "text/csv", source.choice((b"", b"image\n" + TEXT.encode(), b"\0\n,", source.randbytes(200), b"image\n" * 99))
+    return "text/csv", source.choice(
+        (b"", b"image\n" + TEXT.encode(), b"\0\n,", source.randbytes(200), b"image\n" * 99)
+    )
 
 
 def _changed(source: random.Random, value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitcifar.errors import redact
+from vitcifar.errors import printable, redact
 from vitcifar.registry.policy import read_changes, read_policy
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitcifar.registry.repair import Finding
 
 NAME_WIDTH = 13  # of fields
+MAX_CELL = 2000  # characters
 UNBROKEN = 100_000  # columns, where no terminal breaks the lines
 COLOURS = {"passed": "green", "FAILED": "bold red", "not required": "dim"}
 
@@ -38,7 +39,7 @@ def print_field(name: str, value: object, *, err: bool = False) -> None:
     A long word, such as an address, is broken by the terminal, which opens and copies it whole.
     """
     if len(str(value)) > shutil.get_terminal_size().columns - NAME_WIDTH - 2 and " " not in str(value):
-        click.echo(f"{name:<{NAME_WIDTH}}  {value}", err=err)
+        click.echo(f"{name:<{NAME_WIDTH}}  {printable(str(value))}", err=err)
     else:
         print_rows([(f"{name:<{NAME_WIDTH}}", str(value))], err=err)
 
@@ -62,6 +63,7 @@ def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err
     from rich.table import Table
     from rich.text import Text
 
+    rows = [[shortened(printable(cell)) for cell in row] for row in rows]
     terminal = (sys.stderr if err else sys.stdout).isatty()
     width = shutil.get_terminal_size().columns if terminal else UNBROKEN
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
@@ -74,6 +76,11 @@ def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err
     Console(file=printed, width=width, force_terminal=terminal, color_system="auto" if terminal else None).print(table)
     for line in printed.getvalue().splitlines():
         click.echo(line.rstrip(), err=err)
+
+
+def shortened(text: str) -> str:
+    """A text without its middle, if it is longer than any that is worth reading in a table."""
+    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 40]}…{text[-39:]}"
 
 
 def print_cached(found: Mapping[str, Sequence["Cached"]]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from vitcifar.errors import printable
 from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.benchmark import read_old_tables, read_tables
 from vitcifar.registry.gates import read_evaluation
@@ -34,4 +35,4 @@ def model_card(version: Version, release: Manifest) -> str:
 
 def one_line(value: Any) -> str:
     """A value of the template on one line, its `|` escaped: a class name or a reason cannot break a table or a list."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return printable(" ".join(str(value).split()).replace("|", "\\|"))

@@ -27,7 +27,16 @@ from vitcifar.serving.system_calls import refuse_other_calls
 
 MAX_SECONDS = 5.0  # per image; 50 megapixels of PNG take 2 s
 # What the child gets of the environment: where Python and its libraries are, and no password or token.
-ENVIRONMENT = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT"}
+ENVIRONMENT = {
+    "PATH",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "LANG",
+    "LC_ALL",
+    "SYSTEMROOT",
+}
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # bytes; glibc would keep the memory of a large image
 MAX_MEMORY = 2 * 2**30  # bytes of address space of a child
 MAX_DECODERS = 8  # of a process: each may take that much memory

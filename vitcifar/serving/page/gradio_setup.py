@@ -10,7 +10,17 @@ from typing import Any
 
 # What the page and gradio_client ask for. Gradio has many more routes: to forward requests, to record, to write code.
 ROUTES = (
-    *("/", "/config", "/login", "/logout", "/favicon.ico", "/robots.txt", "/theme.css", "/manifest.json", "/openapi.json"),
+    *(
+        "/",
+        "/config",
+        "/login",
+        "/logout",
+        "/favicon.ico",
+        "/robots.txt",
+        "/theme.css",
+        "/manifest.json",
+        "/openapi.json",
+    ),
     *("/assets/{path:path}", "/static/{path:path}", "/svelte/{path:path}"),
 )
 API_ROUTES = (

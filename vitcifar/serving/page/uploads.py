@@ -35,7 +35,9 @@ class UploadLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_upload = scope["type"] == "http" and scope["path"].rstrip("/").endswith("/gradio_api/upload")
         if is_upload and await run_in_threadpool(uploads_are_full):
-            detail = "The server keeps as many uploads as it has room for: send the image with the request, by /v1/predict."
+            detail = (
+                "The server keeps as many uploads as it has room for: send the image with the request, by /v1/predict."
+            )
             return await JSONResponse({"detail": detail}, 503)(scope, receive, send)
         await self.app(scope, receive, send)
 
