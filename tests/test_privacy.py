@@ -44,7 +44,8 @@ page = launch(Registry("vitcifar"), "1", port=0, feedback="sqlite:///feedback.db
 image = next(Path("mlruns").rglob("examples/*.png")).read_bytes()
 with httpx.Client(base_url=page.url, trust_env=False, timeout=60) as client:
     answers = [client.post("/v1/predict", files={"image": image}), client.get("/health"), client.get("/config")]
-    answers += [client.post("/v1/feedback", params={"verdict": "right"}, files={"image": image}), client.get("/metrics")]
+    answers.append(client.post("/v1/feedback", params={"verdict": "right"}, files={"image": image}))
+    answers.append(client.get("/metrics"))
     answers += [client.post("/v1/predict", files={"image": image[:90]}), client.get("/v1/monitor"), client.get("/")]
     call = {"data": [{"url": "data:image/png;base64," + base64.b64encode(image).decode()}, "1"]}
     event = client.post("/gradio_api/call/predict", json=call).json()["event_id"]
@@ -136,7 +137,7 @@ def test_training_registering_and_serving_ask_nobody_outside_of_this_machine(wor
 
 
 def test_no_secret_is_in_a_database_an_artifact_a_log_or_an_answer(workspace: Path) -> None:
-    kept = {name: content for name, content in contents(workspace / "work")}
+    kept = dict(contents(workspace / "work"))
     kept |= {f"cache/{name}": content for name, content in contents(workspace / "cache")}
     assert {"mlflow.db", "feedback.db", "answers", "train.log", "serve.log", "wrong.log"} <= set(kept)
     secrets = [b"canary-environment", b"canary-mlflow", b"canary-hub", b"canary-git-password", b"canary-git-token"]

@@ -1,6 +1,7 @@
 """Connects to a tracking store, and starts, continues and ends runs in it."""
 
 import contextlib
+import functools
 import logging
 import os
 import shlex
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.tracking.context.abstract_context import RunContextProvider
+from mlflow.tracking.context.git_context import GitRunContext
+from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.uri import is_local_uri
 
@@ -79,6 +83,7 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     os.environ["MLFLOW_TRACKING_URI"] = uri  # for child processes
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri("")  # the registry is in the tracking store
+    _tag_without_secrets()
     if uri.startswith("http"):
         check_server(uri)
     try:
@@ -91,6 +96,22 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     global _store_option
     _store_option = f" --tracking-uri {shlex.quote(uri)}" if typed else ""
     return uri
+
+
+class GitWithoutSecrets(RunContextProvider):
+    """MLflow's own tags of git; the address of a remote may have a token in it."""
+
+    def in_context(self) -> bool:
+        return bool(GitRunContext().in_context())
+
+    def tags(self) -> dict[str, str]:
+        return {name: redact(value) for name, value in GitRunContext().tags().items()}
+
+
+@functools.cache
+def _tag_without_secrets() -> None:
+    """From now on, what MLflow makes, runs and logged models, has tags without secrets."""
+    _run_context_provider_registry.register(GitWithoutSecrets)  # the last one counts
 
 
 def hide_secrets(run_id: str) -> None:

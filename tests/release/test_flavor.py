@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from support.exports import random_images
+from support.project import ROOT
 
 from vitcifar.errors import ReleaseError
 from vitcifar.model.predict import predict_logits
@@ -132,3 +134,15 @@ def test_mlflow_evaluates_a_version_from_a_table(registry: Any, published: Any) 
 
 def predict(table: pd.DataFrame) -> list[dict[str, Any]]:
     return mlflow.pyfunc.load_model("models:/toy/1").predict(table[["image"]])
+
+
+def test_no_file_of_a_version_names_a_path_of_the_machine_that_made_it(registry: Any, published: Any) -> None:
+    folder = registry.pull(1, pytorch=True).folder
+    contents = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(folder / "data/model.pt2") as archive:
+        contents |= {one.filename: archive.read(one) for one in archive.infolist()}
+    assert {"MLmodel", "release.json", "requirements.txt"} <= set(contents)
+    paths = [str(published.folder), sys.prefix, sys.base_prefix, str(ROOT), str(Path.home())]
+    assert [
+        (name, path) for name, content in contents.items() for path in paths if f"{path}/".encode() in content
+    ] == []

@@ -1,4 +1,4 @@
-"""One table of odd files and what becomes of them: the same at every entry, of the library, the page, REST and score."""
+"""One table of odd files and what becomes of them: the same by the library, the page, REST and score."""
 
 import base64
 import csv

@@ -73,7 +73,7 @@ def ask(client: httpx.Client, source: random.Random) -> str:
 
 
 def measure(process: psutil.Process, folder: Path) -> tuple[float, int, float, float]:
-    """Memory in MB and open files of a server and its children, the MB of the files in a folder, and of the children."""
+    """Memory in MB and open files of a server and its children, MB of the files in a folder, memory of the children."""
     memory, files, children = process.memory_info().rss, process.num_fds(), 0
     for one in process.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -80,9 +80,7 @@ def open_image(source: bytes | Path, name: str) -> tuple[Image.Image, bytes]:
     check_size(len(content), name)
     formats = known_formats()
     if content[:4] in TIFF_HEADERS and "TIFF" not in formats:
-        raise ImageError(
-            f"{name} is a TIFF image: save it as PNG, or set {MORE_FORMATS}=TIFF where files can be trusted."
-        )
+        raise ImageError(f"{name} is a TIFF image: save it as PNG, or set {MORE_FORMATS}=TIFF for files you trust.")
     content, info = split_metadata(content, name)
     image = _open(content, name, formats)
     image.info.update(info)

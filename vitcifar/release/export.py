@@ -1,8 +1,9 @@
 """Export a trained network to one self-contained ONNX file: preprocessing, temperature and class names included."""
 
+import contextlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,28 @@ def trace(network: "Classifier") -> "ExportedProgram":
     sides = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
     with evaluation_mode(network, "cpu"), torch.no_grad():
         program = torch.export.export(Released(network), (example,), dynamic_shapes={"image": sides}, strict=True)
-    for node in program.graph.nodes:  # source lines, with paths of this machine
+    return without_sources(program)
+
+
+def without_sources(program: "ExportedProgram") -> "ExportedProgram":
+    """A program whose nodes have lost their lines of source code, which name paths of this machine."""
+    for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
         node.meta.pop("from_node", None)
     return program
+
+
+@contextlib.contextmanager
+def saving_without_sources() -> Iterator[None]:
+    """MLflow exports the network once more, and inside this block what it saves has no lines of source code either."""
+    import torch
+
+    save = torch.export.save
+    torch.export.save = lambda program, *args, **options: save(without_sources(program), *args, **options)
+    try:
+        yield
+    finally:
+        torch.export.save = save
 
 
 def export_onnx(

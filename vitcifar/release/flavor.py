@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from vitcifar.release.export import saving_without_sources
 from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
 from vitcifar.release.serving_environment import SERVING, add_wheel, check_installed, lock
 from vitcifar.uris import check_space
@@ -51,15 +52,16 @@ def save_model(
     signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.uint8), shape, "image")]))
     weights = sum(weight.nbytes for weight in program.state_dict.values())
     check_space(Path(path).parent, weights + 2**20)
-    mlflow.pytorch.save_model(
-        program.module(),
-        path,
-        mlflow_model=mlflow_model,
-        serialization_format="pt2",
-        signature=signature,
-        input_example=np.zeros((2, 40, 48, 3), dtype=np.uint8),
-        pip_requirements=add_wheel(requirements(), staged),
-    )
+    with saving_without_sources():
+        mlflow.pytorch.save_model(
+            program.module(),
+            path,
+            mlflow_model=mlflow_model,
+            serialization_format="pt2",
+            signature=signature,
+            input_example=np.zeros((2, 40, 48, 3), dtype=np.uint8),
+            pip_requirements=add_wheel(requirements(), staged),
+        )
     folder = Path(path)
     for file in sorted(staged.iterdir()):
         shutil.move(file, folder / file.name)
@@ -94,7 +96,9 @@ def _write_mlmodel(mlflow_model: "Model", folder: Path) -> None:
     mlflow_model.model_size_bytes = sum(
         os.path.getsize(file) for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST_FILE
     )
+    place, mlflow_model.artifact_path = mlflow_model.artifact_path, None  # a path of this machine
     mlflow_model.save(str(folder / "MLmodel"))
+    mlflow_model.artifact_path = place
 
 
 def signature() -> "ModelSignature":

@@ -6,8 +6,8 @@ import platform
 import struct
 import sys
 
-# Linux's numbers on x86-64 of what decoding needs: pipes that are open, memory, time, and the end. Not: open a file or a
-# socket, start a program or a thread, signal or trace another process.
+# Linux's numbers on x86-64 of what decoding needs: pipes that are open, memory, time, and the end. Not: open a file or
+# a socket, start a program or a thread, signal or trace another process.
 ALLOWED = {
     **{"read": 0, "write": 1, "close": 3, "fstat": 5, "poll": 7, "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11},
     **{"brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "sched_yield": 24, "mremap": 25},
