@@ -13,7 +13,13 @@ from support.project import ROOT
 from vitcifar import cli
 
 COMMANDS = cli.main.commands
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "MLproject", *sorted(ROOT.glob("docs/**/*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
+    ROOT / "MLproject",
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
 SOURCES = sorted((ROOT / "vitcifar").rglob("*.py"))
 
 OPTIONS = {name: {option for param in command.params for option in param.opts} for name, command in COMMANDS.items()}

@@ -4,6 +4,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support.fuzz import make_request, routes_of, send
@@ -25,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("num_requests", [400, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
-def test_no_request_is_an_error_of_the_server(whole: Page, num_requests: int) -> None:
+def test_no_request_is_an_error_of_the_server(whole: Page, num_requests: int, record_property: Any) -> None:
     source, routes = random.Random(num_requests), routes_of(whole)
     statuses, wrong = Counter[int](), []
     for number in range(num_requests):
@@ -38,6 +39,8 @@ def test_no_request_is_an_error_of_the_server(whole: Page, num_requests: int) ->
         if failed or seconds > MAX_SECONDS or (status >= 400 and len(answer) > MAX_ANSWER):
             wrong.append((number, status, round(seconds, 1), len(answer), request))
     print(f"{num_requests} requests over {len(routes)} routes: {dict(sorted(statuses.items()))}")
+    record_property("requests served", sum(count for status, count in statuses.items() if 200 <= status < 400))
+    record_property("bad inputs refused", sum(count for status, count in statuses.items() if 400 <= status < 500))
     assert wrong == []
     assert statuses[200] > num_requests / 20, "requests that are answered are among them"
     assert health(whole)["status"] == "ok"

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -110,7 +111,7 @@ def soak(url: str, process: psutil.Process, folder: Path) -> tuple[Counter[str],
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 300)
-def test_ten_minutes_of_requests_leave_memory_and_files_as_they_are(tmp_path: Path) -> None:
+def test_ten_minutes_of_requests_leave_memory_and_files_as_they_are(tmp_path: Path, record_property: Any) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environ = os.environ | {
@@ -140,6 +141,8 @@ def test_ten_minutes_of_requests_leave_memory_and_files_as_they_are(tmp_path: Pa
         f"{warm[-1, 2]:.0f}, at most {rows[:, 2].max():.0f}; on disk {warm[0, 3]:.1f} to {warm[-1, 3]:.1f} MB; log "
         f"{(tmp_path / 'log').stat().st_size} bytes"
     )
+    record_property("requests served", sum(count for name, count in outcomes.items() if name.endswith(" 200")))
+    record_property("bad inputs refused", sum(count for name, count in outcomes.items() if " 4" in name))
     assert not [outcome for outcome in outcomes if " 5" in outcome and not outcome.endswith(" 503")]
     assert all(outcomes[f"{way} 200"] for way in ("form", "json", "protocol", "mlflow", "page", "upload", "read"))
     assert slope < MAX_SLOPE
