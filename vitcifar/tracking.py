@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.tracking.context.abstract_context import RunContextProvider
 from mlflow.tracking.context.git_context import GitRunContext
 from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
@@ -98,20 +97,17 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     return uri
 
 
-class GitWithoutSecrets(RunContextProvider):
+class GitWithoutSecrets(GitRunContext):  # type: ignore[misc]
     """MLflow's own tags of git; the address of a remote may have a token in it."""
 
-    def in_context(self) -> bool:
-        return bool(GitRunContext().in_context())
-
     def tags(self) -> dict[str, str]:
-        return {name: redact(value) for name, value in GitRunContext().tags().items()}
+        return {name: redact(value) for name, value in super().tags().items()}
 
 
 @functools.cache
 def _tag_without_secrets() -> None:
-    """From now on, what MLflow makes, runs and logged models, has tags without secrets."""
-    _run_context_provider_registry.register(GitWithoutSecrets)  # the last one counts
+    """From now on, what MLflow makes, runs and logged models, has tags without secrets: the last provider counts."""
+    _run_context_provider_registry.register(GitWithoutSecrets)  # type: ignore[no-untyped-call]
 
 
 def hide_secrets(run_id: str) -> None:

@@ -45,8 +45,6 @@ def refuse_other_calls() -> bool:
     with contextlib.suppress(OSError, AttributeError):
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-        return (
-            prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            and prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0) == 0
-        )
+        if prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
+            return int(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0)) == 0
     return False
