@@ -97,11 +97,11 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     return uri
 
 
-class GitWithoutSecrets(GitRunContext):  # type: ignore[misc]
+class GitWithoutSecrets(GitRunContext):
     """MLflow's own tags of git; the address of a remote may have a token in it."""
 
     def tags(self) -> dict[str, str]:
-        return {name: redact(value) for name, value in super().tags().items()}
+        return {name: redact(value) for name, value in super().tags().items()}  # type: ignore[no-untyped-call]
 
 
 @functools.cache
