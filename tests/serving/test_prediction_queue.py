@@ -1,6 +1,7 @@
 """The queue: how many wait, clients that leave, and requests that have begun when the server stops."""
 
 import http.client
+import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,25 @@ def test_a_full_queue_is_503_with_retry_after_and_who_waits_is_answered(small, s
         slow.go.set()
         assert [first.result().status_code, second.result().status_code] == [200, 200]
         assert second.result().json()["predictions"][0]["timing"]["queue_ms"] > 1
+
+
+def test_of_a_hundred_requests_at_once_those_that_do_not_fit_are_refused_at_once_and_then_all_is_as_before(
+    tmp_path, monkeypatch, slow
+):
+    monkeypatch.setattr(server, "PredictionQueue", lambda: PredictionQueue(1, 16))
+    running = app.launch(FakeRegistry(tmp_path), port=0, page=False)
+    try:
+        with ThreadPoolExecutor(100) as threads:
+            asked = [threads.submit(post, running.url) for _ in range(100)]
+            wait_until(lambda: sum(one.done() for one in asked) == 83, "83 of them do not fit")
+            refused = [one.result() for one in asked if one.done()]
+            assert {answer.status_code for answer in refused} == {503}
+            assert statistics.median(answer.elapsed.total_seconds() for answer in refused) < 1
+            slow.go.set()
+            assert sorted({one.result().status_code for one in asked}) == [200, 503] and slow.ended == 17
+        assert post(running.url).status_code == 200
+    finally:
+        running.close()
 
 
 def test_a_client_that_left_is_not_computed_for(small, slow):
