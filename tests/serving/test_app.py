@@ -12,7 +12,7 @@ import gradio_client
 import psutil
 import pytest
 from support.project import ROOT, loaded_modules
-from support.serving import health, request_status
+from support.serving import health, request_status, wait_until
 
 from vitcifar.errors import ServingError
 from vitcifar.serving.app import bind, is_loopback, launch, read_passwords, split_root
@@ -205,3 +205,9 @@ def test_a_foreign_web_page_reads_nothing_and_sends_nothing(page):
     for path, body in (("/config", None), ("/gradio_api/upload", b"x"), ("/v1/predict", b"x"), ("/login", b"x")):
         for origin in ("http://evil.example", "null", "http://localhost:3000"):
             assert request_status(page, path, {"Origin": origin}, body) == 403
+
+
+def test_an_event_that_does_not_exist_is_one_line_of_the_log(page, caplog):
+    assert request_status(page, "/gradio_api/call/predict/forged", {}) == 200  # and then the answer is broken off
+    wait_until(lambda: "An answer was broken off: 404" in caplog.text, "nothing was logged")
+    assert "Traceback" not in caplog.text

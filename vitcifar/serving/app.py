@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hmac
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import uvicorn
+from starlette.exceptions import HTTPException
 
 from vitcifar.data.image import known_formats
 from vitcifar.errors import ServingError
@@ -164,7 +166,7 @@ def launch(
 
 def server_config(app: Any) -> uvicorn.Config:
     """uvicorn's settings, with our limits of connections."""
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http=limited_to(max_connections()),
         ws="none",
@@ -174,6 +176,16 @@ def server_config(app: Any) -> uvicorn.Config:
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
+    logging.getLogger("uvicorn.error").addFilter(shorten_log)  # once, however many servers there are
+    return config
+
+
+def shorten_log(record: logging.LogRecord) -> bool:
+    """A line, no traceback, for an answer that had begun: strangers can ask Gradio for events that do not exist."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HTTPException):
+        record.msg, record.args, record.exc_info = "An answer was broken off: %s", (error.__cause__,), None
+    return True
 
 
 def split_root(root_path: str) -> tuple[str, str]:
