@@ -4,6 +4,7 @@ MLflow stores doubles, TensorBoard float32: `experiments.logs` compares them at 
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -16,11 +17,13 @@ import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+from mlflow.tracking.context.git_context import GitRunContext
+from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS
 
 from vitcifar import journal, signals, tensorboard
-from vitcifar.errors import TrackingError
+from vitcifar.errors import TrackingError, redact
 from vitcifar.journal import Journal
 from vitcifar.stores import explain
 
@@ -227,3 +230,16 @@ def mlflow_points(client: Any, run_id: str) -> list[tensorboard.Point]:
     metrics = client.get_run(run_id).data.metrics
     names = sorted(name for name in metrics if name in (SPEED, MEMORY) or not name.startswith(SYSTEM_PREFIX))
     return sorted((name, m.step, m.value) for name in names for m in client.get_metric_history(run_id, name))
+
+
+class GitWithoutSecrets(GitRunContext):
+    """MLflow's own tags of git; the address of a remote may have a token in it."""
+
+    def tags(self) -> dict[str, str]:
+        return {name: redact(value) for name, value in super().tags().items()}  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def tag_without_secrets() -> None:
+    """From now on, what MLflow makes, runs and logged models, has tags without secrets: the last provider counts."""
+    _run_context_provider_registry.register(GitWithoutSecrets)  # type: ignore[no-untyped-call]

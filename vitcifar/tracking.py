@@ -1,7 +1,6 @@
 """Connects to a tracking store, and starts, continues and ends runs in it."""
 
 import contextlib
-import functools
 import logging
 import os
 import shlex
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.tracking.context.git_context import GitRunContext
-from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.uri import is_local_uri
 
@@ -20,7 +17,7 @@ from vitcifar import signals
 from vitcifar.errors import TrackingError, VitCifarError, redact
 from vitcifar.journal import LAST_SECONDS, deliver_earlier
 from vitcifar.lock import locked
-from vitcifar.run import SYSTEM_PREFIX
+from vitcifar.run import SYSTEM_PREFIX, tag_without_secrets
 from vitcifar.run import Run as Run
 from vitcifar.stores import (
     ERRORS,
@@ -82,7 +79,7 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     os.environ["MLFLOW_TRACKING_URI"] = uri  # for child processes
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri("")  # the registry is in the tracking store
-    _tag_without_secrets()
+    tag_without_secrets()
     if uri.startswith("http"):
         check_server(uri)
     try:
@@ -95,19 +92,6 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
     global _store_option
     _store_option = f" --tracking-uri {shlex.quote(uri)}" if typed else ""
     return uri
-
-
-class GitWithoutSecrets(GitRunContext):
-    """MLflow's own tags of git; the address of a remote may have a token in it."""
-
-    def tags(self) -> dict[str, str]:
-        return {name: redact(value) for name, value in super().tags().items()}  # type: ignore[no-untyped-call]
-
-
-@functools.cache
-def _tag_without_secrets() -> None:
-    """From now on, what MLflow makes, runs and logged models, has tags without secrets: the last provider counts."""
-    _run_context_provider_registry.register(GitWithoutSecrets)  # type: ignore[no-untyped-call]
 
 
 def hide_secrets(run_id: str) -> None:
