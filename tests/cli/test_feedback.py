@@ -106,8 +106,7 @@ def test_an_export_says_when_the_images_of_a_version_have_changed(monkeypatch, c
     release = SimpleNamespace(fingerprint="other" if changed else published.splits.fingerprint)
     registry: Any = SimpleNamespace(pull=lambda number: release)
     monkeypatch.setattr(versions, "recorded_splits", lambda release: published.splits)
-    entry: Any = SimpleNamespace(version=1)
-    names = {one.name for one in images_of_versions([entry], registry)}
+    names = {one.name for one in images_of_versions({1}, registry)}
     assert names >= {"the train images of version 1", "the test images of version 1"}
     assert ("the images of version 1 have changed" in capsys.readouterr().err) is changed
 

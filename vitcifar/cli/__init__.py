@@ -37,7 +37,7 @@ COMMANDS = {  # as `vitcifar -h` lists them
         registry.rollback,
         registry.history,
     ),
-    "Serve": (serving.app, serving.predict, serving.score, feedback.feedback, monitor, container),
+    "Serve": (serving.app, serving.predict, serving.score, feedback.feedback, feedback.suggest, monitor, container),
     "Maintenance": (registry.doctor, registry.prune, serving.cache, registry.benchmark, runs.reproduce),
 }
 

@@ -1,19 +1,23 @@
-"""The command on what people said of predictions: how often a version was right, and images for the next."""
+"""The commands that learn from use: what people said of predictions, and which images to label next."""
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vitcifar.cli import format, options
+from vitcifar.config import TrainConfig
 
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
     from vitcifar.serving.feedback import Entry
     from vitcifar.serving.feedback_export import Known
+    from vitcifar.serving.suggest import Suggested
 
+FEEDBACK = "sqlite:///feedback.db"
 BIASED = (
     "Note: this is the accuracy on images that somebody chose to mark, which are no random sample of those that were "
     "classified; the interval does not cover that."
@@ -23,7 +27,7 @@ BIASED = (
 @options.command
 @click.argument("action", type=click.Choice(["list", "export"]))
 @click.argument("folder", default="none")
-@options.option("--feedback", "sqlite:///feedback.db", "Store of the feedback, as of the server.")
+@options.option("--feedback", FEEDBACK, "Store of the feedback, as of the server.")
 @click.option(
     "--as",
     "purpose",
@@ -61,7 +65,8 @@ def feedback(
     from vitcifar.data.image import readable_name
     from vitcifar.serving.feedback_export import export_feedback
 
-    known = images_of_versions(entries, options.open_registry(model_name, tracking_uri))
+    numbers = {entry.version for entry in entries if entry.version is not None}
+    known = images_of_versions(numbers, options.open_registry(model_name, tracking_uri))
     done = export_feedback(store, entries, Path(folder), golden=purpose == "golden", known=known)
     for name, count in sorted(done.counts.items()):
         format.print_field(name, count)
@@ -75,7 +80,7 @@ def feedback(
 def print_feedback(entries: "list[Entry]", output_format: str) -> None:
     """The marked images of each version, or each entry as a line of JSON."""
     from vitcifar.data.image import readable_name
-    from vitcifar.serving.feedback import live_accuracies
+    from vitcifar.serving.feedback import SUGGESTED, live_accuracies
 
     if output_format == "json":
         for entry in entries:
@@ -98,16 +103,98 @@ def print_feedback(entries: "list[Entry]", output_format: str) -> None:
     header = ("version", "release", "right", "wrong", "contradictory", "kept", "accuracy of marked", "95% interval")
     format.print_table(header, rows)
     click.echo(BIASED, err=True)
+    if num_suggested := len({entry.image_hash for entry in entries if entry.source == SUGGESTED}):
+        click.echo(
+            f"Note: {num_suggested:,} labelled suggestions are left out: the version was uncertain of them.", err=True
+        )
 
 
-def images_of_versions(entries: "list[Entry]", registry: "Registry") -> "list[Known]":
-    """The images that the versions in some entries were trained and tested on, as far as they can be read."""
+@options.registry_command
+@click.argument("folder")
+@options.option("--num", 50, "Images to suggest.", minimum=1)
+@click.option("--out", default="none", show_default=True, help="Table to write: a .csv file (none = print only).")
+@options.version_option
+@options.option("--feedback", FEEDBACK, "Store of the feedback, as of the server, whose images are left out.")
+@options.option("--seed", 0, "Random seed of the choice.", minimum=0)
+@options.option(
+    "--cache-disk", TrainConfig.cache_disk, "Disk limit of kept features, in GB (0 = keep none on disk).", minimum=0.0
+)
+@options.require_signature_option
+def suggest(
+    registry: "Registry",
+    folder: str,
+    num: int,
+    out: str,
+    version: str,
+    feedback: str,
+    seed: int,
+    cache_disk: float,
+    require_signature: str,
+) -> None:
+    """Suggest which images of FOLDER to label next: those that a version is uncertain of and that differ.
+
+    Left out are images that were labelled already, and those that the version was trained or tested on. Label them on
+    the page, with --suggestions of vitcifar app.
+
+    \b
+    vitcifar suggest photos --num 50 --out suggestions.csv
+    vitcifar app --feedback sqlite:///feedback.db --suggestions suggestions.csv
+    """
+    from vitcifar.serving.loaded_model import open_version
+    from vitcifar.serving.suggest import check_new_suggestions, write_suggestions
+    from vitcifar.serving.suggest import suggest as choose
+
+    registry.require_signature = require_signature
+    if out != "none":
+        check_new_suggestions(Path(out))
+    labelled = labelled_images(feedback, registry.model_name)
+    number = registry.show(version).number
+    model = open_version(registry, number, num_threads=1)
+    known = images_of_versions({number}, registry)
+    limit = int(cache_disk * 1e9)
+    done = choose(model, Path(folder), num, labelled=labelled, known=known, max_bytes=limit, seed=seed)
+    print_suggested(done)
+    if out != "none":
+        write_suggestions(model, done, Path(out))
+        click.echo(f"{len(done.suggestions):,} suggestions in {out}: label them with vitcifar app.", err=True)
+
+
+def labelled_images(feedback: str, model_name: str) -> set[str]:
+    """The hashes of the images in a store of feedback; none where there is no store of the default name."""
+    from vitcifar.serving.feedback import FeedbackStore
+
+    if feedback == FEEDBACK and not Path(FEEDBACK.removeprefix("sqlite:///")).exists():
+        click.echo(f"Note: there is no store of feedback {feedback}, so no image is known to be labelled.", err=True)
+        return set()
+    return FeedbackStore(feedback, new=False).hashes(model_name)
+
+
+def print_suggested(done: "Suggested") -> None:
+    """The suggestions, what was left out, and the files that cannot be read."""
+    from vitcifar.data.image import readable_name
+
+    rows = [
+        (str(rank), readable_name(b"", one.path), readable_name(b"", one.label), f"{one.probability:.4f}")
+        for rank, one in enumerate(done.suggestions, 1)
+    ]
+    if rows:
+        format.print_table(("rank", "file", "prediction", "probability"), rows)
+    for error in done.errors.values():
+        click.echo(error, err=True)
+    for reason, count in sorted(done.left_out.items()):
+        click.echo(f"Left out, {reason}: {count:,}", err=True)
+    if not rows:
+        raise click.ClickException(f"None of the {done.num_images:,} images is left to label: name another folder.")
+
+
+def images_of_versions(numbers: Collection[int], registry: "Registry") -> "list[Known]":
+    """The images that versions were trained and tested on, as far as they can be read."""
     from vitcifar.errors import VitCifarError
     from vitcifar.experiments.versions import recorded_splits
     from vitcifar.serving.feedback_export import Known
 
     known, seen = [], set()
-    for number in sorted({entry.version for entry in entries if entry.version is not None}):
+    for number in sorted(numbers):
         name = f"version {number}"
         try:
             release = registry.pull(number)

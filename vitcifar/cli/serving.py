@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     "none",
     "Alias or number of a version that predicts the same images in the background (none = no other version).",
 )
+@options.option(
+    "--suggestions",
+    "none",
+    "Table of vitcifar suggest, or a CSV file of paths, whose images visitors of the page label (none = no labelling).",
+)
 @options.option("--root-path", "none", "Sub-path, or whole URL, at which a proxy offers the server (none = neither).")
 @options.require_signature_option
 def app(
@@ -50,6 +55,7 @@ def app(
     root_path: str,
     feedback: str,
     shadow: str,
+    suggestions: str,
     require_signature: str,
 ) -> None:
     """Serve a version that follows its alias: a demo page, REST, health and metrics.
@@ -60,7 +66,11 @@ def app(
     vitcifar app --page off
     vitcifar app --feedback sqlite:///feedback.db
     vitcifar app --shadow challenger
+    vitcifar app --feedback sqlite:///feedback.db --suggestions suggestions.csv
     """
+    if suggestions != "none" and (feedback == "none" or page == "off"):
+        example = f"--feedback sqlite:///feedback.db --suggestions {suggestions}"
+        raise click.UsageError(f"Suggestions are labelled on the page, into a store: type vitcifar app {example}.")
     registry.require_signature = require_signature
     with options.without_gc():
         from vitcifar.serving.app import launch, read_passwords
@@ -77,6 +87,7 @@ def app(
             root_path="" if root_path == "none" else root_path,
             feedback=feedback,
             shadow=shadow,
+            suggestions=None if suggestions == "none" else Path(suggestions),
         )
     click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
     server.wait()

@@ -171,12 +171,14 @@ class OnnxClassifier:
         self._tell([image], [prediction], outputs)
         return prediction
 
-    def predict_images(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """Classify images, each uint8 (H, W, 3) of any size, in order and without timing. Raises ImageError."""
+    def predict_images(self, images: Sequence[np.ndarray], *, observed: bool = True) -> list[Prediction]:
+        """Classify images, each uint8 (H, W, 3) of any size, in order and without timing; `observe` is told of them if
+        they are `observed`. Raises ImageError."""
         with self._counted():
             outputs = self._run(self._wanted, images)
         predictions = [self._prediction(probabilities) for probabilities in outputs[0]]
-        self._tell(images, predictions, outputs)
+        if observed:
+            self._tell(images, predictions, outputs)
         return predictions
 
     @property

@@ -29,6 +29,7 @@ from vitcifar.serving.middleware import ALL_INTERFACES, read_hosts
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.server import LogIn, build_server, mount_page
 from vitcifar.serving.shadow import Shadow
+from vitcifar.serving.suggest import read_suggestions
 from vitcifar.signals import SIGNALS
 
 POLL_SECONDS = 2.0  # how often the pool polls the registry, and an open page the pool
@@ -114,6 +115,7 @@ def launch(
     root_path: str = "",
     feedback: str = "none",
     shadow: str = "none",
+    suggestions: Path | None = None,
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
     """Load a version, serve it and follow its alias; returns when the server is up.
@@ -121,16 +123,13 @@ def launch(
     `port` 0 takes a free one. `allowed_hosts` are more host names of the server, as `read_hosts` reads them. Without
     `page`, only REST is served and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the
     server, or the URL. `feedback` is the SQLAlchemy URL of a store for feedback, which is taken then. `shadow` is the
-    alias or number of a version that predicts the same images in the background. With `passwords`, by user name, people
-    and programs must log in; without, `public` opens the server to other machines. Raises ServingError when the address
-    or the store is not available or the server not `public`, RegistryError or ReleaseError when the version cannot be
-    loaded.
+    alias or number of a version that predicts the same images in the background. `suggestions` is a table of images to
+    label on the page, into that store. With `passwords`, by user name, people and programs must log in; without,
+    `public` opens the server to other machines. Raises ServingError when it is not `public`, or the address or the
+    store not available, DataError for the table, RegistryError or ReleaseError for the version.
     """
-    if not (passwords or public or is_loopback(host)):
-        raise ServingError(
-            f"{host} would open the server to other machines without a password: add --auth FILE, with lines "
-            "NAME:PASSWORD, or --public yes."
-        )
+    if not (passwords or public):
+        check_loopback(host)
     known_formats()
     origin, root_path = split_root(root_path)
     allowed_hosts += (origin.partition("://")[2],) if origin else ()
@@ -152,7 +151,8 @@ def launch(
             shadow=challenger,
         )
         with without_proxies():
-            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, store, challenger) if page else None
+            more = (store, challenger, read_suggestions(suggestions) if suggestions else ())
+            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, *more) if page else None
         urls = [f"http://{netloc}:{listener.getsockname()[1]}{root_path}" for netloc in netlocs(host)]
         running = Page(urls, pool, uvicorn.Server(server_config(app)), gradio_app, challenger)
         running.start(listener)
@@ -210,6 +210,15 @@ def read_passwords(file: Path) -> dict[str, str]:
     if not pairs or not all(name and password for name, password in pairs):
         raise ServingError(f"{file} is not a file of passwords: write a line NAME:PASSWORD for each user.")
     return dict(pairs)
+
+
+def check_loopback(host: str) -> None:
+    """Raise ServingError for a host that other machines reach."""
+    if not is_loopback(host):
+        raise ServingError(
+            f"{host} would open the server to other machines without a password: add --auth FILE, with lines "
+            "NAME:PASSWORD, or --public yes."
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -22,6 +22,7 @@ MAX_ENTRIES = 100_000
 MAX_IMAGE_BYTES = 2 * 2**30  # of all images together
 BUSY_SECONDS = 30  # that a process waits for others which write to the same SQLite file
 MAX_TEXT = 500  # characters of a class name
+SUGGESTED = "suggested"  # the source of what is said of an image that was chosen because a version was uncertain
 NONE = ""  # the truth of an image of no class, as it is stored: SQL does not compare NULL
 
 
@@ -44,7 +45,7 @@ class Entry:
     label: str  # what was predicted
     probability: float
     truth: str | None
-    source: str  # page, rest, or shadow: of a challenger's prediction, by who marked the champion's
+    source: str  # page, rest, suggested, or shadow: of a challenger's prediction, by who marked the champion's
     time: str = ""  # UTC, such as 2026-01-31T12:00:00Z
     has_image: bool = False
 
@@ -159,6 +160,14 @@ class FeedbackStore:
             for row in rows
         ]
 
+    def hashes(self, model: str) -> set[str]:
+        """The hashes of the images of which somebody said something to any version of a model."""
+        import sqlalchemy
+
+        query = sqlalchemy.select(self._entries.c.image_hash).where(self._entries.c.model == model).distinct()
+        with self._reaching(), self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
     def image(self, image_hash: str) -> bytes:
         """The PNG of an image that was kept."""
         import sqlalchemy
@@ -230,16 +239,20 @@ def record(
     model: LoadedModel,
     pixels: np.ndarray,
     *,
-    right: bool,
+    right: bool | None,
     truth: str,
     keep_image: bool,
     source: str,
 ) -> tuple[Entry, bool]:
     """Predict an image, uint8 (H, W, 3), again and store what somebody says of it; also returns whether that is new.
 
-    If it is not `right`, `truth` is the true class, "" for none of the classes. Raises FeedbackRefused, ServingError.
+    If it is not `right`, `truth` is the true class, "" for none of the classes; with None, the truth decides. What is
+    said of a suggested image tells no monitor and no challenger: it is none that was sent to be classified. Raises
+    FeedbackRefused, ServingError.
     """
-    prediction = model.classifier.predict_images([pixels])[0]
+    suggested = source == SUGGESTED
+    prediction = model.classifier.predict_images([pixels], observed=not suggested)[0]
+    right = truth == prediction.label if right is None else right
     if right and truth not in ("", prediction.label):
         raise FeedbackRefused(f"The prediction is {prediction.label!r}, so {truth[:100]!r} makes it wrong.", 422)
     if truth and truth not in model.class_names:
@@ -257,15 +270,17 @@ def record(
         source=source,
     )
     is_new = store.add(entry, pixels if keep_image else None)
-    if store.watch:
+    if store.watch and not suggested:
         store.watch(model, entry, pixels)
     return entry, is_new
 
 
 def live_accuracies(entries: Iterable[Entry]) -> list[Live]:
-    """What was marked of each version, the newest version first."""
+    """What was marked of each version, the newest version first, without suggested images: it was uncertain of them."""
     by_release: dict[tuple[int | None, str], dict[str, list[Entry]]] = {}
     for entry in entries:
+        if entry.source == SUGGESTED:
+            continue
         images = by_release.setdefault((entry.version, entry.release_digest), {})
         images.setdefault(entry.image_hash, []).append(entry)
     lives = []

@@ -61,7 +61,8 @@ def export_feedback(
             left_out.setdefault(reason, []).append(image_hash)
         else:
             chosen[image_hash] = str(marks[0].truth)
-    for image_hash, name in _alike(store, chosen, [*known, *([] if golden else _held_out(folder))]).items():
+    small = {one: thumbnails([read_image(store.image(one), one)])[0] for one in chosen}
+    for image_hash, name in alike(small, [*known, *([] if golden else _held_out(folder))]).items():
         left_out.setdefault(f"like one of {name}", []).append(image_hash)
         del chosen[image_hash]
     try:
@@ -98,17 +99,19 @@ def _held_out(folder: Path) -> list[Known]:
     return [Known(name=str(part), images=ImageFiles(paths)) for part, paths in found.items() if paths]
 
 
-def _alike(store: FeedbackStore, hashes: Iterable[str], known: Iterable[Known]) -> dict[str, str]:
-    """The hash of each image that is identical to a known one, or nearly -> the name of those."""
-    rest, alike = list(hashes), dict[str, str]()
-    small = {one: thumbnails([read_image(store.image(one), one)])[0] for one in rest}
+def alike(small: Mapping[str, np.ndarray], known: Iterable[Known]) -> dict[str, str]:
+    """The images that are identical to a known one, or nearly: hash -> name. `small` is hash -> thumbnail (768,)."""
+    rest, found = list(small), dict[str, str]()
     for one in known:
         same = {pixel_hash(image) for image in one.images}
         near = is_near_duplicate(np.array([small[image_hash] for image_hash in rest]), thumbnails(one.images))
-        found = [image_hash for image_hash, is_near in zip(rest, near, strict=True) if is_near or image_hash in same]
-        alike |= dict.fromkeys(found, one.name)
-        rest = [image_hash for image_hash in rest if image_hash not in alike]
-    return alike
+        found |= {
+            image_hash: one.name
+            for image_hash, is_near in zip(rest, near, strict=True)
+            if is_near or image_hash in same
+        }
+        rest = [image_hash for image_hash in rest if image_hash not in found]
+    return found
 
 
 def _write(
@@ -128,7 +131,7 @@ def _write(
         if path.exists():
             num_known += 1
         else:
-            _replace(path, store.image(image_hash))
+            write_whole(path, store.image(image_hash))
             counts[truth] = counts.get(truth, 0) + 1
         marks = [dataclasses.asdict(entry) for entry in entries]
         for mark in marks:
@@ -136,7 +139,7 @@ def _write(
         images[path.relative_to(folder).as_posix()] = {"image_hash": image_hash, "truth": truth, "feedback": marks}
     images = {name: images[name] for name in sorted(images) if (folder / name).is_file()}
     digest = _fingerprint(folder, images)
-    _replace(record, json.dumps({"fingerprint": digest, "images": images}, indent=1, ensure_ascii=False).encode())
+    write_whole(record, json.dumps({"fingerprint": digest, "images": images}, indent=1, ensure_ascii=False).encode())
     return Exported(folder=target, counts=counts, num_known=num_known, fingerprint=digest, left_out=left_out)
 
 
@@ -157,7 +160,7 @@ def _fingerprint(folder: Path, images: Mapping[str, Any]) -> str:
     return fingerprint(ImageDataset(images=files, labels=labels, class_names=class_names, ids=tuple(images)))
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,7 +1,7 @@
 """The server: REST, health, metrics and documentation of the API, and the page unless it is switched off."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ from vitcifar.serving.page.gradio_setup import forged_errors, keep_routes, load_
 from vitcifar.serving.prediction_queue import CLIENT_LEFT, PredictionQueue
 from vitcifar.serving.scoring import scoring_routes
 from vitcifar.serving.shadow import Shadow
+from vitcifar.serving.suggest import Suggestion
 
 LOG = logging.getLogger(__name__)
 MAX_QUEUE_SIZE = 64  # predictions on the page; the next request is rejected
 MAX_ERRORS, MAX_SENTENCE = 5, 1000  # of a request: its wrong parameters, and the characters of what is said of them
 MAX_SESSIONS = 200  # of the page, about 40 kB each; an evicted one goes on as a new one
-PAGE_CSS = [Path(__file__).with_name("page") / name for name in ("page.css", "feedback.css", "tabs.css", "monitor.css")]
+STYLES = ("page", "feedback", "tabs", "monitor", "label")
+PAGE_CSS = [Path(__file__).with_name("page") / f"{name}.css" for name in STYLES]
 SWAGGER = Path(fastapi_offline.__file__).with_name("static")  # nothing is loaded from other machines
 LogIn = Callable[[str, str], Awaitable[bool]]
 
@@ -202,13 +204,14 @@ def mount_page(
     root_path: str,
     store: FeedbackStore | None = None,
     shadow: Shadow | None = None,
+    suggestions: Sequence[Suggestion] = (),
 ) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
     from vitcifar.serving.page.layout import build_page
     from vitcifar.serving.page.uploads import UploadLimit
 
     gradio = load_gradio()
-    blocks = build_page(pool, poll_seconds, store, shadow, password=log_in is not None)
+    blocks = build_page(pool, poll_seconds, store, shadow, suggestions=suggestions, password=log_in is not None)
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)
     blocks.state_session_capacity = MAX_SESSIONS
     gradio.mount_gradio_app(

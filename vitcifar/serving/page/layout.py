@@ -1,6 +1,7 @@
 """The page: its heading, the list of versions, the status that follows the alias, and the tabs."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from vitcifar.serving.page.classify import build_classify
 from vitcifar.serving.page.compare import build_compare
 from vitcifar.serving.page.dropdown import build_dropdown, numbered_versions
 from vitcifar.serving.page.gradio_setup import load_gradio
+from vitcifar.serving.page.label import build_label
 from vitcifar.serving.page.monitor import build_monitor
 from vitcifar.serving.page.versions import build_versions
 from vitcifar.serving.shadow import Shadow
+from vitcifar.serving.suggest import Suggestion
 
 CLEANUP_SECONDS, MAX_FILE_AGE_SECONDS = 300, 3300  # together less than the hour that the page promises
 SCRIPT = Path(__file__).with_name("page.js")
@@ -27,9 +30,10 @@ def build_page(
     store: FeedbackStore | None = None,
     shadow: Shadow | None = None,
     *,
+    suggestions: Sequence[Suggestion] = (),
     password: bool = False,
 ) -> Any:
-    """The components of the page and their events. `password` = programs must log in."""
+    """The components of the page and their events. `password` = programs must log in; `suggestions` need a store."""
     gradio = load_gradio()
     model = pool.state.current
     title = f"{model.model_name}: {len(model.class_names)} classes"
@@ -52,6 +56,9 @@ def build_page(
                 build_versions(pool, seen)
             with gradio.Tab("Monitor") as tab:
                 build_monitor(pool, shadow, tab)
+            if store and suggestions:
+                with gradio.Tab("Label"):
+                    build_label(pool, store, suggestions)
         script = SCRIPT.read_text(encoding="utf-8")
         gradio.HTML(html.programs(password), js_on_load=script, apply_default_css=False, elem_id="foot")
         at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
