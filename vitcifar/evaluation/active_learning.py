@@ -3,38 +3,46 @@
 Shapes: N images, K classes, D the width of an embedding.
 """
 
+import warnings
+
 import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+CANDIDATES = 10  # times the number to choose: the most uncertain images, which are clustered
+MIN_WEIGHT = 1e-6  # of an image that the model is certain about
+
+
+def uncertainty(probabilities: np.ndarray) -> np.ndarray:
+    """1 - the margin between the two most likely classes (N,), of probabilities (N, K): 0 = certain, 1 = a tie."""
+    ranked = np.sort(np.asarray(probabilities, np.float64), axis=1)
+    return np.asarray(1 - (ranked[:, -1] - ranked[:, -2]))
 
 
 def select_images(probabilities: np.ndarray, embeddings: np.ndarray, num: int, *, seed: int = 0) -> np.ndarray:
-    """Indices of `num` images (all, if there are fewer) to label, in the order of their choice, as BADGE chooses them
-    (Ash et al. 2020, "Deep batch active learning by diverse, uncertain gradient lower bounds").
+    """Indices of `num` images (all, if there are fewer) to label, by weighted clustering (Zhdanov 2019, "Diverse
+    mini-batch active learning").
 
-    An image is represented by the gradient of its loss in the head's weights and biases, as if the prediction were its
-    label: (p - onehot) outer (embedding, 1), which is long for an uncertain image and has the direction of what its
-    label would teach. k-means++ (Arthur & Vassilvitskii 2007) spreads the choice: the longest first, then each with a
-    probability proportional to its squared distance from the nearest one chosen. The first images of a choice are
-    what a smaller `num` gives. Probabilities are (N, K), embeddings (N, D); D may be 0.
+    The embeddings (N, D) of the 10 `num` most uncertain images, by probabilities (N, K), are clustered by k-means with
+    their uncertainty as weights. Of each of the `num` clusters, the image next to its centre is chosen; first that of
+    the cluster with the largest weight, which stands for the most uncertainty. Without embeddings (D = 0), the
+    probabilities are clustered.
     """
-    errors = np.array(probabilities, np.float64)  # (N, K)
-    errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1
-    features = np.concatenate([np.asarray(embeddings, np.float64), np.ones((len(errors), 1))], axis=1)  # (N, D + 1)
-    norms = (errors**2).sum(axis=1) * (features**2).sum(axis=1)  # of the gradients, squared (N,)
-    rng = np.random.default_rng(seed)
+    weights = np.maximum(uncertainty(probabilities), MIN_WEIGHT)
+    order = np.argsort(-weights, kind="stable")
+    if num >= len(order):
+        return order
+    candidates = order[: CANDIDATES * num]
+    points = np.asarray(embeddings if embeddings.shape[1] else probabilities, np.float64)[candidates]  # (C, D)
+    weights = weights[candidates]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than clusters: some are empty
+        found = KMeans(num, n_init=1, random_state=seed).fit(points, sample_weight=weights)
+    distances = ((points - found.cluster_centers_[found.labels_]) ** 2).sum(axis=1)  # (C,)
+    totals = np.bincount(found.labels_, weights, minlength=num)
     chosen: list[int] = []
-    distances = norms
-    while len(chosen) < min(num, len(errors)):
-        total = distances.sum()
-        if not chosen:
-            index = int(norms.argmax())
-        elif total > 0:
-            index = int(rng.choice(len(errors), p=distances / total))
-        else:  # the rest teaches nothing new
-            index = next(one for one in range(len(errors)) if one not in chosen)
-        # The product of two outer products is the product of their factors' products: no gradient is ever formed.
-        products = (errors @ errors[index]) * (features @ features[index])
-        away = np.maximum(norms + norms[index] - 2 * products, 0)
-        distances = np.minimum(distances, away) if chosen else away
-        chosen.append(index)
-        distances[chosen] = 0
-    return np.array(chosen, np.int64)
+    for cluster in np.argsort(-totals, kind="stable"):
+        members = np.flatnonzero(found.labels_ == cluster)
+        chosen += [int(candidates[members[distances[members].argmin()]])] if len(members) else []
+    left = set(chosen)
+    return np.array([*chosen, *(int(index) for index in order if index not in left)][:num], np.int64)
