@@ -127,10 +127,15 @@ class Labelling:
 
 def build_label(pool: ModelPool, store: FeedbackStore, suggestions: Sequence[Suggestion]) -> None:
     """The tab; label.js asks for the first image when it is seen."""
+    labelling = Labelling(pool, store, suggestions)
+
+    def label(sent: Any) -> dict[str, Any]:  # Gradio takes no method
+        return labelling.label(sent)
+
     load_gradio().HTML(
         html_template=TEMPLATE,
         js_on_load=SCRIPT.read_text(encoding="utf-8"),
         apply_default_css=False,
-        server_functions=[Labelling(pool, store, suggestions).label],
+        server_functions=[label],
         elem_id="label",
     )
