@@ -57,7 +57,7 @@ def test_a_labelled_image_is_not_suggested_again_by_any_version(photos):
         digest = pixel_hash(np.asarray(Image.open(photos / f"new{index:02}.png").convert("RGB")))
         fields: Any = {"model": "toy", "version": 2, "release_digest": "d", "source": "suggested", "probability": 0.5}
         store.add(Entry(image_hash=digest, label="3", truth="3", **fields), None)
-    done = run("suggest", "photos", "--model-name", "toy", "--cache-disk", "0")
+    done = run("suggest", "photos", "--model-name", "toy", "--keep-features", "0")
     assert f"Left out, labelled already: {NUM_NEW - 1}" in done.stderr
     assert len(done.stdout.splitlines()) == 2 and f"new{NUM_NEW - 1}.png" in done.stdout
     for path in (photos / f"new{NUM_NEW - 1}.png", photos / "broken.png"):

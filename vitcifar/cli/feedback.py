@@ -115,9 +115,8 @@ def print_feedback(entries: "list[Entry]", output_format: str) -> None:
 @click.option("--out", default="none", show_default=True, help="Table to write: a .csv file (none = print only).")
 @options.version_option
 @options.option("--feedback", FEEDBACK, "Store of the feedback, as of the server, whose images are left out.")
-@options.option("--seed", 0, "Random seed of the choice.", minimum=0)
 @options.option(
-    "--cache-disk", TrainConfig.cache_disk, "Disk limit of kept features, in GB (0 = keep none on disk).", minimum=0.0
+    "--keep-features", TrainConfig.cache_disk, "Features that are kept on disk, in GB (0 = none).", minimum=0.0
 )
 @options.require_signature_option
 def suggest(
@@ -127,8 +126,7 @@ def suggest(
     out: str,
     version: str,
     feedback: str,
-    seed: int,
-    cache_disk: float,
+    keep_features: float,
     require_signature: str,
 ) -> None:
     """Suggest which images of FOLDER to label next: those that a version is uncertain of and that differ.
@@ -151,8 +149,8 @@ def suggest(
     number = registry.show(version).number
     model = open_version(registry, number, num_threads=1)
     known = images_of_versions({number}, registry)
-    limit = int(cache_disk * 1e9)
-    done = choose(model, Path(folder), num, labelled=labelled, known=known, max_bytes=limit, seed=seed)
+    limit = int(keep_features * 1e9)
+    done = choose(model, Path(folder), num, labelled=labelled, known=known, max_bytes=limit)
     print_suggested(done)
     if out != "none":
         write_suggestions(model, done, Path(out))

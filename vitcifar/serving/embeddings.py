@@ -157,7 +157,7 @@ def keep_rows(path: Path, rows: Mapping[Stamp, Row], max_bytes: int) -> None:
     except Exception as error:  # safetensors has an error of its own for a full disk
         notify(
             f"The embeddings are not kept in {path.parent} ({reason_of(error)}): free disk space, set VITCIFAR_CACHE "
-            "to another folder, or type --cache-disk 0."
+            "to another folder, or type --keep-features 0."
         )
         if temporary:
             Path(temporary).unlink(missing_ok=True)

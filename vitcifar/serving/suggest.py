@@ -50,7 +50,6 @@ def suggest(
     labelled: Collection[str] = (),
     known: "Iterable[Known]" = (),
     max_bytes: int = 0,
-    seed: int = 0,
 ) -> Suggested:
     """Choose `num` images of a folder to label: those about which `model` is uncertain and that differ from each other.
 
@@ -71,7 +70,7 @@ def suggest(
     candidates = sorted(index for digest, index in first.items() if digest not in reasons)
     if same := len(found.hashes) - left_out.total() - len(candidates):
         left_out["the same as another"] = same
-    chosen = select_images(found.probabilities[candidates], found.embeddings[candidates], num, seed=seed)
+    chosen = select_images(found.probabilities[candidates], found.embeddings[candidates], num)
     return Suggested(
         suggestions=tuple(_suggestion(model, found, candidates[index]) for index in chosen),
         num_images=len(found.hashes) + len(found.errors),
