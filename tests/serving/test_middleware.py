@@ -114,6 +114,8 @@ def test_a_foreign_host_gets_one_sentence_as_json_with_the_security_headers():
         ("POST", {"Origin": "http://localhost:7860"}, True),
         ("GET", {"Sec-Fetch-Site": "cross-site"}, True),  # a link
         ("POST", {"Sec-Fetch-Site": "same-origin", "Origin": "http://behind.a.proxy"}, True),
+        ("POST", {"X-Forwarded-Host": "behind.a.proxy", "Origin": "http://behind.a.proxy"}, True),
+        ("POST", {"X-Forwarded-Host": "behind.a.proxy", "Origin": "http://evil.example"}, False),
         ("POST", {"Sec-Fetch-Site": "cross-site"}, False),
         ("GET", {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"}, False),
         *(

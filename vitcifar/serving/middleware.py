@@ -135,7 +135,8 @@ def is_foreign(method: str, headers: Headers) -> bool:
     if site:
         return site not in ("same-origin", "none") and (method not in SAFE_METHODS or "origin" in headers)
     _, _, host = headers.get("origin", "").partition("://")
-    return "origin" in headers and host.lower() != headers.get("host", "").lower()
+    own = {headers.get(name, "").lower() for name in ("host", "x-forwarded-host")} - {""}  # no web page can set them
+    return "origin" in headers and host.lower() not in own
 
 
 def split_port(host: str) -> tuple[str, str]:
