@@ -15,7 +15,8 @@ from support.toys import make_image
 from vitcifar.data.dataset import pixel_hash
 from vitcifar.data.image import read_image
 from vitcifar.serving.app import Page, launch
-from vitcifar.serving.feedback import FeedbackStore
+from vitcifar.serving.feedback import FeedbackStore, live_accuracies
+from vitcifar.serving.feedback_export import export_feedback
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.page.feedback import NONE_OF_THESE
 from vitcifar.serving.page.label import Labelling
@@ -140,6 +141,18 @@ def test_a_prediction_that_is_right_is_stored_as_right(labelling):
     assert labelling.label({**shown, "truth": shown["label"]})["index"] == 1
     (entry,) = labelling.store.entries("colours")
     assert entry.is_right and entry.has_image
+
+
+def test_an_answer_is_exported_to_the_training_images_of_a_dataset(labelling, tmp_path):
+    shown = labelling.label({"index": -1, "hash": "", "truth": None})
+    labelling.label({**shown, "truth": "blue"})
+    store = labelling.store
+    export_feedback(store, store.entries("colours"), tmp_path / "images", golden=False)
+    (file,) = (tmp_path / "images").glob("train/*/*.png")
+    assert file.parent.name == "blue" and pixel_hash(read_image(file)) == shown["hash"]
+    assert live_accuracies(store.entries("colours")) == [], (
+        "an image of which it was uncertain says little of a version"
+    )
 
 
 def test_suggested_images_tell_no_monitor_and_no_challenger(labelling):
