@@ -10,6 +10,7 @@ import click
 
 from vitcifar.cli import format, options
 from vitcifar.config import TrainConfig
+from vitcifar.errors import redact
 
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
@@ -154,7 +155,8 @@ def suggest(
     print_suggested(done)
     if out != "none":
         write_suggestions(model, done, Path(out))
-        click.echo(f"{len(done.suggestions):,} suggestions in {out}: label them with vitcifar app.", err=True)
+        command = f"vitcifar app --feedback {redact(feedback)} --suggestions {out}"
+        click.echo(f"{len(done.suggestions):,} suggestions in {out}. To label them: {command}", err=True)
 
 
 def labelled_images(feedback: str, model_name: str) -> set[str]:
