@@ -45,7 +45,7 @@ DECIDES_WEIGHTS = {
 OTHERS = {
     *("data", "data_dir", "train_per_class", "validation_per_class", "test_per_class", "data_seed", "resume"),
     *("num_workers", "num_processes", "analysis", "target_precision", "corruption_images", "ood", "experiment"),
-    *("run_name", "output_dir", "model_name", "int8", "benchmark_runs", "promote_to", "cache_disk"),
+    *("run_name", "output_dir", "model_name", "int8", "max_p95_ms", "benchmark_runs", "promote_to", "cache_disk"),
 }
 
 

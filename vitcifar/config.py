@@ -181,6 +181,12 @@ class TrainConfig:
         "Quantize to int8 (takes minutes); serve int8 if it agrees, is not less accurate and is faster here.",
         choices=("off", "try"),
     )
+    max_p95_ms: float = _release(
+        0.0,
+        "Latency budget, 95th percentile of one image in ms: the fastest variant that is not worse is registered too, "
+        "and promoted instead (0 = none).",
+        minimum=0.0,
+    )
     benchmark_runs: int = _release(20, "Timed predictions per row of the latency table (0 = no table).", minimum=0)
     promote_to: str = _release(
         "none", "Alias to point at the new version if it passes the gates (none = no promotion)."

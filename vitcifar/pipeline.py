@@ -23,6 +23,7 @@ from vitcifar.registry.card import model_card
 from vitcifar.registry.policy import Gate
 from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
+from vitcifar.registry.variants import Derived, derive, run_tags, run_title
 from vitcifar.release.build import build_release, git_state
 from vitcifar.release.cache import open_network, release_constants, release_weights
 from vitcifar.release.flavor import requirements
@@ -51,7 +52,7 @@ MAX_NAMED = 12  # classes in a message
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The result of a training run: its test evaluation and the registered version."""
+    """The result of a training run: its test evaluation and the registered version, or the version derived from it."""
 
     run_id: str
     evaluation: Evaluation
@@ -64,6 +65,7 @@ class Trained:
     gates: tuple[Gate, ...]  # of the requested promotion
     folder: Path  # the files of the run: report, checkpoints
     event_files: Path  # the folder of TensorBoard's, beside those of other runs
+    budget: str = ""  # what came of the search for a version within the latency budget, if there is one
 
     def tags(self, promote_to: str) -> dict[str, str]:
         """Tags of a run: its version, and what came of the promotion: "champion", or "refused: accuracy, latency"."""
@@ -180,7 +182,8 @@ def release(
 ) -> Trained:
     """Build, register and benchmark a version, and promote it to the requested alias if it passes the gates.
 
-    `checks` are recorded in the release beside those that it makes.
+    With a latency budget its fastest variant that is not worse is registered too, and is what is promoted. `checks` are
+    recorded in the release beside those that it makes.
     """
     notify(f"Exporting to ONNX, and checking parity on {len(splits.test):,} test images.")
     run.settle()
@@ -197,10 +200,17 @@ def release(
     if config.benchmark_runs:
         notify(f"Measuring the latency of {config.model_name} {version}.")
         benchmark(registry, version, network=network, num_runs=config.benchmark_runs)
+    budget = ""
+    if config.max_p95_ms:
+        derived = search_variants(registry, version, network, splits, config)
+        version, budget = derived.version or version, derived.message
+        evaluation, sha256 = derived.evaluation or evaluation, derived.weights_sha256 or sha256
     alias, gates, rejected_because = None, tuple[Gate, ...](), ""
     if config.promote_to != "none":
+        limits = [limit for limit in (registry.policy().max_p95_ms, config.max_p95_ms) if limit]
+        limit = {"max_p95_ms": min(limits)} if limits else {}
         try:
-            gates = registry.promote(version, config.promote_to, reason=f"requested by run {run.run_id}").gates
+            gates = registry.promote(version, config.promote_to, reason=f"requested by run {run.run_id}", **limit).gates
             alias = config.promote_to
         except GateError as error:
             gates, rejected_because = error.gates, str(error)
@@ -219,9 +229,19 @@ def release(
         gates=gates,
         folder=run.folder,
         event_files=run.event_files,
+        budget=budget,
     )
     run.set_tags(trained.tags(config.promote_to))
     return trained
+
+
+def search_variants(
+    registry: Registry, version: int, network: Classifier, splits: Splits, config: TrainConfig
+) -> Derived:
+    """The fastest variant of a version that was just trained, within the budget of its config: a run below its own."""
+    release = registry.pull(version)
+    with start_run(config, "optimize", name=run_title(release), nested=True, tags=run_tags(release)) as run:
+        return derive(run, network, release, config, splits, max_p95_ms=config.max_p95_ms)
 
 
 def sync(run_id: str, output_dir: str) -> tuple[int, Trained | None]:

@@ -10,32 +10,35 @@ import numpy as np
 import pytest
 
 from vitcifar.errors import ConfigError
-from vitcifar.experiments import optimize as optimizing
-from vitcifar.experiments.optimize import Optimized, check_trained, make_variant, optimize
+from vitcifar.experiments.optimize import check_trained, optimize
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.predict import predict_logits
+from vitcifar.registry import variants
+from vitcifar.registry.variants import Derived, make_variant
 from vitcifar.release.cache import open_network
 from vitcifar.report.pareto import pareto_front
 
 
 @pytest.fixture
-def search(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Optimized]:
+def search(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[str, Derived]]:
     """Optimize version 1 with 0 and 2 merged pairs; `times` are the p95 of each row, the version's is 8 ms."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
 
-    def run(*times: float, max_p95_ms: float = 0.0) -> Optimized:
+    monkeypatch.setattr(variants, "fastest_precision", lambda: "")  # without OpenVINO
+
+    def run(*times: float, max_p95_ms: float = 0.0) -> tuple[str, Derived]:
         left = iter(times)
-        monkeypatch.setattr(optimizing, "onnx_p95", lambda paths: [next(left), 8.0])
+        monkeypatch.setattr(variants, "onnx_p95", lambda models: [next(left), 8.0])
         return optimize(registry, "1", max_p95_ms=max_p95_ms, experiment="toy", image_sizes=(32,), token_merging=(0, 2))
 
     return run
 
 
 def test_the_fastest_variant_that_passes_becomes_a_version_with_its_origin(
-    registry: Any, published: Any, search: Callable[..., Optimized]
+    registry: Any, published: Any, search: Callable[..., tuple[str, Derived]]
 ) -> None:
-    found = search(9.0, 8.5, 4.0, 5.0)
+    run_id, found = search(9.0, 8.5, 4.0, 5.0)
     assert found.best is not None
     assert (found.best.token_merging, found.best.format, found.best.ratio) == (2, "onnx-fp32", 0.5)
     release = registry.pull(found.version, pytorch=True)
@@ -47,28 +50,34 @@ def test_the_fastest_variant_that_passes_becomes_a_version_with_its_origin(
     assert network.token_merging == 2
     served = OnnxClassifier(release.onnx_path).logits(list(images))
     np.testing.assert_allclose(served, predict_logits(network, images), atol=1e-3)
-    table = json.loads(mlflow.artifacts.load_text(f"runs:/{found.run_id}/optimize/variants.json"))
+    table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/optimize/variants.json"))
     assert [row["p95_ms"] for row in table["variants"]] == [4.0, 5.0, 8.5, 9.0]
     assert "figures/optimize.png" in [
-        entry.path for entry in mlflow.artifacts.list_artifacts(f"runs:/{found.run_id}/figures")
+        entry.path for entry in mlflow.artifacts.list_artifacts(f"runs:/{run_id}/figures")
     ]
     with pytest.raises(ConfigError, match="derived from version 1 without training: type vitcifar reproduce 1"):
         check_trained(release)
 
 
 def test_nothing_is_registered_without_a_variant_that_is_faster_or_within_the_budget(
-    registry: Any, search: Callable[..., Optimized], monkeypatch: pytest.MonkeyPatch
+    registry: Any, search: Callable[..., tuple[str, Derived]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = len(registry.list())
-    slower = search(9.0, 9.0, 9.0, 9.0)
+    _, slower = search(9.0, 9.0, 9.0, 9.0, max_p95_ms=5.0)
     assert slower.version is None
-    assert slower.message == "No variant is faster than toy 1 and not worse: nothing was registered."
-    late = search(9.0, 9.0, 6.0, 7.0, max_p95_ms=5.0)
-    assert late.message == "The fastest variant that is not worse takes 6.0 ms, more than 5."
-    monkeypatch.setattr(optimizing, "MIN_AGREEMENT", 1.01)  # of int8 and its float file: none passes
-    strict = search(9.0, 1.0, 9.0, 1.0)
+    none = "No variant is faster than toy 1 and not worse: no other version was registered."
+    assert slower.message == f"{none} It takes 8.0 ms, more than 5."
+    _, itself = search(4.0, 9.0, 9.0, 9.0)  # the version's own size, merges and format
+    assert itself.message == none
+    _, late = search(9.0, 9.0, 6.0, 7.0, max_p95_ms=5.0)
+    slow = "The fastest variant that is not worse takes 6.0 ms, more than 5"
+    assert late.message == f"{slow}: no other version was registered."
+    monkeypatch.setattr(variants, "MIN_AGREEMENT", 1.01)  # of int8 and its float file: none passes
+    _, strict = search(9.0, 1.0, 9.0, 1.0)
     assert strict.version is None
-    assert all(row.reason.startswith("int8 agrees") for row in strict.variants if row.format == "onnx-int8")
+    assert all(
+        row.reason.startswith("it agrees with its float file") for row in strict.variants if row.format == "onnx-int8"
+    )
     assert len(registry.list()) == before
 
 

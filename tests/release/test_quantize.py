@@ -104,7 +104,7 @@ def test_a_less_accurate_candidate_is_rejected(published: Any, toy_onnx: Path, m
         class_names=("red", "green", "blue"),
         ids=tuple(f"{index}" for index in right),
     )
-    candidate = evaluate_candidate("dynamic", toy_onnx, toy_onnx, colours, np.eye(3)[right])
+    candidate = evaluate_candidate("dynamic", *[OnnxClassifier(toy_onnx)] * 2, colours, np.eye(3)[right])
     assert not candidate.accepted
     assert candidate.reason.startswith("it is less accurate, p = ")
     assert (candidate.accuracy, candidate.float_accuracy) == (0.0, 1.0)

@@ -130,6 +130,8 @@ def print_trained(trained: "Trained", *, verbose: bool) -> None:
         "gates": f"{sum(passed)} of {len(passed)} passed" if passed else "none required",
         "run": trained.run_id,
     }
+    if trained.budget:
+        fields["latency"] = trained.budget
     if verbose:
         fields |= {
             "calibration": trained.evaluation.calibration_text(),

@@ -48,7 +48,7 @@ def optimize(
     from vitcifar.experiments.optimize import optimize as search
     from vitcifar.experiments.versions import OUTPUT_DIR
 
-    found = search(
+    run_id, found = search(
         registry,
         version,
         max_p95_ms=max_p95_ms,
@@ -65,8 +65,8 @@ def optimize(
     ]
     format.print_table(["pixels", "merged", "format", "accuracy", "agreement", "p95 ms", "of version", "checks"], rows)
     click.echo(found.message)
-    format.print_field("run", found.run_id)
-    format.print_places(found.run_id, OUTPUT_DIR / found.run_id)
+    format.print_field("run", run_id)
+    format.print_places(run_id, OUTPUT_DIR / run_id)
     if found.version is None:
         raise click.exceptions.Exit(NOTHING_BETTER)
     format.print_field("next", f"vitcifar compare {found.version} {version}{registry.model_option}", err=True)

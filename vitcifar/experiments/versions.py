@@ -27,6 +27,7 @@ from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.build import environment, git_state
 from vitcifar.release.cache import open_network
 from vitcifar.release.manifest import Manifest
+from vitcifar.release.served import open_served
 from vitcifar.report.log import data_name, log_datasets, log_evaluation, log_report, score
 
 OUTPUT_DIR = Path("runs")
@@ -56,7 +57,7 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     config, splits = read_images(release, **options)
     check_ood(config)
     network = open_network(registry.pull(str(release.version), pytorch=True)) if config.analysis == "full" else None
-    classifier = OnnxClassifier(release.onnx_path)
+    classifier = open_served(release)
     name = f"evaluate {registry.model_name} {release.version}"
     tags = {
         "kind": "evaluate",
@@ -120,8 +121,8 @@ def compare_versions(
         tags["other_images"] = "true"
     with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=title, tags=tags) as run:
         log_datasets(run, config, {"test": splits.test}, splits)
-        evaluation, logits = evaluate_onnx(OnnxClassifier(ours.onnx_path), ours, splits)
-        other, _ = evaluate_onnx(OnnxClassifier(theirs.onnx_path), theirs, splits)
+        evaluation, logits = evaluate_onnx(open_served(ours), ours, splits)
+        other, _ = evaluate_onnx(open_served(theirs), theirs, splits)
         comparison = compare_evaluations(
             evaluation, other, margin=margin, detectable=detectable, names=(name, other_name)
         )
@@ -286,7 +287,7 @@ def trained_on(release: Manifest, splits: Splits) -> Mapping[str, ImageDataset]:
 
 
 def version_name(release: Manifest) -> str:
-    return f"{release.model_name} {release.version}"
+    return release.name
 
 
 def report_facts(release: Manifest, run: tracking.Run) -> dict[str, str]:

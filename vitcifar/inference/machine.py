@@ -5,6 +5,7 @@ import ctypes
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import re
@@ -15,6 +16,7 @@ import joblib
 # What a machine is described by, besides its processor.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 PACKAGES = ("numpy", "onnxruntime", "torch")
+OPTIONAL = ("openvino",)
 
 
 def available_cores() -> int:
@@ -57,10 +59,11 @@ def this_machine() -> Machine:
     except OSError:  # only Linux has it
         described = {}
     present = (described.get("flags") or described.get("Features") or "").split()
+    installed = [name for name in OPTIONAL if importlib.util.find_spec(name)]
     return Machine(
         processor=described.get("model name", "").strip() or platform.processor() or platform.machine(),
         num_cores=available_cores(),
         flags=tuple(flag for flag in FLAGS if flag in present),
         system=f"{platform.system()} {platform.machine()}",
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        versions={name: importlib.metadata.version(name) for name in (*PACKAGES, *installed)},
     )

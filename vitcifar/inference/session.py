@@ -28,6 +28,7 @@ from vitcifar.inference.onnx_file import (
     reason_of_onnxruntime,
     size_of,
 )
+from vitcifar.inference.openvino_session import OpenVinoSession
 
 # Limits of one batch, whose images have the same size. They bound the memory of a request.
 MAX_BATCH = 32
@@ -84,6 +85,7 @@ class Prediction:
         return fields if self.timing is None else {**fields, "timing": dataclasses.asdict(self.timing)}
 
 
+Session = onnxruntime.InferenceSession | OpenVinoSession
 # Told of a prediction: the pixels uint8 (H, W, 3), the prediction, and the embedding (D,) if the release has any.
 Observer = Callable[[np.ndarray, Prediction, np.ndarray | None], None]
 
@@ -96,7 +98,8 @@ class OnnxClassifier:
     `num_threads` 0 uses every core available to this process. Several threads may call it at the same time. With
     `concurrent`, predictions at the same time use one thread each, and one alone every core, unless `warm` finds a
     small network faster with one thread; files above `MAX_TWICE` keep one session. `observe`, if it is set, is told of
-    every prediction. Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to others.
+    every prediction. `openvino` is the precision (fp32, bf16) in which OpenVINO runs the file; "" = onnxruntime does.
+    Raises ReleaseError for a file that is broken, is not an export of vitcifar or refers to others.
     """
 
     def __init__(
@@ -106,20 +109,33 @@ class OnnxClassifier:
         num_threads: int = 0,
         concurrent: bool = False,
         statistics: ImageStatistics | None = None,
+        openvino: str = "",
     ) -> None:
         self.statistics = statistics
         self.name = "The model" if isinstance(model, bytes) else str(model)
         self.num_threads = num_threads or available_cores()
-        self._session = self._single = open_session(model, self.name, self.num_threads)
+        # Before OpenVINO, onnxruntime opens the file too: it refuses weights in other files.
+        checked = open_session(model, self.name, self.num_threads, check_only=bool(openvino))
+        metadata = checked.get_modelmeta().custom_metadata_map
+        check_graph(checked, self.name)
+        self.class_names = read_class_names(metadata, self.name)
+        self.embedding_size = embedding_size(checked)  # 0 for a release without
+
+        if openvino:
+            del checked
+
+        def another(num_threads: int) -> Session:
+            if openvino:
+                return OpenVinoSession(model, self.name, openvino, num_threads)
+            return open_session(model, self.name, num_threads)
+
+        self._session: Session = another(self.num_threads) if openvino else checked
+        self._single = self._session
         # onnxruntime packs the weights again in each session, and shares packed ones in C only: docs/decisions.md.
         if concurrent and self.num_threads > 1 and size_of(model) <= MAX_TWICE:
-            self._single = open_session(model, self.name, 1)
+            self._single = another(1)
         self._alone = self._session
         self._running, self._lock = 0, threading.Lock()
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        check_graph(self._session, self.name)
-        self.class_names = read_class_names(metadata, self.name)
-        self.embedding_size = embedding_size(self._session)  # 0 for a release without
         self.observe: Observer | None = None
         self.release_id = metadata.get("release_id", "")
         self.image_size = int(metadata.get("image_size", 0))
@@ -204,7 +220,7 @@ class OnnxClassifier:
             one_thread = self._milliseconds(self._single)
         self._alone = self._single if one_thread <= min(every_core, SMALL_MS) else self._session
 
-    def _milliseconds(self, session: onnxruntime.InferenceSession) -> float:
+    def _milliseconds(self, session: Session) -> float:
         """The median of a few predictions, with pauses as between requests; a large network runs once."""
         side, times = self.image_size or 32, list[float]()
         while len(times) < 8 and (not times or times[-1] < 10 * SMALL_MS):
@@ -224,7 +240,7 @@ class OnnxClassifier:
             with self._lock:
                 self._running -= 1
 
-    def _infer(self, outputs: list[str], batch: np.ndarray, session: onnxruntime.InferenceSession) -> list[np.ndarray]:
+    def _infer(self, outputs: list[str], batch: np.ndarray, session: Session) -> list[np.ndarray]:
         try:
             arrays = [np.asarray(values, np.float32) for values in session.run(outputs, {"image": batch})]
         except Exception as error:  # onnxruntime's errors have no common class
@@ -259,7 +275,7 @@ class OnnxClassifier:
                 result[indices] = values
         return results
 
-    def _idle_session(self) -> onnxruntime.InferenceSession:
+    def _idle_session(self) -> Session:
         """The session that suits the load: `_alone` for one call alone, one thread for each of several."""
         return self._alone if self._running == 1 else self._single
 

@@ -17,7 +17,7 @@ from vitcifar.errors import TrackingError
 from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.cache import open_network
 from vitcifar.release.latency import NUM_RUNS, LatencyTable, latency_table
-from vitcifar.release.manifest import INT8_FILE, served_evaluation
+from vitcifar.release.manifest import served_evaluation
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
@@ -46,11 +46,10 @@ def benchmark(
     network = network or open_network(release)
     table = latency_table(release, network=network, dataset=dataset, threads=threads, num_runs=num_runs)
     if dataset is None:
-        is_int8 = release.serves == INT8_FILE
         checked: Any = (release.checks.get("test") or {}).get("accuracy")
         served = served_evaluation(release).get("accuracy")
         # The float ONNX file has the network's accuracy: parity requires equal predictions on every test image.
-        accuracies = {"torch": checked, "onnx-fp32": checked, "onnx-int8": served if is_int8 else None}
+        accuracies = {release.serving_format: served, "torch": checked, "onnx-fp32": checked}
         table = table.with_accuracies(accuracies)
     try:
         record(registry, registry.show(release.version), table)

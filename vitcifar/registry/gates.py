@@ -13,7 +13,6 @@ from vitcifar.errors import ConfigError, DataError, GateError, ReleaseError, Vit
 from vitcifar.evaluation.compare import Comparison, compare_evaluations
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.inference.machine import this_machine
-from vitcifar.inference.session import OnnxClassifier
 from vitcifar.registry.aliases import STAMP, Event, check_alias, current_user, move_alias, new_event
 from vitcifar.registry.approvals import read_approvals
 from vitcifar.registry.marked import check_marked
@@ -26,6 +25,7 @@ from vitcifar.registry.verdicts import PREFIX
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import Manifest, served_evaluation
 from vitcifar.release.parity import MAX_LOGIT_DIFFERENCE
+from vitcifar.release.served import open_served
 from vitcifar.release.signature import key_text
 
 NO_SCORES = "its scores on the test images are not recorded, train it again"
@@ -158,8 +158,9 @@ def _parity(checks: Mapping[str, Any]) -> Gate:
         num_edge_cases_changed = served.get("num_edge_cases_changed", 0)
         passed = passed and num_edge_cases_changed == 0
         agreement = served.get("agreement") or 0
+        in_openvino = f" in OpenVINO ({served['openvino']})" if served.get("openvino") else ""
         message += (
-            f"; the served {served.get('file')} agrees on {agreement:.2%} of the test images and changes "
+            f"; the served {served.get('file')}{in_openvino} agrees on {agreement:.2%} of the test images and changes "
             f"{num_edge_cases_changed} of {served.get('num_edge_cases', 0)} predictions on edge-case files"
         )
     return Gate(name="parity", passed=passed, message=message, value=difference, limit=MAX_LOGIT_DIFFERENCE)
@@ -231,7 +232,7 @@ def _summary(comparison: Comparison, policy: Policy) -> str:
 
 def _latency(release: Manifest, policy: Policy) -> Gate:
     """The 95th percentile of one image, measured now: a table of an earlier time or another machine proves nothing."""
-    (p95,) = onnx_p95([release.onnx_path])
+    (p95,) = onnx_p95([open_served(release)])
     message = f"{p95:.1f} ms at the 95th percentile, measured on this machine ({this_machine().fingerprint}), "
     limit = policy.max_p95_ms
     if not limit:
@@ -246,7 +247,7 @@ def _golden(release: Manifest, policy: Policy) -> Gate:
     paths = sorted(path for path in Path(policy.golden_dir).glob("*/*") if path.is_file())
     if not paths:
         raise DataError(f"There are no golden images in {policy.golden_dir}: put them into one folder for each class.")
-    classifier = OnnxClassifier(release.onnx_path)
+    classifier = open_served(release)
     wrong = []
     for path in paths:
         try:

@@ -24,6 +24,7 @@ from vitcifar.config import TrainConfig, run_name
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
 from vitcifar.inference.image_statistics import ImageStatistics
+from vitcifar.inference.openvino_session import fastest_precision
 from vitcifar.release import flavor
 from vitcifar.release.export import export_onnx, trace
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, Manifest
@@ -58,12 +59,14 @@ def build_release(
     config: TrainConfig,
     run_id: str,
     int8: bool = False,
+    openvino: bool = False,
     checks: Mapping[str, Any] | None = None,
 ) -> Built:
     """Export the network, check its parity on the test images and store the release as a logged model of the run.
 
-    `checks` are recorded beside its own. With `int8` the int8 candidates are evaluated too and an accepted one serves,
-    else the float file. Raises ReleaseError when a check fails: nothing is stored then.
+    `checks` are recorded beside its own. With `int8` the int8 candidates are evaluated too, with `openvino` the float
+    file in OpenVINO, and an accepted one serves, else the float file. Raises ReleaseError when a check fails: nothing
+    is stored then.
     """
     release = describe(network, splits, evaluation, config, run_id)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING_PREFIX}{os.getpid()}-") as folder:
@@ -72,7 +75,8 @@ def build_release(
         onnx_path = staged / ONNX_FILE
         program = trace(network)
         labels: dict[str, Any] = {"class_names": release.class_names, "release_id": release.release_id}
-        if network.token_merging:  # the exporter takes minutes for the many small operations of merging
+        # The exporter takes minutes for the many small operations of merging, and its graph is slower in OpenVINO.
+        if network.token_merging or openvino:
             from vitcifar.release.onnx_graph import save_graph
 
             save_graph(network, onnx_path, **labels)
@@ -85,9 +89,11 @@ def build_release(
         release = _add_checks(release, {**(checks or {}), **own})
         if int8:
             release = _try_int8(network, onnx_path, splits, release)
-        if release.serves != ONNX_FILE:
+        if openvino:
+            release = _try_openvino(onnx_path, splits, release)
+        if release.serving_format != "onnx-fp32":
             chosen = splits.test.subset(choose_reference(len(splits.test)))
-            embeddings = [embed(staged / release.serves, chosen.images)]
+            embeddings = [embed(staged / release.serves, chosen.images, openvino=release.openvino)]
         if embeddings:
             write_reference(staged, np.concatenate(embeddings))
         put_examples(splits.test, staged / "examples")
@@ -139,6 +145,18 @@ def _try_int8(network: "Classifier", onnx_path: Path, splits: Splits, release: M
         return release
     served = evaluate_served(onnx_path.with_name(INT8_FILE), onnx_path, splits, release)
     return dataclasses.replace(_add_checks(release, {"served": served}), serves=INT8_FILE)
+
+
+def _try_openvino(onnx_path: Path, splits: Splits, release: Manifest) -> Manifest:
+    from vitcifar.release.quantize import evaluate_served, try_openvino
+
+    if not (precision := fastest_precision()):
+        return release
+    candidate = try_openvino(onnx_path, splits, precision)
+    release = _add_checks(release, {"openvino": {precision: dataclasses.asdict(candidate)}})
+    if not candidate.accepted:
+        return release
+    return _add_checks(release, {"served": evaluate_served(onnx_path, onnx_path, splits, release, openvino=precision)})
 
 
 def _add_checks(release: Manifest, checks: Mapping[str, Any]) -> Manifest:

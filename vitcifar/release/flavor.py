@@ -60,7 +60,7 @@ def save_model(
             serialization_format="pt2",
             signature=signature,
             input_example=np.zeros((2, 40, 48, 3), dtype=np.uint8),
-            pip_requirements=add_wheel(requirements(), staged),
+            pip_requirements=add_wheel(requirements(openvino=bool(release.openvino)), staged),
         )
     folder = Path(path)
     for file in sorted(staged.iterdir()):
@@ -143,7 +143,8 @@ def _write_example(folder: Path) -> dict[str, str]:
     }
 
 
-def requirements() -> list[str]:
-    """The packages that serve the release, pinned. Raises ReleaseError for one without metadata, or of the export."""
+def requirements(*, openvino: bool = False) -> list[str]:
+    """The packages that serve the release, pinned, with `openvino` that one too. Raises ReleaseError for one without
+    metadata, or of the export."""
     check_installed(EXPORTING)
-    return lock(SERVING)
+    return lock([*SERVING, "openvino"] if openvino else SERVING)

@@ -15,6 +15,7 @@ import numpy as np
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.metrics import evaluate
 from vitcifar.inference.machine import Machine, this_machine
+from vitcifar.inference.openvino_session import fastest_precision
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.progress import bar
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, PT2_FILE, Manifest
@@ -36,7 +37,7 @@ Format = tuple[Callable[[int], Logits], Path | None]  # opens it with a number o
 class Row:
     """One format of a release with one number of threads; times in milliseconds, batch size 1."""
 
-    format: str  # torch, pt2, onnx-fp32, onnx-int8
+    format: str  # torch, pt2, onnx-fp32, onnx-int8, openvino-fp32, openvino-bf16
     num_threads: int
     file_bytes: int
     accuracy: float | None
@@ -114,9 +115,8 @@ def time_in_turns(calls: Mapping[str, Callable[[], Any]], *, num_runs: int = NUM
     return {name: 1e3 * np.array(values) for name, values in times.items()}
 
 
-def onnx_p95(paths: Sequence[Path]) -> list[float]:
-    """The 95th percentile in milliseconds of one image for each ONNX file, measured in turns."""
-    classifiers = [OnnxClassifier(path) for path in paths]
+def onnx_p95(classifiers: Sequence[OnnxClassifier]) -> list[float]:
+    """The 95th percentile in milliseconds of one image for each open ONNX model, measured in turns."""
     image = sample(classifiers[0].image_size)
     calls = {str(index): functools.partial(model.logits, [image]) for index, model in enumerate(classifiers)}
     return [float(np.percentile(times, 95)) for times in time_in_turns(calls).values()]
@@ -189,11 +189,14 @@ def _formats(release: Manifest, network: "Classifier | None") -> dict[str, Forma
     for name, file in (("onnx-fp32", ONNX_FILE), ("onnx-int8", INT8_FILE)):
         if file in release.files:
             found[name] = (functools.partial(_onnx_logits, release.path(file)), release.path(file))
+    if (precision := fastest_precision()) and ONNX_FILE in release.files:
+        path = release.path(ONNX_FILE)
+        found[f"openvino-{precision}"] = (functools.partial(_onnx_logits, path, openvino=precision), path)
     return found
 
 
-def _onnx_logits(path: Path, num_threads: int) -> Logits:
-    return OnnxClassifier(path, num_threads=num_threads).logits
+def _onnx_logits(path: Path, num_threads: int, *, openvino: str = "") -> Logits:
+    return OnnxClassifier(path, num_threads=num_threads, openvino=openvino).logits
 
 
 def _torch_logits(network: "Callable[[Tensor], Tensor]", num_threads: int) -> Logits:

@@ -62,9 +62,30 @@ class Manifest:
     version: int | None = None
 
     @property
+    def name(self) -> str:
+        """What messages call it: the model, and the version if it is registered."""
+        return self.model_name if self.version is None else f"{self.model_name} {self.version}"
+
+    @property
     def onnx_path(self) -> Path:
         """The ONNX file that serves: the float export, or the int8 model if it was accepted."""
         return self.path(self.serves)
+
+    @property
+    def openvino(self) -> str:
+        """The precision (fp32, bf16) in which OpenVINO runs the float export; "" = onnxruntime runs what serves.
+
+        It is part of a check's record: older versions of vitcifar then run the float export in onnxruntime.
+        """
+        served = self.checks.get("served") or {}
+        return str(served.get("openvino") or "") if self.serves == ONNX_FILE else ""
+
+    @property
+    def serving_format(self) -> str:
+        """The format that serves: onnx-fp32, onnx-int8, openvino-fp32 or openvino-bf16."""
+        if self.openvino:
+            return f"openvino-{self.openvino}"
+        return "onnx-int8" if self.serves == INT8_FILE else "onnx-fp32"
 
     def is_confident(self, probability: float) -> bool | None:
         """Whether a prediction reaches the threshold; None for a release without one."""
@@ -126,12 +147,14 @@ def rename_keys(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def served_evaluation(release: Manifest) -> dict[str, Any]:
-    """The evaluation on the test images of the file that serves; empty if it was not recorded.
+    """The evaluation on the test images of the format that serves; empty if it was not recorded.
 
-    The float file has the network's evaluation (the parity check requires equal predictions), the int8 file its own.
+    The float file in onnxruntime has the network's evaluation (the parity check requires equal predictions), other
+    formats have their own.
     """
-    served = {"evaluation": release.checks.get("test")} if release.serves == ONNX_FILE else release.checks.get("served")
-    return (served or {}).get("evaluation") or {}
+    if release.serving_format == "onnx-fp32":
+        return release.checks.get("test") or {}
+    return (release.checks.get("served") or {}).get("evaluation") or {}
 
 
 def index_tags(release: Manifest) -> dict[str, str]:
@@ -140,8 +163,7 @@ def index_tags(release: Manifest) -> dict[str, str]:
     if data == "folder":
         data = Path(release.config.get("data_dir", "")).absolute().name
     texts = {"test_accuracy": accuracy if accuracy is None else f"{accuracy:.3f}", "dataset": data}
-    serves = "onnx-int8" if release.serves == INT8_FILE else "onnx-fp32"
-    return {**{name: text for name, text in texts.items() if text is not None}, "serves": serves}
+    return {**{name: text for name, text in texts.items() if text is not None}, "serves": release.serving_format}
 
 
 def _check_name(name: str) -> None:

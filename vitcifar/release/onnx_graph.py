@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 # Measured on ViT-B/16 at 224, batch 1, 2 cores, onnxruntime 1.32 (benchmarks/serving_latency.py): attention is one node
 # (as fast as its parts, at batch 8 1.07 times as fast; with int8 it includes the query, key and value projections, so
 # that each head stays on one thread: 0.91 of the time while thread synchronisation is slow), additions and norms are
-# separate nodes (SkipLayerNormalization took 1.1 times as long in total), biases are part of the matrix products,
-# normalisation is part of the first convolution, and the last block computes the class token only.
+# separate nodes (SkipLayerNormalization took 1.1 times as long in total), biases are part of the matrix products, and
+# the last block computes the class token only. In int8, normalisation is part of the first convolution; in float it is
+# not: OpenVINO in bfloat16 was then 3.5 times as far from the network's logits.
 MICROSOFT = "com.microsoft"
 MICROSOFT_OPS = ("MatMulIntegerToFloat", "MultiHeadAttention", "QAttention")
 Range = tuple[float, float]
@@ -182,7 +183,7 @@ def _patches(graph: GraphBuilder, network: "Classifier", pixels: str) -> str:
     mean = to_numpy(network.preprocess.mean).reshape(-1, 1, 1)
     std = to_numpy(network.preprocess.std).reshape(-1, 1, 1)
     layers = [layer for layer in network.backbone.conv_proj.modules() if not list(layer.children())]
-    if len(layers) == 1:  # no padding: the normalisation folds into the kernel
+    if len(layers) == 1 and graph.int8:  # no padding: the normalisation folds into the kernel, which stays float32
         kernel = to_numpy(layers[0].weight)  # (D, 3, P, P)
         bias = to_numpy(layers[0].bias) - (kernel * (mean / std)).sum(axis=(1, 2, 3))
         return _convolve(graph, layers[0], "patches", kernel / (255 * std), bias, pixels)

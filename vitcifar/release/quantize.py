@@ -1,4 +1,4 @@
-"""int8 quantization of a release: candidates are built, compared with the float file, and accepted or rejected.
+"""Faster formats of a release: int8 files, and OpenVINO. Compared with the float file, and accepted or rejected.
 
 The measurements of every candidate are recorded either way.
 """
@@ -36,9 +36,9 @@ BATCH_SIZE = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One int8 model and its measurements on the validation images."""
+    """One faster format and its measurements on the validation images."""
 
-    kind: str  # dynamic, static
+    kind: str  # of int8: dynamic, static; of OpenVINO: fp32, bf16
     accepted: bool
     reason: str
     agreement: float = 0.0  # share of images with the float file's prediction
@@ -60,12 +60,15 @@ def quantize(
     """
     candidates: list[Candidate] = []
     paths = {kind: onnx_path.with_name(f"{kind}.onnx.candidate") for kind in ("dynamic", "static")}
-    expected = _logits(onnx_path, splits.validation, "float")
+    float_model = OnnxClassifier(onnx_path)
+    expected = _logits(float_model, splits.validation, "float")
     for kind, path in paths.items():
         try:
             ranges = activation_ranges(network, splits.train) if kind == "static" else None
             save_graph(network, path, class_names=class_names, release_id=release_id, int8=True, ranges=ranges)
-            candidates.append(evaluate_candidate(kind, path, onnx_path, splits.validation, expected))
+            model = OnnxClassifier(path)
+            candidate = evaluate_candidate(kind, model, float_model, splits.validation, expected)
+            candidates.append(dataclasses.replace(candidate, file_bytes=path.stat().st_size))
         except ReleaseError as error:
             candidates.append(Candidate(kind=kind, accepted=False, reason=str(error)))
     accepted = [candidate for candidate in candidates if candidate.accepted]
@@ -80,21 +83,32 @@ def quantize(
     return candidates
 
 
+def try_openvino(onnx_path: Path, splits: Splits, precision: str) -> Candidate:
+    """Evaluate the float file in OpenVINO against itself in onnxruntime on the validation images."""
+    float_model = OnnxClassifier(onnx_path)
+    try:
+        model = OnnxClassifier(onnx_path, openvino=precision)
+        expected = _logits(float_model, splits.validation, "float")
+        return evaluate_candidate(precision, model, float_model, splits.validation, expected)
+    except ReleaseError as error:
+        return Candidate(kind=precision, accepted=False, reason=str(error))
+
+
 def evaluate_candidate(
-    kind: str, path: Path, onnx_path: Path, dataset: ImageDataset, expected: np.ndarray
+    kind: str, model: OnnxClassifier, float_model: OnnxClassifier, dataset: ImageDataset, expected: np.ndarray
 ) -> Candidate:
-    """Compare an int8 file with the float file, whose logits (N, K) are `expected`: agreement, edge-case files,
+    """Compare a faster format with the float model, whose logits (N, K) are `expected`: agreement, edge-case files,
     accuracy (paired test), latency. The reason of a rejection is the first of these that fails."""
-    actual = _logits(path, dataset, f"int8 {kind}")
+    actual = _logits(model, dataset, kind)
     if not np.isfinite(actual).all():
         return Candidate(kind=kind, accepted=False, reason="it produces NaN or infinite logits")
     agreement = float((actual.argmax(axis=1) == expected.argmax(axis=1)).mean())
-    num_changed, num_edge_cases = changed_edge_cases(path, onnx_path)
-    int8, float32 = (
+    num_changed, num_edge_cases = changed_edge_cases(model, float_model)
+    ours, float32 = (
         evaluate(logits, dataset.labels, dataset.class_names, fingerprint="validation") for logits in (actual, expected)
     )
-    comparison = compare_evaluations(int8, float32)
-    p95, float_p95 = onnx_p95([path, onnx_path])
+    comparison = compare_evaluations(ours, float32)
+    p95, float_p95 = onnx_p95([model, float_model])
     rejected = ""
     if agreement < MIN_AGREEMENT:
         rejected = f"it agrees with the float file on {agreement:.2%} of the predictions, minimum {MIN_AGREEMENT:.0%}"
@@ -115,24 +129,28 @@ def evaluate_candidate(
         p_value=comparison.p_value,
         p95_ms=p95,
         float_p95_ms=float_p95,
-        file_bytes=path.stat().st_size,
     )
 
 
-def evaluate_served(path: Path, onnx_path: Path, splits: Splits, release: Manifest) -> dict[str, Any]:
-    """The evaluation of the accepted int8 file on the test images, and its agreement with the float model."""
+def evaluate_served(
+    path: Path, onnx_path: Path, splits: Splits, release: Manifest, *, openvino: str = ""
+) -> dict[str, Any]:
+    """The evaluation of the accepted format on the test images, and its agreement with the float model: a file, and
+    the precision in which OpenVINO runs it."""
+    model, float_model = OnnxClassifier(path, openvino=openvino), OnnxClassifier(onnx_path)
     network, test = release.checks["test"], splits.test
     evaluation = evaluate(
-        _logits(path, test, "int8"),
+        _logits(model, test, "served"),
         test.labels,
         test.class_names,
         temperature=release.temperature,
         threshold=release.threshold,
         fingerprint=network.get("fingerprint", ""),
     )
-    num_changed, num_edge_cases = changed_edge_cases(path, onnx_path)
+    num_changed, num_edge_cases = changed_edge_cases(model, float_model)
     return {
         "file": path.name,
+        **({"openvino": openvino} if openvino else {}),
         "evaluation": evaluation.to_dict(),
         "agreement": float(np.mean(evaluation.predictions == np.array(network["predictions"]))),
         "num_edge_cases": num_edge_cases,
@@ -140,11 +158,11 @@ def evaluate_served(path: Path, onnx_path: Path, splits: Splits, release: Manife
     }
 
 
-def changed_edge_cases(path: Path, onnx_path: Path) -> tuple[int, int]:
+def changed_edge_cases(model: OnnxClassifier, other: OnnxClassifier) -> tuple[int, int]:
     """How many edge-case files two models predict differently, and how many there are."""
     images = [read_image(data, name) for name, data in edge_case_files().items()]
-    one, other = (OnnxClassifier(file).logits(images).argmax(axis=1) for file in (path, onnx_path))
-    return int((one != other).sum()), len(images)
+    ours, theirs = (one.logits(images).argmax(axis=1) for one in (model, other))
+    return int((ours != theirs).sum()), len(images)
 
 
 def activation_ranges(network: "Classifier", dataset: ImageDataset) -> Mapping[str, Range]:
@@ -164,8 +182,8 @@ def activation_ranges(network: "Classifier", dataset: ImageDataset) -> Mapping[s
     return {layer: ranges[name] for layer, name in graph.linear_inputs.items()}
 
 
-def _logits(path: Path, dataset: ImageDataset, title: str) -> np.ndarray:
-    """Logits (N, K) of an ONNX file, with a progress bar."""
-    classifier, images = OnnxClassifier(path), dataset.images
+def _logits(model: OnnxClassifier, dataset: ImageDataset, title: str) -> np.ndarray:
+    """Logits (N, K) of an ONNX model, with a progress bar."""
+    images = dataset.images
     starts = bar(range(0, len(images), BATCH_SIZE), title, "batches")
-    return np.concatenate([classifier.logits(images[start : start + BATCH_SIZE]) for start in starts])
+    return np.concatenate([model.logits(images[start : start + BATCH_SIZE]) for start in starts])

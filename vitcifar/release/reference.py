@@ -17,11 +17,12 @@ MAX_REFERENCE = 500  # images; 0.8 MB for a ViT-B
 BATCH_SIZE = 16
 
 
-def embed(onnx_file: Path, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """The embeddings (N, D) of a file of a release, with a progress bar; D is 0 if it has none."""
+def embed(onnx_file: Path, images: np.ndarray | Sequence[np.ndarray], *, openvino: str = "") -> np.ndarray:
+    """The embeddings (N, D) of a file of a release, with a progress bar; D is 0 if it has none. `openvino` is the
+    precision in which OpenVINO runs it."""
     from vitcifar.inference.session import OnnxClassifier  # onnxruntime writes into the temporary folder when imported
 
-    classifier = OnnxClassifier(onnx_file)
+    classifier = OnnxClassifier(onnx_file, openvino=openvino)
     starts = bar(range(0, len(images), BATCH_SIZE), "Reference", "batches")
     return np.concatenate([classifier.logits_and_embeddings(images[start : start + BATCH_SIZE])[1] for start in starts])
 

@@ -23,11 +23,12 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 RECORDS: dict[str, dict[str, tuple[type, ...]]] = {  # what is read of them; any value may be absent
     "checks.parity": dict.fromkeys(("max_logit_difference", "num_changed", "num_images", "num_edge_cases"), NUMBER),
     "checks.served": {
-        "file": TEXT,
+        **dict.fromkeys(("file", "openvino"), TEXT),
         **dict.fromkeys(("agreement", "num_edge_cases", "num_edge_cases_changed"), NUMBER),
         "evaluation": (dict,),
     },
     "checks.int8": {},
+    "checks.openvino": {},
     "checks.image_statistics": {},
     "environment.packages": {},
     "environment.numerics": {},

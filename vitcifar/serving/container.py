@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from vitcifar import __version__
 from vitcifar.errors import ConfigError
+from vitcifar.inference.openvino_session import is_installed
 from vitcifar.release.serving_environment import PAGE, SERVING, add_wheel, lock
 from vitcifar.release.signature import REQUIRED
 from vitcifar.serving.middleware import LOOPBACK
@@ -55,7 +56,8 @@ def write_container(
         "tracking_uri": OWN_SERVER if own_server else tracking_uri,
         "version": version,
     }
-    requirements = lock([*SERVING, *PAGE] if page else SERVING)
+    optional = (*(PAGE if page else ()), *(["openvino"] if is_installed() else []))
+    requirements = lock([*SERVING, *optional])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):

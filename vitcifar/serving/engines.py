@@ -23,9 +23,9 @@ import pyarrow
 
 from vitcifar.data.files import EXTENSIONS
 from vitcifar.errors import DataError, ServingError
-from vitcifar.inference.session import OnnxClassifier
 from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.manifest import MANIFEST_FILE, verify
+from vitcifar.release.served import open_served
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.score import Scored, predict_row
 from vitcifar.serving.tables import (
@@ -65,7 +65,7 @@ class ShippedRelease:
                     (Path(folder) / name).write_bytes(content)
                 absent = frozenset(json.loads(self.files[MANIFEST_FILE])["files"]) - self.files.keys()
                 manifest = verify(folder, digest=self.digest, optional=absent, where=f"the worker (pid {os.getpid()})")
-                classifier = OnnxClassifier(manifest.onnx_path, num_threads=1)
+                classifier = open_served(manifest, num_threads=1)
             _opened[self.digest] = LoadedModel(
                 model_name=self.model_name,
                 version=self.version,

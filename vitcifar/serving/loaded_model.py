@@ -20,6 +20,7 @@ from vitcifar.registry.registry import Registry
 from vitcifar.registry.signing import check_signature
 from vitcifar.release.cache import lock
 from vitcifar.release.manifest import MANIFEST_FILE, Manifest, sha256_of, verify
+from vitcifar.release.served import open_served
 from vitcifar.release.signature import REQUIRED
 
 ImageSource = Path | str | bytes | np.ndarray | Image.Image
@@ -144,7 +145,7 @@ def _open(
     recorded = manifest.checks.get("image_statistics")  # a release of an older vitcifar has none
     statistics = ImageStatistics.from_dict(recorded) if recorded else None
     options: dict[str, Any] = {"num_threads": num_threads, "concurrent": concurrent, "statistics": statistics}
-    classifier = OnnxClassifier(manifest.onnx_path, **options)
+    classifier = open_served(manifest, **options)
     if classifier.class_names != manifest.class_names or classifier.release_id != manifest.release_id:
         raise ReleaseError(
             f"{manifest.onnx_path} belongs to another release than its release.json: expected {manifest.release_id}, "

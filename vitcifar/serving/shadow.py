@@ -24,6 +24,7 @@ from vitcifar.inference.session import Prediction
 from vitcifar.registry.registry import select
 from vitcifar.release.cache import lock
 from vitcifar.release.manifest import MANIFEST_FILE, sha256_of
+from vitcifar.release.served import openvino_precision
 from vitcifar.serving import shadow_process
 from vitcifar.serving.feedback import Entry, FeedbackStore
 from vitcifar.serving.loaded_model import LoadedModel
@@ -181,8 +182,9 @@ class Child:
         self.window: Window = pool.monitor.window(release, self.digest)
         with contextlib.suppress(OSError):  # a file system without locks
             self.lock = lock(release.path(MANIFEST_FILE).parent, shared=True)  # keeps the folder in the cache
+        arguments = (str(release.onnx_path), PRIORITY, openvino_precision(release))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", shadow_process.__name__, str(release.onnx_path), PRIORITY],
+            [sys.executable, "-m", shadow_process.__name__, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The process of a challenger in the shadow: `python -m vitcifar.serving.shadow_process MODEL PRIORITY`.
+"""The process of a challenger in the shadow: `python -m vitcifar.serving.shadow_process MODEL PRIORITY OPENVINO`.
 
 It gets one JSON line and the pixels of an image, and answers one JSON line and an embedding; nothing is unpickled.
 """
@@ -48,11 +48,11 @@ def serve(classifier: OnnxClassifier, requests: IO[bytes], answers: IO[bytes]) -
         answers.flush()
 
 
-def main(model: str, priority: str) -> None:
+def main(model: str, priority: str, openvino: str) -> None:
     """Open the model, then predict with the lowest priority: busy machines would hardly let it start with that."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    classifier = OnnxClassifier(Path(model), num_threads=1)
+    classifier = OnnxClassifier(Path(model), num_threads=1, openvino=openvino)
     classifier.warm()
     if priority == IDLE:
         lowest_priority()
