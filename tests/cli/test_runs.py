@@ -66,7 +66,7 @@ def test_train_prints_no_password_of_a_database(registry, monkeypatch):
             "gates": (),
         }
         folders = {"folder": Path("runs/1"), "event_files": Path("runs/tensorboard/one")}
-        return SimpleNamespace(evaluation=SimpleNamespace(accuracy_text=lambda: "0.9"), **fields, **folders)
+        return SimpleNamespace(evaluation=SimpleNamespace(accuracy_text=lambda: "0.9"), budget="", **fields, **folders)
 
     monkeypatch.setattr(pipeline, "train", train)
     result = run("train", "--preset", "digits")

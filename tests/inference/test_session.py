@@ -223,6 +223,8 @@ def test_a_model_with_external_data_is_rejected_in_one_sentence(tmp_path, monkey
     with pytest.raises(ReleaseError, match="is not an ONNX file that can be opened") as caught:
         OnnxClassifier(given(path))
     assert "\n" not in str(caught.value)
+    with pytest.raises(ReleaseError, match="is not an ONNX file that can be opened"):
+        OnnxClassifier(given(path), openvino="fp32")  # which would read it: onnxruntime opens it first
 
 
 @pytest.mark.parametrize("put", PLACEMENTS)
