@@ -9,11 +9,13 @@ import mlflow
 import numpy as np
 import pytest
 
+from vitcifar import train
 from vitcifar.errors import ConfigError
 from vitcifar.experiments.optimize import check_trained, optimize
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.predict import predict_logits
-from vitcifar.registry import variants
+from vitcifar.registry import gates, variants
+from vitcifar.registry.registry import Registry
 from vitcifar.registry.variants import Derived, make_variant
 from vitcifar.release.cache import open_network
 from vitcifar.report.pareto import pareto_front
@@ -91,3 +93,30 @@ def test_another_image_size_keeps_the_weights_and_interpolates_positions(publish
 def test_the_pareto_front_leaves_out_what_is_slower_and_no_more_accurate() -> None:
     points = [("slow", 9.0, 0.9, True), ("best", 5.0, 0.95, True), ("fast", 2.0, 0.8, True), ("same", 3.0, 0.8, True)]
     assert [point[0] for point in pareto_front(points)] == ["fast", "best"]
+
+
+def test_training_within_a_budget_registers_the_fastest_variant_and_promotes_that(
+    store: mlflow.MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variants take 4 ms and the version 8; the gate measures 9, above the budget of 5."""
+    monkeypatch.setattr(variants, "fastest_precision", lambda: "")
+    monkeypatch.setattr(variants, "SIZES", (1.0,))
+    monkeypatch.setattr(variants, "MERGED", (0.25,))
+    monkeypatch.setattr(variants, "onnx_p95", lambda models: [4.0, 8.0])
+    monkeypatch.setattr(gates, "onnx_p95", lambda models: [9.0])
+    small = {"train_per_class": 5, "validation_per_class": 2, "test_per_class": 2, "analysis": "none", "epochs": 1}
+    trained = train(preset="digits", benchmark_runs=0, promote_to="champion", max_p95_ms=5.0, **small)
+    assert (trained.version, trained.alias) == (2, None)
+    assert trained.budget.startswith("Version 2 (32 px, ")
+    registry = Registry("vitcifar")
+    release, latency = registry.pull(2), next(gate for gate in trained.gates if gate.name == "latency")
+    assert (latency.passed, latency.value, latency.limit) == (False, 9.0, 5.0)
+    assert "latency" in store.get_run(trained.run_id).data.tags["promotion"]
+    assert release.checks["derived_from"]["version"] == 1
+    assert release.checks["test"]["accuracy"] == trained.evaluation.accuracy
+    assert release.checks["weights_sha256"] == trained.weights_sha256
+    search = store.get_run(release.run_id).data.tags
+    assert (search["kind"], search["optimizes"], search["mlflow.parentRunId"]) == (
+        *("optimize", "models:/vitcifar/1"),
+        trained.run_id,
+    )
