@@ -24,6 +24,7 @@ from support.toys import make_image, settle
 
 from vitcifar import cli
 from vitcifar.errors import ConfigError
+from vitcifar.inference.openvino_session import is_installed
 from vitcifar.release.serving_environment import SERVING, lock
 from vitcifar.serving.app import bind
 from vitcifar.serving.container import write_container
@@ -65,7 +66,7 @@ def test_the_image_starts_the_server_as_an_ordinary_user_and_checks_the_port_tha
     assert instruction(dockerfile, "STOPSIGNAL") == "SIGTERM"
     assert instruction(dockerfile, "COPY") == "requirements.txt *.whl ./"
     find_links, *pins, wheel = (tmp_path / "out/requirements.txt").read_text().splitlines()
-    assert (find_links, pins) == ("--find-links .", lock(SERVING))
+    assert (find_links, pins) == ("--find-links .", lock([*SERVING, *(["openvino"] if is_installed() else [])]))
     assert (tmp_path / f"out/{wheel.replace('==', '-')}-py3-none-any.whl").is_file()
 
 
