@@ -9,8 +9,8 @@ for each format, the largest number with which it predicts as the network does o
 agreement is then that on test images, and the fastest of our formats that has 99 % there too is the one that counts.
 
 Without `--weights` the backbone is random and only the head is trained. On photos such a network is right on a quarter:
-its margins are small, and agreement says less than it would of a fine-tuned network. On digits it is right on most. The
-last line is our median over the fastest peer's, the line before it over eager PyTorch's.
+its margins are small, and agreement says less than it would of a fine-tuned network. On digits, vit_s_16 is right on
+three quarters. The last line is our median over the fastest peer's, the lines before it over eager PyTorch's too.
 """
 
 import argparse
@@ -183,7 +183,9 @@ def main() -> None:
     parser.add_argument("--arch", default="vit_b_16")
     parser.add_argument("--weights", default="none", help="none, or a state dict")
     parser.add_argument(
-        "--images", default=os.environ.get("VITCIFAR_SAMPLE"), help="digits, or a folder with train/ and test/"
+        "--images",
+        default=os.environ.get("VITCIFAR_SAMPLE", "digits"),
+        help="digits, or a folder with train/ and test/",
     )
     parser.add_argument("--per-class", type=int, default=20, help="images per class of each split")
     parser.add_argument("--runs", type=int, default=40)

@@ -208,7 +208,7 @@ def release(
     alias, gates, rejected_because = None, tuple[Gate, ...](), ""
     if config.promote_to != "none":
         limits = [limit for limit in (registry.policy().max_p95_ms, config.max_p95_ms) if limit]
-        limit = {"max_p95_ms": min(limits)} if limits else {}
+        limit: dict[str, Any] = {"max_p95_ms": min(limits)} if limits else {}
         try:
             gates = registry.promote(version, config.promote_to, reason=f"requested by run {run.run_id}", **limit).gates
             alias = config.promote_to

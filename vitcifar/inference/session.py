@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -85,7 +85,7 @@ class Prediction:
         return fields if self.timing is None else {**fields, "timing": dataclasses.asdict(self.timing)}
 
 
-Session = onnxruntime.InferenceSession | OpenVinoSession
+Session: TypeAlias = onnxruntime.InferenceSession | OpenVinoSession
 # Told of a prediction: the pixels uint8 (H, W, 3), the prediction, and the embedding (D,) if the release has any.
 Observer = Callable[[np.ndarray, Prediction, np.ndarray | None], None]
 
