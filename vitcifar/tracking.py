@@ -223,7 +223,8 @@ def end_failed(run_id: str, run: Run | None, told: BaseException, error: BaseExc
         expect_nothing()
     with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
         mlflow.end_run(status)
-        for name, text in tags.items() if not away else ():
+        kept = run is not None and (run.journal.pending or run.journal.expects_release)  # `sync` delivers how it ended
+        for name, text in tags.items() if not (away and kept) else ():
             mlflow.MlflowClient().set_tag(run_id, name, text)
     if run is None:
         return told
