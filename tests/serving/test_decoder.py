@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from support.toys import make_image
 
 from vitcifar.data.image import read_image
 from vitcifar.errors import ImageError
+from vitcifar.serving import decoder as decoding
 from vitcifar.serving import system_calls
 from vitcifar.serving.decoder import MAX_DECODERS, Decoder, decoders, read_isolated
 
@@ -228,6 +230,18 @@ def test_files_that_ask_for_much_are_refused_at_once_and_without_memory(decoder)
             decoder.decode(bomb(*size), "a", 60)
     assert peak() - before < 20
     assert sum(psutil.Process(pid).cpu_times()[:2]) - began < 0.2 * len(sizes)
+
+
+def test_threads_that_come_at_once_share_the_same_decoders(monkeypatch):
+    def count_slowly() -> int:
+        time.sleep(0.05)
+        return 2
+
+    monkeypatch.setattr(decoding.joblib, "cpu_count", count_slowly)
+    decoding._make_decoders.cache_clear()
+    with concurrent.futures.ThreadPoolExecutor(6) as executor:
+        found = list(executor.map(lambda _: decoders(), range(6)))
+    assert len({id(one) for one in found}) == 1
 
 
 @pytest.mark.slow

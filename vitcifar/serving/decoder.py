@@ -14,6 +14,7 @@ import queue
 import select
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +43,7 @@ GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(8 * 2**20), "MALLOC_TRIM_THRESHOLD_":
 MAX_MEMORY = 2 * 2**30  # bytes of address space of a child
 MAX_DECODERS = 8  # of a process: each may take that much memory
 ROOT = Path(__file__).parents[2]
+MAKING = threading.Lock()
 
 
 class Decoder:
@@ -100,9 +102,14 @@ def _readable(stream: IO[bytes], max_seconds: float) -> bool:
     return bool(poll.poll(1e3 * max_seconds))
 
 
-@functools.cache
 def decoders() -> "queue.LifoQueue[Decoder]":
     """The idle decoders of this process, one for each core, up to 8; their children start when they are needed."""
+    with MAKING:  # threads that come at once would each make some
+        return _make_decoders()
+
+
+@functools.cache
+def _make_decoders() -> "queue.LifoQueue[Decoder]":
     idle: queue.LifoQueue[Decoder] = queue.LifoQueue()
     for _ in range(min(joblib.cpu_count(), MAX_DECODERS)):
         decoder = Decoder()
