@@ -205,15 +205,8 @@ def release(
         derived = search_variants(registry, version, network, splits, config)
         version, budget = derived.version or version, derived.message
         evaluation, sha256 = derived.evaluation or evaluation, derived.weights_sha256 or sha256
-    alias, gates, rejected_because = None, tuple[Gate, ...](), ""
-    if config.promote_to != "none":
-        limits = [limit for limit in (registry.policy().max_p95_ms, config.max_p95_ms) if limit]
-        limit: dict[str, Any] = {"max_p95_ms": min(limits)} if limits else {}
-        try:
-            gates = registry.promote(version, config.promote_to, reason=f"requested by run {run.run_id}", **limit).gates
-            alias = config.promote_to
-        except GateError as error:
-            gates, rejected_because = error.gates, str(error)
+    gates, rejected_because = promote_requested(registry, version, config, run.run_id)
+    alias = None if rejected_because or config.promote_to == "none" else config.promote_to
     outcome = f"Version {version} of {config.model_name}" + (f" ({alias})." if alias else f". {rejected_because}")
     run.note(note(config, splits, *result_lines(result, evaluation, outcome), options=result.options))
     run.writer.add_text("card", model_card(registry.show(version), built.manifest))
@@ -233,6 +226,20 @@ def release(
     )
     run.set_tags(trained.tags(config.promote_to))
     return trained
+
+
+def promote_requested(
+    registry: Registry, version: int, config: TrainConfig, run_id: str
+) -> tuple[tuple[Gate, ...], str]:
+    """Point the requested alias at a version, if there is one; the gates, and why they rejected it or ""."""
+    if config.promote_to == "none":
+        return (), ""
+    limits = [limit for limit in (registry.policy().max_p95_ms, config.max_p95_ms) if limit]
+    limit: dict[str, Any] = {"max_p95_ms": min(limits)} if limits else {}
+    try:
+        return registry.promote(version, config.promote_to, reason=f"requested by run {run_id}", **limit).gates, ""
+    except GateError as error:
+        return error.gates, str(error)
 
 
 def search_variants(

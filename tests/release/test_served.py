@@ -44,7 +44,9 @@ def test_a_processor_without_bfloat16_runs_the_float_file(tmp_path: Path, monkey
     monkeypatch.setattr(openvino_session, "is_installed", lambda: True)
     monkeypatch.setattr(openvino_session, "fastest_precision", lambda: "fp32")
     with pytest.warns(match="but this processor does not compute in bfloat16"):
-        open_served(release(tmp_path, "bf16"))
+        model = open_served(release(tmp_path, "bf16"))
+    images = random_images(3, 20, 24)
+    np.testing.assert_array_equal(model.logits(images), OnnxClassifier(tmp_path / "release/model.onnx").logits(images))
 
 
 def test_the_scores_of_a_release_in_openvino_are_those_of_openvino(tmp_path: Path) -> None:

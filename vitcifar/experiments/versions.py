@@ -76,14 +76,14 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
         log_evaluation(run, *evaluated)
         if model_id := registry.model_id(registry.show(str(release.version))):
             run.link_model(model_id, {"test": 0})
-        run.note(f"{version_name(release)} on {data_name(config)}: **test accuracy {evaluation.accuracy_text()}**.")
+        run.note(f"{release.name} on {data_name(config)}: **test accuracy {evaluation.accuracy_text()}**.")
         if config.analysis == "none":
             return run.run_id, evaluation
         own = trained_on(release, splits)
         analysis = analyze(
             evaluation, splits.test, logits, config, predictor=classifier.logits, trained_on=own, network=network
         )
-        title = f"{version_name(release)} on {data_name(config)}"
+        title = f"{release.name} on {data_name(config)}"
         note = "" if own else " Its training images are not available, so duplicates of them were not searched."
         subtitle = f"Evaluated on {len(splits.test):,} images{where} with its ONNX model.{note}"
         log_report(run, analysis, *evaluated, title=title, subtitle=subtitle, facts=report_facts(release, run))
@@ -171,7 +171,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
         if changed:
             notify(f"As recorded: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
         network = pipeline.make_network(config, splits.class_names)
-        with pipeline.start_run(config, "reproduce", name=f"reproduce {version_name(release)}") as run:
+        with pipeline.start_run(config, "reproduce", name=f"reproduce {release.name}") as run:
             _, evaluation = pipeline.fit_and_test(run, network, splits, config)
         now = environment()
     recorded, weights, scores = release.checks.get("weights_sha256"), weights_sha256(network), evaluation.to_dict()
@@ -241,11 +241,11 @@ def read_images(*releases: Manifest, **options: Any) -> tuple[TrainConfig, Split
     for release in releases:
         if splits.class_names != release.class_names:
             raise DataError(
-                f"{version_name(release)} has the classes {', '.join(release.class_names)}, the images "
+                f"{release.name} has the classes {', '.join(release.class_names)}, the images "
                 f"have {', '.join(splits.class_names)}: name images of the same classes with --data and --data-dir."
             )
         if not tested_on(release, splits):
-            other = f"{version_name(release)} was tested on other images than these"
+            other = f"{release.name} was tested on other images than these"
             if not selected:
                 raise DataError(
                     f"{other} (fingerprint {splits.fingerprints['test'][:12]}): restore them, or name images on "
@@ -286,14 +286,10 @@ def trained_on(release: Manifest, splits: Splits) -> Mapping[str, ImageDataset]:
     return {}
 
 
-def version_name(release: Manifest) -> str:
-    return release.name
-
-
 def report_facts(release: Manifest, run: tracking.Run) -> dict[str, str]:
     """The facts under the title of a version's report."""
     return {
-        "Version": version_name(release),
+        "Version": release.name,
         "Release": release.release_id,
         "Trained by run": release.run_id,
         "Network": f"{release.config.get('arch', '')}, {release.image_size} pixels",

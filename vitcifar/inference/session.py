@@ -121,15 +121,13 @@ class OnnxClassifier:
         self.class_names = read_class_names(metadata, self.name)
         self.embedding_size = embedding_size(checked)  # 0 for a release without
 
-        if openvino:
-            del checked
-
         def another(num_threads: int) -> Session:
             if openvino:
                 return OpenVinoSession(model, self.name, openvino, num_threads)
             return open_session(model, self.name, num_threads)
 
         self._session: Session = another(self.num_threads) if openvino else checked
+        del checked  # what was opened for the checks alone takes memory
         self._single = self._session
         # onnxruntime packs the weights again in each session, and shares packed ones in C only: docs/decisions.md.
         if concurrent and self.num_threads > 1 and size_of(model) <= MAX_TWICE:

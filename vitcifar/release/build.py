@@ -75,13 +75,7 @@ def build_release(
         onnx_path = staged / ONNX_FILE
         program = trace(network)
         labels: dict[str, Any] = {"class_names": release.class_names, "release_id": release.release_id}
-        # The exporter takes minutes for the many small operations of merging, and its graph is slower in OpenVINO.
-        if network.token_merging or openvino:
-            from vitcifar.release.onnx_graph import save_graph
-
-            save_graph(network, onnx_path, **labels)
-        else:
-            export_onnx(network, onnx_path, **labels, program=program)
+        _export_float(network, onnx_path, program, own_graph=openvino, **labels)
         embeddings: list[np.ndarray] = []
         parity = check_parity(network, onnx_path, splits.test, embeddings=embeddings)
         statistics = ImageStatistics.fit(splits.train.images, splits.validation.images)
@@ -113,6 +107,19 @@ def build_release(
                 validate_serving_input=False,  # it would load the model, and rewrite MLmodel after it was hashed
             )
     return Built(manifest=release, model_id=info.model_id, digest=digests[0])
+
+
+def _export_float(network: "Classifier", path: Path, program: Any, *, own_graph: bool, **labels: Any) -> None:
+    """Write the float file, by torch's exporter or as our own graph.
+
+    The exporter takes minutes for the many small operations of merging, and its graph is slower in OpenVINO.
+    """
+    if network.token_merging or own_graph:
+        from vitcifar.release.onnx_graph import save_graph
+
+        save_graph(network, path, **labels)
+    else:
+        export_onnx(network, path, **labels, program=program)
 
 
 @contextlib.contextmanager
