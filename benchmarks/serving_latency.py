@@ -4,9 +4,10 @@
     python benchmarks/serving_latency.py --images digits
 
 ViT-B/16 at 224, batch 1, in turns in one run; OpenVINO is left out, and said, if it is not installed. `--images` is
-digits, or a folder with train/ and test/, which have one folder per class. The pairs of tokens that a block merges are,
-for each format, the largest number with which it predicts as the network does on 99 % of the validation images; the
-agreement is then that on test images, and the fastest of our formats that has 99 % there too is the one that counts.
+digits, or a folder with train/ and test/, which have one folder per class. Token merging, and then the image size too,
+are chosen for each format as `vitcifar optimize` tries them: the fewest tokens with which it predicts as the network
+does on 99 % of the validation images; the agreement is then that on test images, and the fastest of our formats that
+has 99 % there too is the one that counts.
 
 Without `--weights` the backbone is random and only the head is trained. On photos such a network is right on a quarter:
 its margins are small, and agreement says less than it would of a fine-tuned network. On digits, vit_s_16 is right on
@@ -17,7 +18,7 @@ import argparse
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from vitcifar.inference.openvino_session import fastest_precision
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_embeddings, predict_logits
+from vitcifar.registry.variants import default_sizes, make_variant
 from vitcifar.release.export import export_onnx
 from vitcifar.release.latency import sample, time_in_turns
 from vitcifar.release.onnx_graph import save_graph
@@ -58,23 +60,40 @@ def agreement(path: Path, images: np.ndarray, expected: np.ndarray, openvino: st
     return float((OnnxClassifier(path, openvino=openvino).logits(images).argmax(axis=1) == expected).mean())
 
 
-def choose_count(
-    network: Classifier, folder: Path, validation: np.ndarray, expected: np.ndarray, openvino: str = ""
-) -> int:
-    """The most merged pairs of tokens with which int8, or OpenVINO in a precision, predicts what is `expected` on
-    validation; 0 if none does."""
-    try:
-        for count in COUNTS:
-            network.token_merging = count
-            save_graph(network, path := folder / "tried.onnx", **labels(network), int8=not openvino)
-            found = agreement(path, validation, expected, openvino)
-            name = f"OpenVINO {openvino}" if openvino else "int8"
-            print(f"{count:>3} merged pairs: {name} agrees on {found:.1%} of {len(validation)} images", flush=True)
-            if found >= MIN_AGREEMENT:
-                return count
-    finally:
-        network.token_merging = 0
-    return 0
+def choose(
+    network: Classifier,
+    config: TrainConfig,
+    folder: Path,
+    validation: np.ndarray,
+    expected: np.ndarray,
+    choices: Iterable[tuple[int, int]],
+    openvino: str = "",
+) -> tuple[int, int]:
+    """The first of the choices, pairs of image size and merged pairs of tokens, with which int8, or OpenVINO in a
+    precision, predicts what is `expected` on validation; the network's own size and 0 if none does."""
+    for size, count in choices:
+        save_variant(network, config, path := folder / "tried.onnx", size, count, int8=not openvino)
+        found = agreement(path, validation, expected, openvino)
+        name = f"OpenVINO {openvino}" if openvino else "int8"
+        print(f"{size} px, {count:>2} merged: {name} agrees on {found:.1%} of {len(validation)} images", flush=True)
+        if found >= MIN_AGREEMENT:
+            return size, count
+    return network.image_size, 0
+
+
+def num_tokens(network: Classifier, size: int, count: int) -> int:
+    """The tokens of all blocks together, to which the time of a prediction is roughly proportional."""
+    tokens, total = (size // network.backbone.patch_size) ** 2 + 1, 0
+    for _ in network.blocks:
+        total += tokens
+        tokens -= min(count, (tokens - 1) // 2)
+    return total
+
+
+def save_variant(network: Classifier, config: TrainConfig, path: Path, size: int, count: int, *, int8: bool) -> None:
+    """Write the graph of a network at another image size and with merged tokens."""
+    variant = make_variant(network, config, size, count)
+    save_graph(variant, path, **labels(network), int8=int8)
 
 
 def labels(network: Classifier) -> dict[str, Any]:
@@ -95,19 +114,28 @@ def write_models(network: Classifier, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def write_ours(network: Classifier, folder: Path, validation: np.ndarray) -> dict[str, tuple[Path, str]]:
+def write_ours(
+    network: Classifier, config: TrainConfig, folder: Path, validation: np.ndarray
+) -> dict[str, tuple[Path, str]]:
     """Our graphs, and the precision in which OpenVINO runs them ("" = onnxruntime)."""
     expected = predict_logits(network, validation).argmax(axis=1)
     precision = fastest_precision()
     formats = {"float": "", "int8": "", **({f"OpenVINO {precision}": precision} if precision else {})}
+    own = network.image_size
+    merged = [(own, count) for count in COUNTS]
+    smaller = [(size, count) for size in default_sizes(network) if size < own for count in (*COUNTS, 0)]
+    smaller.sort(key=lambda choice: num_tokens(network, *choice))
     ours = {}
     for format, openvino in formats.items():
-        count = 0 if format == "float" else choose_count(network, folder, validation, expected, openvino)
-        for merged in sorted({0, count}):
-            name = f"ours {format}" + (f" {merged} merged" if merged else "")
-            network.token_merging = merged
-            save_graph(network, path := folder / f"{name}.onnx", **labels(network), int8=format == "int8")
-            network.token_merging = 0
+        chosen = {(own, 0)}
+        if format != "float":
+            chosen |= {
+                choose(network, config, folder, validation, expected, choices, openvino)
+                for choices in (merged, smaller)
+            }
+        for size, count in sorted(chosen, reverse=True):
+            name = f"ours {format}" + (f" {size} px" if size < own else "") + (f" {count} merged" if count else "")
+            save_variant(network, config, path := folder / f"{name}.onnx", size, count, int8=format == "int8")
             ours[name] = (path, openvino)
     return ours
 
@@ -203,7 +231,7 @@ def main() -> None:
     image = sample(network.image_size)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_models(network, Path(folder))
-        ours = write_ours(network, Path(folder), splits.validation.images)
+        ours = write_ours(network, TrainConfig(arch=options.arch), Path(folder), splits.validation.images)
         expected = predict_logits(network, splits.test.images).argmax(axis=1)
         accuracy = (expected == splits.test.labels).mean()
         print(f"accuracy of the network on {len(splits.test)} test images: {accuracy:.1%}")

@@ -7,13 +7,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
+from onnxruntime import InferenceSession
 from support.exports import random_images, run_onnx
 
 from vitcifar.config import TrainConfig
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import build_network
 from vitcifar.model.predict import predict_logits
-from vitcifar.release.onnx_graph import build_graph, save_graph, to_proto
+from vitcifar.release.export import OPSET
+from vitcifar.release.onnx_graph import MICROSOFT, GraphBuilder, build_graph, save_graph, to_proto
 from vitcifar.release.quantize import activation_ranges
 
 
@@ -64,6 +67,22 @@ def test_the_int8_graph_is_close_to_the_network(published: Any, int8_file: Path)
     expected, (actual, _) = predict_logits(published.networks[1], images), run_onnx(int8_file, images)
     assert np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
     assert OnnxClassifier(int8_file).release_id == "x"
+
+
+@pytest.mark.parametrize("ranges", [None, {"layer": (0.0, 1.0)}])
+def test_the_largest_products_of_int8_are_exact_on_this_processor(ranges: Any) -> None:
+    """Without the VNNI instructions, products with weights of 8 bits saturate: the sum was half of this one."""
+    graph = GraphBuilder(int8=True, ranges=ranges)
+    output = graph.linear("x", "layer", np.ones((16, 64), np.float32), np.zeros(16, np.float32))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", output)]
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "one_layer", values[:1], values[1:], list(graph.constants.values())),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=10,
+    )
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (sums,) = session.run(None, {"x": np.ones((1, 4, 64), np.float32)})
+    np.testing.assert_allclose(sums, 64.0, rtol=1e-5)
 
 
 def test_an_int8_prediction_does_not_depend_on_the_batch(published: Any, int8_file: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from support.releases import publish
 
 from vitcifar.evaluation.metrics import evaluate
+from vitcifar.inference.machine import saturates_int8
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import build_network
 from vitcifar.model.predict import predict_logits
@@ -143,6 +144,7 @@ def test_a_release_that_serves_in_int8_is_evaluated_in_int8(
     assert [found["accepted"] for found in release.checks["int8"].values()] == [True, False]
     predictions = OnnxClassifier(release.onnx_path).logits(list(test.images)).argmax(axis=1)
     served = release.checks["served"]
+    assert served["weight_bits"] == release.weight_bits == (7 if saturates_int8() else 8)
     assert served["evaluation"]["predictions"] == predictions.tolist()
     assert served["agreement"] == (predictions == score.predictions).mean()
     assert (served["num_edge_cases"], served["evaluation"]["fingerprint"]) == (18, "f" * 64)

@@ -1,5 +1,6 @@
 """A release is opened in the format that was proven, or in another that was, with a sentence."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from support.networks import random_images
 from support.releases import make_release
+from support.toys import make_onnx
 
 from vitcifar.errors import ReleaseError
-from vitcifar.inference import openvino_session
+from vitcifar.inference import machine, openvino_session
 from vitcifar.inference.session import OnnxClassifier
+from vitcifar.release import served as served_module
 from vitcifar.release.manifest import Manifest, index_tags, read_manifest, served_evaluation
 from vitcifar.release.served import open_served
 
@@ -47,6 +50,55 @@ def test_a_processor_without_bfloat16_runs_the_float_file(tmp_path: Path, monkey
         model = open_served(release(tmp_path, "bf16"))
     images = random_images(3, 20, 24)
     np.testing.assert_array_equal(model.logits(images), OnnxClassifier(tmp_path / "release/model.onnx").logits(images))
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "saturates", "file"),
+    [
+        ({}, True, "model.onnx"),
+        ({"weight_bits": 8}, True, "model.onnx"),
+        ({"weight_bits": 7}, True, "model.int8.onnx"),
+        ({}, False, "model.int8.onnx"),
+    ],
+)
+def test_where_products_of_8_bits_saturate_the_float_file_serves_unless_weights_have_7(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    weight_bits: Any,
+    saturates: bool,
+    file: str,
+) -> None:
+    monkeypatch.setattr(served_module, "saturates_int8", lambda: saturates)
+    (tmp_path / "release").mkdir()
+    make_onnx(tmp_path / "release" / "model.int8.onnx", temperature=3.0)
+    checks = {"test": {"accuracy": 0.5}, "served": {"file": "model.int8.onnx", **weight_bits}}
+    make_release(tmp_path / "release", checks=checks, serves="model.int8.onnx")
+    served = read_manifest(tmp_path / "release" / "release.json")
+    images = random_images(3, 20, 24)
+    expected = OnnxClassifier(tmp_path / "release" / file).probabilities(images)
+    np.testing.assert_array_equal(open_served(served).probabilities(images), expected)
+    sentences = [str(one.message) for one in recwarn if "saturate" in str(one.message)]
+    assert len(sentences) == (file == "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("processor", "flags", "saturates"),
+    [
+        ("x86_64", ("avx2", "fma"), True),
+        ("AMD64", (), True),
+        ("x86_64", ("avx2", "avx_vnni"), False),
+        ("x86_64", ("avx512f", "avx512_vnni", "amx_int8"), False),
+        ("aarch64", ("asimddp",), False),
+    ],
+)
+def test_an_x86_processor_without_vnni_saturates(
+    monkeypatch: pytest.MonkeyPatch, processor: str, flags: tuple[str, ...], saturates: bool
+) -> None:
+    here = dataclasses.replace(machine.this_machine(), flags=flags)
+    monkeypatch.setattr(machine, "this_machine", lambda: here)
+    monkeypatch.setattr(machine.platform, "machine", lambda: processor)
+    assert machine.saturates_int8() is saturates
 
 
 def test_the_scores_of_a_release_in_openvino_are_those_of_openvino(tmp_path: Path) -> None:

@@ -36,6 +36,16 @@ def return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def saturates_int8() -> bool:
+    """Whether products of 8 bits saturate here: without the VNNI instructions, onnxruntime adds two of them in 16 bits.
+
+    255 x 127 twice does not fit, 255 x 63 twice does. An x86 processor of which nothing is known counts as one without.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not {"avx512_vnni", "avx_vnni"} & {*this_machine().flags}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
     """What determines the latency besides the load: latencies are comparable between equal machines only."""

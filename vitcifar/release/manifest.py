@@ -81,6 +81,12 @@ class Manifest:
         return str(served.get("openvino") or "") if self.serves == ONNX_FILE else ""
 
     @property
+    def weight_bits(self) -> float:
+        """The bits of the int8 model's weights; earlier versions of vitcifar wrote 8 and no record of it."""
+        served = self.checks.get("served") or {}
+        return float(served.get("weight_bits") or 8)
+
+    @property
     def serving_format(self) -> str:
         """The format that serves: onnx-fp32, onnx-int8, openvino-fp32 or openvino-bf16."""
         if self.openvino:

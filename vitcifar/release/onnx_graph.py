@@ -15,6 +15,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vitcifar.errors import ReleaseError
+from vitcifar.inference.machine import saturates_int8
 from vitcifar.release.export import OPSET, set_metadata
 from vitcifar.release.token_merging_graph import attention_bias, merge, start_sizes
 
@@ -32,16 +33,23 @@ MICROSOFT_OPS = ("MatMulIntegerToFloat", "MultiHeadAttention", "QAttention")
 Range = tuple[float, float]
 
 
+def exact_weight_bits() -> int:
+    """The most bits of a weight with which this processor computes products exactly."""
+    return 7 if saturates_int8() else 8
+
+
 @dataclasses.dataclass
 class GraphBuilder:
     """The nodes and constants of a graph; with `int8`, matrix products are quantized: weights per output channel,
-    activations over `ranges` (static) or over the range measured at run time (dynamic)."""
+    activations over `ranges` (static) or over the range measured at run time (dynamic). Weights have 8 bits, or 7 where
+    products of 8 saturate."""
 
     int8: bool
     ranges: Mapping[str, Range] | None  # of each linear layer's input, from calibration; None = dynamic
     nodes: list[NodeProto] = dataclasses.field(default_factory=list)
     constants: dict[str, TensorProto] = dataclasses.field(default_factory=dict)
     linear_inputs: dict[str, str] = dataclasses.field(default_factory=dict)  # layer -> name of its input tensor
+    weight_bits: int = dataclasses.field(default_factory=exact_weight_bits)
 
     def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
         if name not in self.constants:
@@ -97,7 +105,7 @@ class GraphBuilder:
         """The input of a layer as `quantize_input` gives it, its weight (out, in) as symmetric int8 (in, out), and the
         scale of each output channel (out,)."""
         inputs = self.quantize_input(x, name)
-        scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / 127
+        scale = np.maximum(np.abs(weight).max(axis=1), 1e-12) / (2 ** (self.weight_bits - 1) - 1)
         quantized = self.constant(f"{name}.weight", np.rint(weight / scale[:, None]).T, np.int8)
         return *inputs, quantized, self.constant(f"{name}.scale", scale)
 

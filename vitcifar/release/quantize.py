@@ -24,7 +24,7 @@ from vitcifar.inference.session import OnnxClassifier
 from vitcifar.progress import bar
 from vitcifar.release.latency import onnx_p95
 from vitcifar.release.manifest import INT8_FILE, Manifest
-from vitcifar.release.onnx_graph import Range, build_graph, save_graph, to_proto
+from vitcifar.release.onnx_graph import Range, build_graph, exact_weight_bits, save_graph, to_proto
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
@@ -151,6 +151,7 @@ def evaluate_served(
     return {
         "file": path.name,
         **({"openvino": openvino} if openvino else {}),
+        **({"weight_bits": exact_weight_bits()} if path.name == INT8_FILE else {}),
         "evaluation": evaluation.to_dict(),
         "agreement": float(np.mean(evaluation.predictions == np.array(network["predictions"]))),
         "num_edge_cases": num_edge_cases,

@@ -1,29 +1,40 @@
-"""Opens the model of a release in the format that was proven to serve."""
+"""Opens the model of a release in the format that was proven to serve, or its float file where that cannot run."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+from vitcifar.inference.machine import saturates_int8
 from vitcifar.inference.openvino_session import obstacle
 from vitcifar.inference.session import OnnxClassifier
-from vitcifar.release.manifest import Manifest
+from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, Manifest
 
 
 def open_served(release: Manifest, **options: Any) -> OnnxClassifier:
     """The format that serves, opened with the `options` of `OnnxClassifier`. Raises ReleaseError."""
-    return OnnxClassifier(release.onnx_path, openvino=openvino_precision(release), **options)
+    path, openvino = served_file(release)
+    return OnnxClassifier(path, openvino=openvino, **options)
 
 
-def openvino_precision(release: Manifest) -> str:
-    """The precision in which OpenVINO runs a release on this machine; "" = onnxruntime runs what serves.
+def served_file(release: Manifest) -> tuple[Path, str]:
+    """The file that serves on this machine, and the precision in which OpenVINO runs it; "" = onnxruntime does.
 
-    Where OpenVINO cannot run a release that it serves, onnxruntime runs the same file in float, which every release has
-    proven to predict as its network does; a warning says so.
+    Where the format that was chosen cannot run, or would not predict as it was proven to, onnxruntime runs the float
+    file, which every release has proven to predict as its network does; a warning says so.
     """
-    if not release.openvino or not (why := obstacle(release.openvino)):
-        return release.openvino
-    warnings.warn(
-        f"{release.name} was chosen to run with OpenVINO ({release.openvino}), but {why}. Now onnxruntime runs its "
-        "float file, which predicts as its network does and may be slower.",
-        stacklevel=3,
-    )
+    if why := _obstacle(release):
+        warnings.warn(
+            f"{release.name} {why}. Now onnxruntime runs its float file, which predicts as its network does and may be "
+            "slower.",
+            stacklevel=3,
+        )
+        return release.path(ONNX_FILE), ""
+    return release.onnx_path, release.openvino
+
+
+def _obstacle(release: Manifest) -> str:
+    if release.openvino and (why := obstacle(release.openvino)):
+        return f"was chosen to run with OpenVINO ({release.openvino}), but {why}"
+    if release.serves == INT8_FILE and release.weight_bits > 7 and saturates_int8():
+        return "was chosen to run in int8 with weights of 8 bits, whose products saturate on this processor (no VNNI)"
     return ""

@@ -24,7 +24,7 @@ RECORDS: dict[str, dict[str, tuple[type, ...]]] = {  # what is read of them; any
     "checks.parity": dict.fromkeys(("max_logit_difference", "num_changed", "num_images", "num_edge_cases"), NUMBER),
     "checks.served": {
         **dict.fromkeys(("file", "openvino"), TEXT),
-        **dict.fromkeys(("agreement", "num_edge_cases", "num_edge_cases_changed"), NUMBER),
+        **dict.fromkeys(("agreement", "num_edge_cases", "num_edge_cases_changed", "weight_bits"), NUMBER),
         "evaluation": (dict,),
     },
     "checks.int8": {},

@@ -24,7 +24,7 @@ from vitcifar.inference.session import Prediction
 from vitcifar.registry.registry import select
 from vitcifar.release.cache import lock
 from vitcifar.release.manifest import MANIFEST_FILE, sha256_of
-from vitcifar.release.served import openvino_precision
+from vitcifar.release.served import served_file
 from vitcifar.serving import shadow_process
 from vitcifar.serving.feedback import Entry, FeedbackStore
 from vitcifar.serving.loaded_model import LoadedModel
@@ -182,7 +182,8 @@ class Child:
         self.window: Window = pool.monitor.window(release, self.digest)
         with contextlib.suppress(OSError):  # a file system without locks
             self.lock = lock(release.path(MANIFEST_FILE).parent, shared=True)  # keeps the folder in the cache
-        arguments = (str(release.onnx_path), PRIORITY, openvino_precision(release))
+        path, openvino = served_file(release)
+        arguments = (str(path), PRIORITY, openvino)
         self._process = subprocess.Popen(
             [sys.executable, "-m", shadow_process.__name__, *arguments],
             stdin=subprocess.PIPE,
