@@ -40,6 +40,16 @@ def test_an_option_with_underscores_is_the_option_with_hyphens():
     assert parse("train", "--learning_rate=0.1")["learning_rate"] == 0.1
 
 
+@pytest.mark.parametrize(
+    ("typed", "suggested"),
+    [("--lr", "'--learning-rate' or '--lora-rank'?"), ("--wd", "'--weight-decay'?"), ("--epoch", "'--epochs'"), ("--zzz", "'--zzz'.")],
+)
+def test_an_option_that_does_not_exist_suggests_the_one_of_its_initials_or_a_similar_one(typed, suggested):
+    done = CliRunner().invoke(cli.main, ["train", typed, "3"])
+    assert done.exit_code == 2
+    assert suggested in done.stderr and "--help'?" not in done.stderr
+
+
 def test_the_value_preset_leaves_a_setting_to_the_preset():
     values = options.given(parse("train", "--epochs", "preset", "--arch", "preset", "--batch-size", "9"))
     assert values["batch_size"] == 9

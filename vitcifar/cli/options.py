@@ -34,10 +34,20 @@ RENAMED_OPTIONS = {  # hidden aliases until 0.3
 
 
 class Command(click.Command):
-    """A command whose options may be written with underscores, as MLflow writes them, or under an old name."""
+    """A command whose options may be written with underscores, as MLflow writes them, or under an old name.
+
+    For an option that it does not have, it suggests those of the same initials (`--lr`: `--learning-rate`).
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [at_home(self.current_name(word)) for word in args])
+        try:
+            return super().parse_args(ctx, [at_home(self.current_name(word)) for word in args])
+        except click.NoSuchOption as error:
+            names = [name for param in self.params for name in param.opts if initials(name) == error.option_name]
+            if not names:
+                raise
+            message = f"No such option {error.option_name!r}. Did you mean {' or '.join(map(repr, names))}?"
+            raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         for name, theirs in MADE_BY_MLFLOW_RUN.items():
@@ -72,6 +82,10 @@ class Command(click.Command):
         for group, records in sorted(rows.items(), key=lambda row: row[0] == "Options"):
             with formatter.section(group):
                 formatter.write_dl(records)
+
+
+def initials(name: str) -> str:
+    return "--" + "".join(word[0] for word in name.strip("-").split("-"))
 
 
 def at_home(word: str) -> str:
