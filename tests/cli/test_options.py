@@ -42,7 +42,12 @@ def test_an_option_with_underscores_is_the_option_with_hyphens():
 
 @pytest.mark.parametrize(
     ("typed", "suggested"),
-    [("--lr", "'--learning-rate' or '--lora-rank'?"), ("--wd", "'--weight-decay'?"), ("--epoch", "'--epochs'"), ("--zzz", "'--zzz'.")],
+    [
+        ("--lr", "'--learning-rate' or '--lora-rank'?"),
+        ("--wd", "'--weight-decay'?"),
+        ("--epoch", "'--epochs'"),
+        ("--zzz", "'--zzz'."),
+    ],
 )
 def test_an_option_that_does_not_exist_suggests_the_one_of_its_initials_or_a_similar_one(typed, suggested):
     done = CliRunner().invoke(cli.main, ["train", typed, "3"])
