@@ -1,10 +1,13 @@
 """Fixtures: toy ONNX files, images as bytes, servers, and a registry with two published versions."""
 
+import contextlib
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -77,9 +80,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`mlflow server` on loopback; clients see artifacts through its proxy alone."""
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """`mlflow server` on loopback, and the folder of its database; clients see artifacts through its proxy alone."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -99,23 +102,47 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 except OSError:
                     assert process.poll() is None, (folder / "log").read_text()
                     time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}"
+            copy_store(folder / "server.db", folder / "empty.db")
+            yield f"http://127.0.0.1:{port}", folder
         finally:
             process.terminate()
             process.wait(20)
 
 
+def copy_store(source: Path, target: Path) -> None:
+    """Copy the database of a store, also into one that a server has open."""
+    with contextlib.closing(sqlite3.connect(source)) as read, contextlib.closing(sqlite3.connect(target)) as written:
+        read.backup(written)
+
+
+@pytest.fixture(scope="module")
+def server(mlflow_server: tuple[str, Path]) -> str:
+    """The address of the MLflow server, with nothing in it."""
+    address, folder = mlflow_server
+    copy_store(folder / "empty.db", folder / "server.db")
+    return address
+
+
 @pytest.fixture(scope="module", params=["sqlite", "server"])
-def workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty store of each kind in turn, connected to; a folder to work in."""
+def workspace(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_store: Path
+) -> Iterator[Path]:
+    """An empty store of each kind in turn, connected to; a folder to work in, with temporary files of its own: the
+    doctor finds those that any killed process left.
+    """
     from vitcifar import tracking
 
     folder = tmp_path_factory.mktemp("place")
+    (folder / "temporary").mkdir()
+    if request.param == "sqlite":
+        shutil.copy(new_store, folder)
     uri = f"sqlite:///{folder}/mlflow.db" if request.param == "sqlite" else request.getfixturevalue("server")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
+        patch.setenv("TMPDIR", str(folder / "temporary"))
+        patch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
         tracking.connect(uri)
         yield folder
 

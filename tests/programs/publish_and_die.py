@@ -1,7 +1,8 @@
-"""Publishes a small network and ends itself with SIGKILL at a point: publish_and_die.py POINT URI.
+"""Publishes a small network in processes that end themselves with SIGKILL: publish_and_die.py [FOLDER POINT]...
 
 The network, its export and MLflow's flavor are replaced by a toy ONNX file: the real ones take 20 seconds, and only
-the order of the steps matters here.
+the order of the steps matters here. The processes are forked before any of them opens its store, so one start serves
+all.
 """
 
 import os
@@ -80,8 +81,11 @@ def replace_export(run_id: str) -> None:
     build.flavor.save_model = save_model
 
 
-def main(point: str, uri: str) -> None:
-    tracking.connect(uri)
+def publish_in(folder: Path, point: str) -> None:
+    """Publish into the store of a folder, up to a point."""
+    os.environ |= {"TMPDIR": str(folder / "temporary"), "VITCIFAR_CACHE": str(folder / "cache")}
+    os.chdir(folder)
+    tracking.connect(f"sqlite:///{folder}/mlflow.db")
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
     replace_export(run_id)
     if point == "storing half of the files":
@@ -94,4 +98,18 @@ def main(point: str, uri: str) -> None:
     publish(network, splits=splits, evaluation={}, config=TrainConfig(model_name="toy"), run_id=run_id)
 
 
-main(*sys.argv[1:])
+def main(words: list[str]) -> None:
+    """Prints how each process ended."""
+    for folder, point in zip(words[::2], words[1::2], strict=True):
+        process = os.fork()
+        if not process:
+            try:
+                publish_in(Path(folder), point)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+main(sys.argv[1:])

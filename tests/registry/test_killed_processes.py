@@ -1,9 +1,10 @@
 """Publishing killed with SIGKILL at six points: every version is complete, and the doctor repairs the rest."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,29 +27,45 @@ POINTS = {  # where it is killed: what the doctor finds, and the versions there 
 }
 
 
+AGAIN = "again"  # the folder of one that is killed, and of another that publishes the same again
+
+
+@pytest.fixture(scope="module")
+def published(new_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one store for each point, in which processes published until they were killed there."""
+    place, words = tmp_path_factory.mktemp("killed"), []
+    for folder, points in {**{point: [point] for point in POINTS}, AGAIN: ["creating the version", "never"]}.items():
+        (place / folder / "temporary").mkdir(parents=True)
+        shutil.copy(new_store, place / folder)
+        words += [word for point in points for word in (str(place / folder), point)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(PROGRAM), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.stdout.split() == ["-9"] * (len(POINTS) + 1) + ["0"], done.stderr
+    return place
+
+
 @pytest.fixture
-def store(new_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    (tmp_path / "mlflow.db").write_bytes(new_store.read_bytes())
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setattr("tempfile.tempdir", None)  # read TMPDIR again
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "cache"))
-    yield tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+def enter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
+    """Connects to the store of a folder, with a cache and temporary files of its own there; returns its URI."""
+
+    def enter_folder(folder: Path) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("TMPDIR", str(folder / "temporary"))
+        monkeypatch.setattr("tempfile.tempdir", None)  # read TMPDIR again
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        monkeypatch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
+        return tracking.connect(f"sqlite:///{folder}/mlflow.db")
+
+    yield enter_folder
     monkeypatch.undo()
 
 
-def publish(point: str, uri: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(PROGRAM), point, uri]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_any_point_the_doctor_leaves_only_complete_releases(point: str, store: str) -> None:
-    killed = publish(point, store)
-    assert killed.returncode == -9, killed.stderr
+def test_killed_at_any_point_the_doctor_leaves_only_complete_releases(
+    point: str, published: Path, enter: Callable[[Path], str]
+) -> None:
+    enter(published / point)
     registry, (kinds, numbers) = Registry("toy"), POINTS[point]
     for version in registry.list():  # whatever is registered is complete
         assert registry.pull(version.number, pytorch=True).release_id == "killed"
@@ -62,20 +79,22 @@ def test_killed_at_any_point_the_doctor_leaves_only_complete_releases(point: str
         assert move_alias(registry, "champion", number).after == number
 
 
-def test_publishing_again_needs_no_doctor(store: str) -> None:
-    assert publish("creating the version", store).returncode == -9
-    done = publish("never", store)
-    assert done.returncode == 0, done.stderr
+def test_publishing_again_needs_no_doctor(published: Path, enter: Callable[[Path], str]) -> None:
+    enter(published / AGAIN)
     assert [version.number for version in Registry("toy").list()] == [1]
     assert move_alias(Registry("toy"), "champion", 1).after == 1
 
 
 @pytest.mark.slow
-def test_processes_killed_while_they_move_aliases_and_ten_that_move_one_at_once(store: str, tmp_path: Path) -> None:
+def test_processes_killed_while_they_move_aliases_and_ten_that_move_one_at_once(
+    folder: Path, enter: Callable[[Path], str]
+) -> None:
     """A killed process holds no lock; the doctor completes or removes its record; of ten, one wins from each state."""
     program = ROOT / "tests/programs/move_and_die.py"
+    (folder / "temporary").mkdir()
+    store = enter(folder)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(program), str(tmp_path), store]
+    command = [sys.executable, str(program), str(folder), store]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     ended = [line.split() for line in done.stdout.splitlines()]
     kills = [line for line in ended[1:] if line[0] != "ten"]
