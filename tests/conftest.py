@@ -24,7 +24,7 @@ from vitcifar.cli.options import without_gc
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONG = ("test_resume", "test_pipeline", "test_transfer")  # the slowest files start first: both workers end together
+LONG = ("test_resume", "test_pipeline", "test_journal")  # the slowest files start first: both workers end together
 
 
 @pytest.hookimpl(wrapper=True)

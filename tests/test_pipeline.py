@@ -8,9 +8,12 @@ import stat
 import mlflow
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support.commands import QUICK, client_of, mlflow_run, vitcifar
+from support.toys import settle
 
 from vitcifar import pipeline, tracking
+from vitcifar.cli import main
 from vitcifar.config import resolve
 from vitcifar.errors import ConfigError
 from vitcifar.registry.registry import Registry
@@ -100,15 +103,23 @@ def test_the_release_and_the_best_checkpoint_are_logged_models_with_the_metrics_
         assert values["validation/accuracy"] == values["validation/best_accuracy"]
 
 
-def test_tensorboard_and_mlflow_agree_on_the_whole_run(pipeline_run, store):
-    done = vitcifar(pipeline_run[0], "compare-logs", only_run(store).info.run_id)
-    assert done.returncode == 0, done.stdout
+@pytest.fixture
+def run_here(pipeline_run, monkeypatch):
+    """Runs a command in that folder, within this process."""
+    monkeypatch.chdir(pipeline_run[0])
+    settle(pipeline_run[0], monkeypatch)
+    return lambda *words: CliRunner().invoke(main, list(words))
+
+
+def test_tensorboard_and_mlflow_agree_on_the_whole_run(run_here, store):
+    done = run_here("compare-logs", only_run(store).info.run_id)
+    assert done.exit_code == 0, done.output
     assert re.search(r"agree on \d{2,} values of \d{2,} metrics", done.stdout)
 
 
-def test_an_evaluation_is_its_own_run_linked_to_the_version(pipeline_run, store):
-    done = vitcifar(pipeline_run[0], "evaluate", "--version", "champion")
-    assert done.returncode == 0, done.stderr
+def test_an_evaluation_is_its_own_run_linked_to_the_version(run_here, store):
+    done = run_here("evaluate", "--version", "champion")
+    assert done.exit_code == 0, done.output
     run = store.get_run(re.search(r"run +(\w{32})", done.stdout)[1])
     assert run.data.tags["evaluates"] == "models:/vitcifar/1"
     assert run.info.experiment_id == only_run(store).info.experiment_id, "`mlflow run` and `vitcifar` log to one"
@@ -172,13 +183,16 @@ def test_predict_classifies_images_and_reports_bad_files(pipeline_run):
     assert "2 of 3 files could not be classified" in done.stderr
 
 
-def test_without_network_the_default_run_stops_and_leaves_no_run(folder):
+def test_without_network_the_default_run_stops_and_leaves_no_run(folder, monkeypatch):
     """Python's downloads use a proxy that does not exist."""
-    nowhere = "http://127.0.0.1:9"
-    done = vitcifar(folder, "train", http_proxy=nowhere, https_proxy=nowhere, TORCH_HOME=str(folder))
-    assert done.returncode == 1
+    monkeypatch.chdir(folder)
+    settle(folder, monkeypatch)
+    for name, value in {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    done = CliRunner().invoke(main, ["train"])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     assert "--preset digits" in done.stderr
-    assert "Traceback" not in done.stderr
     assert not (folder / "runs").exists()
 
 

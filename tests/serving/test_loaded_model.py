@@ -1,8 +1,10 @@
 """Loaded versions: what `predict` accepts, that nothing is opened before it is verified, and many files."""
 
+import gc
 import io
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from support.toys import make_image, make_onnx
 from vitcifar import tracking
 from vitcifar.errors import ImageError, RegistryError, ReleaseError
 from vitcifar.inference.session import MAX_BATCH
+from vitcifar.release.cache import lock
 from vitcifar.release.manifest import Manifest
 from vitcifar.serving.loaded_model import PredictionTable, open_folder, open_version, predict_files
 
@@ -37,6 +40,19 @@ def test_predict_accepts_every_kind_of_image(model, tmp_path, kind):
     assert (prediction.timing is not None) is (kind in ("path", "text", "bytes"))
     (from_list,) = model.predict([source])
     assert from_list.probabilities == pytest.approx(prediction.probabilities)
+
+
+def test_a_version_in_memory_keeps_its_folder_and_leaves_it_without_a_warning(registry, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path))
+    model = open_version(registry, 1)
+    folder = model.manifest.onnx_path.parent
+    with pytest.raises(BlockingIOError):
+        lock(folder, shared=False)
+    warnings.simplefilter("always", ResourceWarning)
+    del model
+    gc.collect()
+    lock(folder, shared=False).close()
+    assert not [warning for warning in recwarn if "release.json" in str(warning.message)]
 
 
 def test_predict_of_a_list_keeps_its_order_over_several_batches(model):

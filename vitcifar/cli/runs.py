@@ -46,8 +46,9 @@ def train(preset: str, seeds: int, soup: str, verbose: bool, tracking_uri: str, 
     vitcifar train --train-layers all --learning-rate 1e-5 --epochs 5
     vitcifar train --preset digits --seeds 5
     """
-    from vitcifar import pipeline
-    from vitcifar.training.distributed import is_worker
+    with options.without_gc():
+        from vitcifar import pipeline
+        from vitcifar.training.distributed import is_worker
 
     source = click.get_current_context().get_parameter_source("experiment")
     by_project = "MLFLOW_RUN_ID" in os.environ

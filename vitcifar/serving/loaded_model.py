@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import os
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import yaml
@@ -36,7 +37,6 @@ class LoadedModel:
     manifest: Manifest
     classifier: OnnxClassifier
     digest: str = ""  # sha256 of its release.json
-    lock: BinaryIO | None = dataclasses.field(default=None, repr=False)  # keeps its folder in the cache while open
 
     @property
     def name(self) -> str:
@@ -98,7 +98,8 @@ def open_version(registry: Registry, spec: str | int, *, num_threads: int = 0, c
     manifest = registry.pull(spec, signed=True)
     model = _open(manifest, registry.model_name, manifest.version, num_threads, concurrent)
     with contextlib.suppress(OSError):  # a file system without locks
-        model = dataclasses.replace(model, lock=lock(manifest.path(MANIFEST_FILE).parent, shared=True))
+        # Its folder stays in the cache as long as the model is in memory.
+        weakref.finalize(model, lock(manifest.path(MANIFEST_FILE).parent, shared=True).close)
     return model
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ class Child:
         self.digest = sha256_of(release.path(MANIFEST_FILE))
         self.window: Window = pool.monitor.window(release, self.digest)
         with contextlib.suppress(OSError):  # a file system without locks
-            self.lock = lock(release.path(MANIFEST_FILE).parent, shared=True)  # keeps the folder in the cache
+            # The folder stays in the cache as long as this process is used.
+            weakref.finalize(self, lock(release.path(MANIFEST_FILE).parent, shared=True).close)
         path, openvino = served_file(release)
         arguments = (str(path), PRIORITY, openvino)
         self._process = subprocess.Popen(
