@@ -10,7 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support.commands import PLAIN, ROOT, client_of, environment, options, vitcifar
+from support.toys import settle
+
+from vitcifar.cli import main
+from vitcifar.experiments.logs import compare_logs
 
 
 def losses_of(workspace: Path, run_id: str) -> list[tuple[int, float]]:
@@ -62,7 +67,7 @@ main()
 """
 
 
-def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupted_one(folder):
+def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupted_one(folder, monkeypatch):
     settings = options({**PLAIN, "epochs": "3", "verbose": "yes"})
     uninterrupted = vitcifar(folder, "train", *settings)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
@@ -76,8 +81,10 @@ def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupte
     started.wait()
     (run_id,) = set(os.listdir(folder / "runs")) - earlier
 
-    rejected = vitcifar(folder, "train", "--resume", run_id, "--learning-rate", "0.5")
-    assert rejected.returncode == 1 and "learning_rate" in rejected.stderr
+    monkeypatch.chdir(folder)
+    settle(folder, monkeypatch)
+    rejected = CliRunner().invoke(main, ["train", "--resume", run_id, "--learning-rate", "0.5"])
+    assert rejected.exit_code == 1 and "learning_rate" in rejected.stderr
     command = [sys.executable, "-c", STOPPED, "train", "--resume", "last"]
     environs = environment(folder, PYTHONPATH=str(ROOT))
     stopped = subprocess.run(command, cwd=folder, env=environs, capture_output=True, text=True)
@@ -89,8 +96,7 @@ def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupte
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", uninterrupted.stdout)[0]
     assert run_id in resumed.stdout  # the same run continues
-    agreement = vitcifar(folder, "compare-logs", run_id)
-    assert agreement.returncode == 0, agreement.stdout
+    assert compare_logs(run_id).differences == ()
     losses = [losses_of(folder, run) for run in (run_id, printed_run(uninterrupted.stdout))]
     assert losses[0] == losses[1]
     assert len(losses[0]) > 15
