@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from functools import partial
@@ -30,13 +31,14 @@ from mlflow.entities import (
 
 from vitcifar.errors import TrackingError, redact
 from vitcifar.lock import check_free, holder, locked
+from vitcifar.outage import UPLOAD_SECONDS, answers, is_transient, unanswered, uploading
 from vitcifar.progress import notify
-from vitcifar.stores import ERRORS, UPLOAD_SECONDS, explain, is_transient, uploading
+from vitcifar.stores import ERRORS, explain
 
 FOLDER = "journal"  # in the folder of a run; gone once the store has everything
 ENTRIES, DELIVERED, STORE, FILES, RELEASE = "entries.jsonl", "delivered", "store", "files", "release"
 PATIENCE = 5.0  # seconds until a writer goes on without the store
-LAST_SECONDS = 20.0  # that the end of a run waits for the store
+LAST_SECONDS = 15.0  # that the end of a run waits for the store: with the other waits, half a minute at most
 EARLIER_SECONDS = 10.0  # that a run waits for the entries of an earlier one
 UPLOADS = ("file", "folder")
 PAUSES = (0.5, 1.0, 2.0, 5.0)  # seconds before the next try
@@ -81,17 +83,23 @@ class Journal:
         return target
 
     def settle(self, seconds: float) -> bool:
-        """Wait until the store has every entry, and no longer than `seconds` for any of them; whether it has all.
+        """Wait until the store has every entry, and no longer than `seconds` in all for those that it does not take
+        within PATIENCE; whether it has all.
 
-        At the end of a run a file may take UPLOAD_SECONDS, unless a delivery has failed: the store was there before.
+        At the end of a run a file may take UPLOAD_SECONDS, as long as the server answers other requests.
         """
+        left, last = seconds, time.monotonic() + UPLOAD_SECONDS
         with self.changed:
             while self.pending and not self.error:
                 num, uploads = self.num_delivered, self.away is None and self.pending[0]["kind"] in UPLOADS
-                limit = max(seconds, UPLOAD_SECONDS) if uploads and seconds >= LAST_SECONDS else seconds
-                if not self.changed.wait_for(partial(self._has_news, num, uploads), timeout=limit):
-                    if self.away is None and not uploads:
-                        self.away = TimeoutError("the server does not answer: timed out")
+                began = time.monotonic()
+                if self.changed.wait_for(partial(self._has_news, num, uploads), timeout=seconds if uploads else left):
+                    left -= 0 if uploads else max(0.0, time.monotonic() - began - PATIENCE)
+                    last = time.monotonic() + UPLOAD_SECONDS
+                elif not (uploads and answers(mlflow.get_tracking_uri())):
+                    self.away = self.away or unanswered(mlflow.get_tracking_uri())
+                    break
+                elif seconds < LAST_SECONDS or time.monotonic() > last:
                     break
             if self.error:
                 raise self.error

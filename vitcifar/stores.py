@@ -35,7 +35,6 @@ ERRORS = (
     alembic.util.CommandError,
 )
 LOCK_SECONDS = 60
-TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 OTHER = "name another with --tracking-uri"
 START = "start it (mlflow server), or " + OTHER
 LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of this server"
@@ -109,41 +108,6 @@ CAUSES = (  # pattern in MLflow's message -> the cause, and what to do; the firs
     (r"Max retries exceeded|Connection (aborted|refused)", "no server answers", START),
     (r"Invalid url", "it is not an address", "type http://HOST:PORT"),
 )
-
-# What passes by itself or with a new login, in MLflow's words; "disk is full" does not. Two runs that record the same
-# dataset at once get IntegrityError.
-TRANSIENT = (
-    r"database is locked|[Tt]ime(d )?out|Max retries exceeded|Connection (aborted|refused|reset)|not in a valid JSON|"
-    r"(error code|too many) (40[134]|413|429|5\d\d)|INTERNAL_ERROR|TEMPORARILY_UNAVAILABLE|UNAUTHENTICATED|"
-    r"PERMISSION_DENIED|REQUEST_LIMIT_EXCEEDED|IntegrityError"
-)
-PERMANENT = r"disk is full|No space left|readonly database|disk image is malformed"
-UPLOAD_SECONDS = 300  # until a server has stored a file
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request to the tracking store may succeed later."""
-    if isinstance(error, TimeoutError | requests.RequestException):
-        return True
-    text = str(error)
-    return isinstance(error, ERRORS) and not re.search(PERMANENT, text) and bool(re.search(TRANSIENT, text))
-
-
-@contextlib.contextmanager
-def uploading() -> Iterator[None]:
-    """Wait longer for the answer to a request that carries a file."""
-    before = os.environ.get(TIMEOUT_VARIABLE, "30")
-    os.environ[TIMEOUT_VARIABLE] = str(max(int(before), UPLOAD_SECONDS))
-    try:
-        yield
-    finally:
-        os.environ[TIMEOUT_VARIABLE] = before
-
-
-def expect_nothing() -> None:
-    """Make every further request of this process to a server that is away fail within seconds."""
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ[TIMEOUT_VARIABLE] = "2"
 
 
 def explain(uri: str, error: Exception, store: str = "The tracking store") -> TrackingError:

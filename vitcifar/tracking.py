@@ -17,15 +17,14 @@ from vitcifar import signals
 from vitcifar.errors import TrackingError, VitCifarError, redact
 from vitcifar.journal import LAST_SECONDS, deliver_earlier
 from vitcifar.lock import locked
+from vitcifar.outage import expect_nothing, is_transient, limit_sqlite
 from vitcifar.run import SYSTEM_PREFIX, tag_without_secrets
 from vitcifar.run import Run as Run
 from vitcifar.stores import (
     ERRORS,
     check_server,
-    expect_nothing,
     explain,
     follow_moves,
-    is_transient,
     local_folder,
     open_file,
 )
@@ -72,6 +71,7 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
         except OSError as error:  # a folder that this user may not read
             raise explain(uri, error) from error
         uri = sqlite_uri(path)
+        limit_sqlite()
     else:
         uri = without_credentials(uri)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks for minutes
@@ -222,7 +222,12 @@ def end_failed(run_id: str, run: Run | None, told: BaseException, error: BaseExc
     if away := lost or (run is not None and run.journal.away is not None):
         expect_nothing()
     with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
-        mlflow.end_run(status)
+        try:
+            mlflow.end_run(status)
+        except Exception as unreachable:
+            if run is not None:  # what comes is not waited for
+                run.journal.away = run.journal.away or unreachable
+            raise
         kept = run is not None and (run.journal.pending or run.journal.expects_release)  # `sync` delivers how it ended
         for name, text in tags.items() if not (away and kept) else ():
             mlflow.MlflowClient().set_tag(run_id, name, text)

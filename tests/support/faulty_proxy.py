@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "hang":
             while self.server.fault == "hang":
                 time.sleep(0.05)
-            self.connection.close()
+            self.close_connection = True
         elif fault:
             self.reply(200 if fault == "garbage" else int(fault), [], b"<html>not what you asked for</html>")
         else:
