@@ -5,13 +5,14 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 from support.project import ROOT
 
 from vitcifar.data import image as limits
@@ -353,9 +354,53 @@ def test_tiff_is_read_only_where_the_environment_says_so(kind, monkeypatch):
         with pytest.raises(ImageError, match=r"^a is a TIFF image: save it as PNG, or set VITCIFAR_MORE_FORMATS=TIFF"):
             read_image(content, "a")
         assert (read_image(encode(UPRIGHT)) == UPRIGHT).all()
-    monkeypatch.setenv(limits.MORE_FORMATS, "EPS")
-    with pytest.raises(ConfigError, match=r"^VITCIFAR_MORE_FORMATS is 'EPS': set it to TIFF, or to none\.$"):
+
+
+def test_an_unknown_format_in_the_environment_is_named_with_those_that_there_are(monkeypatch):
+    monkeypatch.setenv(limits.MORE_FORMATS, "tiff, EPS")
+    choices = "TIFF, AVIF, JPEG2000, PPM, TGA"
+    with pytest.raises(
+        ConfigError, match=rf"^VITCIFAR_MORE_FORMATS names 'EPS': set it to some of {choices}, or to none\.$"
+    ):
         read_image(encode(UPRIGHT))
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "PPM", "TGA", "AVIF"])
+def test_other_formats_are_read_where_the_environment_names_them(kind, monkeypatch):
+    options = {"quality": 100, "subsampling": "4:4:4"} if kind == "AVIF" else {}
+    content = encode(UPRIGHT, kind, **options)
+    monkeypatch.setenv(limits.MORE_FORMATS, f"TIFF, {kind.lower()}")
+    assert abs(read_image(content).astype(int) - UPRIGHT).max() <= (3 if kind == "AVIF" else 0)
+    monkeypatch.setenv(limits.MORE_FORMATS, "TIFF")
+    with pytest.raises(
+        ImageError, match="not a supported image" if kind == "TGA" else rf"{kind} image: save .*={kind}"
+    ):
+        read_image(content)
+
+
+def test_an_avif_is_turned_as_it_says(monkeypatch):
+    monkeypatch.setenv(limits.MORE_FORMATS, "AVIF")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    assert read_image(encode(np.zeros((20, 30, 3), np.uint8), "AVIF", exif=exif)).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"P6 #" + b"x" * 3 * 10**7 + b"\n2 2 255\n" + bytes(12), "its header is long"),
+        (b"P6\n" + b"#a\n" * 10**7, "its header is long"),
+        (b"P6 2 2" + b" " * 3 * 10**7, "its header is long"),
+        (b"P3 2 2 255\n" + b"1 " * 10**7, "is a PPM image in text"),
+        (b"P6 7000 7000 100\n" + bytes(99), "of a range other than 255, the limit is 1,000,000"),
+    ],
+)
+def test_a_ppm_that_pillow_would_read_in_python_is_refused_at_once(content, message, monkeypatch):
+    monkeypatch.setenv(limits.MORE_FORMATS, "PPM")
+    began = time.monotonic()
+    with pytest.raises(ImageError, match=message):
+        read_image(content)
+    assert time.monotonic() - began < 0.5
 
 
 def test_a_name_with_line_breaks_stays_on_one_line():

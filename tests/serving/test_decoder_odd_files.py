@@ -17,7 +17,7 @@ from support.image_files import chunk, png_of_16_bits, save
 from support.page import data_url, upload_of
 
 from vitcifar.data.edge_cases import edge_case_files
-from vitcifar.data.image import read_image
+from vitcifar.data.image import MORE_FORMATS, OTHER_FORMATS, read_image
 from vitcifar.errors import ImageError
 from vitcifar.serving.app import Page
 from vitcifar.serving.loaded_model import predict_files
@@ -71,7 +71,18 @@ FILES: dict[str, tuple[bytes, str | None]] = {
     "half.webp": (save("WEBP", Image.new("RGBA", (9, 9), (255, 0, 0, 128)), lossless=True), None),
     "colours of 16 bits.png": (png_of_16_bits(np.full((4, 5, 3), (65_535, 0, 300), np.uint16)), None),
     **{f"animated.{kind.lower()}": (animated(kind), None) for kind in ("GIF", "WEBP", "PNG")},
+    **{f"refused.{kind.lower()}": (save(kind), f"is an? {kind} image") for kind in ("AVIF", "JPEG2000", "PPM")},
+    "refused.tga": (save("TGA"), "is not a supported image"),
 }
+ALLOWED = {  # by the environment
+    **{f"allowed.{kind.lower()}": (save(kind, NOISE), None) for kind in ("TIFF", "AVIF", "JPEG2000", "PPM", "TGA")},
+    "grey of 16 bits.pgm": (b"P5 2 2 65535\n" + bytes(range(0, 80, 10)), None),
+    "huge.ppm": (b"P6 60000 60000 255\n" + bytes(9), "more than 50,000,000 pixels"),
+    "huge.tga": (bytes([0, 0, 2, *[0] * 9, 96, 234, 96, 234, 24, 0]) + bytes(9), "more than 50,000,000 pixels"),
+    "cut.jp2": (truncated("JPEG2000"), "is broken"),
+    "cut.avif": (truncated("AVIF"), "is broken|not a supported image"),
+}
+FILES |= ALLOWED
 Entry = Callable[[Page, Path], tuple[str, float] | str]
 
 
@@ -167,7 +178,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_odd_file_is_the_same_at_every_entry(server: Page, folder: Path, name: str, record_property: Any) -> None:
+def test_an_odd_file_is_the_same_at_every_entry(
+    server: Page, folder: Path, name: str, record_property: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MORE_FORMATS, ",".join(OTHER_FORMATS) if name in ALLOWED else "none")
     path, sentence = folder / name, FILES[name][1]
 
     def answer_of(entry: Entry) -> tuple[str, float] | str:

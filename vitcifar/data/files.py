@@ -10,11 +10,10 @@ from typing import overload
 import numpy as np
 import psutil
 
-from vitcifar.data.image import image_shape, read_image
+from vitcifar.data.image import image_shape, known_endings, read_image
 from vitcifar.errors import DataError, ImageError
 from vitcifar.progress import bar
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SYSTEM = {"@eadir", "__macosx", "lost+found", "#recycle", "$recycle.bin", "system volume information"}
 SYSTEM |= {"thumbs.db", "desktop.ini"}
 MAX_NAMED = 20  # broken files in a message
@@ -113,7 +112,7 @@ def load_files(images: Mapping[str, object], cache_memory: float) -> dict[str, n
 
 def is_image(path: Path) -> bool:
     """Whether a file is meant to be an image, by its name, or is one, by its content."""
-    return path.name.lower().endswith(EXTENSIONS) or image_shape(path) is not None
+    return path.name.lower().endswith(known_endings()) or image_shape(path) is not None
 
 
 def is_system(name: str) -> bool:

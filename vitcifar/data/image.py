@@ -7,12 +7,13 @@ import contextlib
 import functools
 import io
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from vitcifar.data.bit_depth import colours_to_8_bits, grey_to_8_bits, lower_bytes
 from vitcifar.data.colour_profile import find_transform, to_srgb
@@ -21,14 +22,25 @@ from vitcifar.data.metadata import split_metadata
 from vitcifar.errors import ConfigError, ImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-MORE_FORMATS = "VITCIFAR_MORE_FORMATS"  # TIFF, to read that too: few images come in it, and its library has many faults
+ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MORE_FORMATS = "VITCIFAR_MORE_FORMATS"  # a list of others, to read them too: few images come in them
+# How a file of each starts, and the endings of its name. No ICO: a file inside it would escape the limits.
+OTHER_FORMATS = {
+    "TIFF": (re.compile(b"|".join(map(re.escape, TIFF_HEADERS))), ()),  # ".tif" is always taken for an image
+    "AVIF": (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), (".avif",)),
+    "JPEG2000": (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"), (".jp2", ".j2k")),
+    "PPM": (re.compile(rb"P(?:[0-6f]|yP|yRGBA|[0y]CMYK)\s[\s\d#]"), (".ppm", ".pgm", ".pbm", ".pnm")),
+    "TGA": (re.compile(rb"(?!)"), (".tga",)),  # nothing marks it
+}
+PPM_GAP = rb"(?:\s|#[^\r\n]{0,1000}+[\r\n]){1,100}+"  # Pillow reads any number of comments, byte by byte
+PPM_HEADER = re.compile(rb"P(?:4(?:%s\d{1,10}){2}|[56](?:%s\d{1,10}){3})\s" % (PPM_GAP, PPM_GAP))  # P1 to P3 are text
 MAX_BYTES = 32 * 2**20
 MAX_SIDE = 20_000  # pixels
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 32  # longer side / shorter side
 LONGEST_SIDE = 1024  # pixels; larger images are scaled down to this
 
-MAX_RLE_PIXELS = 1_000_000  # of a BMP with run lengths, which Pillow decodes in Python
+MAX_RLE_PIXELS = 1_000_000  # of a BMP with run lengths, or a PPM of odd range, which Pillow decodes in Python
 MAX_NAME = 100  # characters of a file name in a message
 ORIENTATIONS = {  # of EXIF
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,7 +55,6 @@ ORIENTATIONS = {  # of EXIF
 UNSUPPORTED = (
     (4, b"ftyphei", "a HEIC image"),
     (4, b"ftypmif", "a HEIC image"),
-    (4, b"ftypavi", "an AVIF image"),
     (0, b"%pdf", "a PDF"),
     (0, b"<svg", "an SVG drawing"),
 )
@@ -57,6 +68,7 @@ def _set_up_pillow() -> None:
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded in processes and threads of ours
 
 
 def read_image(source: bytes | Path, name: str = "") -> np.ndarray:
@@ -79,8 +91,7 @@ def open_image(source: bytes | Path, name: str) -> tuple[Image.Image, bytes]:
         raise ImageError(f"{name} is empty.")
     check_size(len(content), name)
     formats = known_formats()
-    if content[:4] in TIFF_HEADERS and "TIFF" not in formats:
-        raise ImageError(f"{name} is a TIFF image: save it as PNG, or set {MORE_FORMATS}=TIFF for files you trust.")
+    _check_kind(content, name, formats)
     content, info = split_metadata(content, name)
     image = _open(content, name, formats)
     image.info.update(info)
@@ -91,12 +102,17 @@ def open_image(source: bytes | Path, name: str) -> tuple[Image.Image, bytes]:
 
 def known_formats() -> tuple[str, ...]:
     """The formats that are read, as Pillow names them. Raises ConfigError for another in `MORE_FORMATS`."""
-    more = os.environ.get(MORE_FORMATS, "none").strip().upper()
-    if more in ("", "NONE"):
-        return FORMATS
-    if more != "TIFF":
-        raise ConfigError(f"{MORE_FORMATS} is {more!r}: set it to TIFF, or to none.")
-    return (*FORMATS, more)
+    text = os.environ.get(MORE_FORMATS, "none")
+    more = [name for part in text.split(",") if (name := part.strip().upper()) not in ("", "NONE")]
+    if unknown := [name for name in more if name not in OTHER_FORMATS]:
+        choices = ", ".join(OTHER_FORMATS)
+        raise ConfigError(f"{MORE_FORMATS} names {unknown[0]!r}: set it to some of {choices}, or to none.")
+    return (*FORMATS, *(name for name in OTHER_FORMATS if name in more))  # TGA last: much looks like one
+
+
+def known_endings() -> tuple[str, ...]:
+    """The endings of the names of files that are taken for images, in lower case."""
+    return ENDINGS + tuple(ending for name in known_formats() for ending in OTHER_FORMATS.get(name, ((), ()))[1])
 
 
 def image_shape(path: Path) -> tuple[int, int, int] | None:
@@ -169,10 +185,10 @@ def read_file(path: Path, name: str) -> bytes:
         raise ImageError(f"{name} cannot be the path of a file.") from error
 
 
-def check_size(num_bytes: int, name: str) -> None:
+def check_size(num_bytes: int, name: str, max_bytes: int = MAX_BYTES) -> None:
     """Raises ImageError for a file with more bytes than are read."""
-    if num_bytes > MAX_BYTES:
-        size, limit = f"{num_bytes / 2**20:.0f} MiB", f"{MAX_BYTES // 2**20} MiB"
+    if num_bytes > max_bytes:
+        size, limit = f"{num_bytes / 2**20:.0f} MiB", f"{max_bytes / 2**20:g} MiB"
         raise ImageError(f"{name} is {size}, the limit is {limit}: save a smaller image, or as JPEG.")
 
 
@@ -192,6 +208,16 @@ def _open(content: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
         raise ImageError(f"{name} is broken: its header cannot be read ({_reason(error)}).") from error
 
 
+def _check_kind(content: bytes, name: str, formats: tuple[str, ...]) -> None:
+    """Raises ImageError for a format that is not read, and for a PPM that Pillow would read in Python."""
+    kind = next((kind for kind, (start, _) in OTHER_FORMATS.items() if start.match(content)), "")
+    if kind and kind not in formats:
+        what = f"{name} is {'an' if kind == 'AVIF' else 'a'} {kind} image"
+        raise ImageError(f"{what}: save it as PNG, or set {MORE_FORMATS}={kind} for files you trust.")
+    if kind == "PPM" and not PPM_HEADER.match(content):
+        raise ImageError(f"{name} is a PPM image in text, or its header is long or broken: save it as PNG.")
+
+
 def _check_header(image: Image.Image, name: str) -> None:
     width, height = image.size
     what = f"{name} is {width} x {height} pixels"
@@ -203,6 +229,9 @@ def _check_header(image: Image.Image, name: str) -> None:
         raise ImageError(f"{what}: the longer side can be at most {MAX_ASPECT} times the shorter one, crop it.")
     if image.format == "BMP" and image.info.get("compression") in (1, 2) and width * height > MAX_RLE_PIXELS:
         raise ImageError(f"{what} with run lengths, the limit is {MAX_RLE_PIXELS:,}: save it as PNG.")
+    codecs = [tile.codec_name for tile in getattr(image, "tile", ())]
+    if image.format == "PPM" and codecs == ["ppm"] and width * height > MAX_RLE_PIXELS:
+        raise ImageError(f"{what} of a range other than 255, the limit is {MAX_RLE_PIXELS:,}: save it as PNG.")
 
 
 def _reason(error: Exception) -> str:
@@ -217,7 +246,7 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 def _to_8_bits(image: Image.Image, name: str, *, keep_cmyk: bool) -> Image.Image:
     """To L, RGB, RGBA or, for its profile, CMYK. Pillow alone saturates 16 bits to white and makes fractions black."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # which Pillow scales to 16
         return grey_to_8_bits(image)
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32-bit or signed pixel values of unknown range: save it with 8 bits per channel.")

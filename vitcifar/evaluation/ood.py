@@ -13,7 +13,8 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vitcifar.config import TrainConfig
-from vitcifar.data.files import EXTENSIONS, ImageFiles, is_image, is_system
+from vitcifar.data.files import ImageFiles, is_image, is_system
+from vitcifar.data.image import known_endings
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import hash_order
 from vitcifar.errors import ConfigError, DataError
@@ -127,7 +128,7 @@ def read_ood_images(config: TrainConfig, limit: int) -> Sequence[np.ndarray]:
     found = (path for path in folder.rglob("*") if not any(map(is_system, path.relative_to(folder).parts)))
     files = sorted(path for path in found if path.is_file() and is_image(path))
     if not files:
-        raise DataError(f"{folder} holds no images: expected files that end with {', '.join(EXTENSIONS)}.")
+        raise DataError(f"{folder} holds no images: expected files that end with {', '.join(known_endings())}.")
     names = tuple(path.relative_to(folder).as_posix() for path in files)
     return ImageFiles(files[index] for index in np.sort(hash_order(names)[:limit]))
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow
 
-from vitcifar.data.files import EXTENSIONS
+from vitcifar.data.image import known_endings
 from vitcifar.errors import DataError, ServingError
 from vitcifar.registry.registry import Registry, Version
 from vitcifar.release.manifest import MANIFEST_FILE, verify
@@ -216,7 +216,7 @@ def _spark_images(spark: "SparkSession", part: Part) -> "DataFrame":
         return table.selectExpr(
             "_metadata.file_path AS file", "_metadata.row_index AS index", f"`{column}` AS path", CONTENT_COLUMN
         )
-    letters = ["".join(f"[{letter}{letter.upper()}]" for letter in suffix[1:]) for suffix in EXTENSIONS]
+    letters = ["".join(f"[{letter}{letter.upper()}]" for letter in suffix[1:]) for suffix in known_endings()]
     files = spark.read.format("binaryFile").option("recursiveFileLookup", "true")
     files = files.option("pathGlobFilter", f"*.{{{','.join(letters)}}}")
     return files.load(part.sources).selectExpr("path AS file", "0L AS index", "path", CONTENT_COLUMN)
@@ -263,5 +263,5 @@ def _ray_images(part: Part) -> Any:
         table = ray.data.read_parquet(part.sources)
         column = find_column(part.sources[0], table.columns())
         return table.select_columns([column, CONTENT_COLUMN]).rename_columns({column: "path"})
-    files = ray.data.read_binary_files(part.sources, include_paths=True, file_extensions=[*EXTENSIONS])
+    files = ray.data.read_binary_files(part.sources, include_paths=True, file_extensions=[*known_endings()])
     return files.rename_columns({"bytes": CONTENT_COLUMN})

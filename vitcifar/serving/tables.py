@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitcifar.data.files import EXTENSIONS
+from vitcifar.data.image import known_endings
 from vitcifar.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def find_inputs(sources: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            suffixes = (".parquet",) if source.suffix.lower() == ".parquet" else EXTENSIONS
+            suffixes = (".parquet",) if source.suffix.lower() == ".parquet" else known_endings()
             inside = (path for path in source.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
             if not (files := sorted(inside, key=str)):
                 raise DataError(f"{source} holds no images: expected files that end with {', '.join(suffixes)}.")
