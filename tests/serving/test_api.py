@@ -90,7 +90,7 @@ def test_a_prediction_says_whether_it_is_confident(server, client, monkeypatch):
         (
             {"content": b"x" * (MAX_REQUEST_BYTES + 1), "headers": {"Content-Type": "image/png"}},
             413,
-            "larger than 43 MiB",
+            "larger than 16 MiB",
         ),
         (
             {"content": make_image("red", size=(8000, 7000)), "headers": {"Content-Type": "image/png"}},

@@ -4,7 +4,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
+from pathlib import Path
 from socket import AF_INET
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from support.serving import health, request_status, wait_until
 from vitcifar.errors import ServingError
 from vitcifar.serving.app import bind, is_loopback, launch, read_passwords, split_root
 from vitcifar.serving.middleware import MAX_REQUEST_BYTES
+from vitcifar.serving.page.gradio_setup import private_folder
 
 
 def test_a_port_in_use_is_one_sentence_with_the_way_out(colours):
@@ -136,6 +139,47 @@ def test_a_request_that_is_too_large_is_rejected(page, path):
     assert request_status(page, path, {"Content-Length": str(MAX_REQUEST_BYTES + 1)}, b"{") == 413
     chunks = (b"x" * 2**20 for _ in range(MAX_REQUEST_BYTES // 2**20 + 2))
     assert request_status(page, path, {"Transfer-Encoding": "chunked"}, chunks) == 413
+
+
+LARGE = 20 * 10**6  # bytes
+FORM = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+DATA_URL = b'{"data": [{"url": "data:image/png;base64,', b'"}, ""]}'
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("path", "headers", "before", "after"),
+    [
+        ("/gradio_api/upload", {"Content-Type": "multipart/form-data; boundary=b"}, FORM, b"\r\n--b--\r\n"),
+        ("/v1/predict", {"Content-Type": "multipart/form-data; boundary=b"}, FORM, b"\r\n--b--\r\n"),
+        ("/gradio_api/call/predict", JSON_TYPE, *DATA_URL),
+        ("/gradio_api/run/predict", JSON_TYPE, *DATA_URL),
+        ("/v1/predict", JSON_TYPE, b'{"images": ["', b'"]}'),
+        ("/v1/predict", {"Content-Type": "image/png"}, b"", b""),
+        ("/invocations", JSON_TYPE, b'{"inputs": ["', b'"]}'),
+    ],
+)
+def test_an_image_of_20_megabytes_is_413_and_nothing_is_kept_on_disk(page, path, headers, before, after, chunked):
+    def kept() -> set[Path]:
+        folders = [private_folder(), *Path(tempfile.gettempdir()).glob("tmp*")]
+        return {file for folder in folders for file in (folder, *folder.rglob("*"))}
+
+    there = kept()
+    body = before + b"A" * LARGE + after
+    parts = (body[i : i + 2**20] for i in range(0, len(body), 2**20)) if chunked else body
+    headers = headers | ({"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(len(body))})
+    assert request_status(page, path, headers, parts) == 413
+    assert kept() == there
+
+
+def test_the_limit_of_a_request_is_an_option(colours):
+    running = launch(colours, port=0, max_request=2**20)
+    try:
+        assert request_status(running, "/v1/predict", {"Content-Type": "image/png"}, b"x" * (2**20 + 1)) == 413
+        assert request_status(running, "/v1/predict", {"Content-Type": "image/png"}, b"x" * 2**20) == 422
+    finally:
+        running.close()
 
 
 def test_a_closed_page_stops_responding_and_frees_its_port(colours):

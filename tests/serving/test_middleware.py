@@ -9,10 +9,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
+from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import ServingError
 from vitcifar.serving import middleware
 from vitcifar.serving.app import launch
-from vitcifar.serving.middleware import MAX_REQUEST_BYTES, HostCheck, OriginCheck, RequestLimits, SecurityHeaders
+from vitcifar.serving.middleware import (
+    MAX_REQUEST_BYTES,
+    HostCheck,
+    OriginCheck,
+    RequestLimits,
+    SecurityHeaders,
+    largest_image,
+)
 
 
 async def read_body(scope: Any, receive: Any, send: Any) -> None:
@@ -133,15 +141,22 @@ def test_web_pages_of_other_servers_are_refused(method, headers, allowed):
 
 def test_a_request_that_declares_too_many_bytes_is_rejected_unread():
     status, _, body = respond(RequestLimits(never_called), {"Content-Length": str(MAX_REQUEST_BYTES + 1)})
-    assert status == 413 and "larger than 43 MiB" in json.loads(body)["detail"]
+    assert status == 413 and "larger than 16 MiB: send a smaller image or fewer" in json.loads(body)["detail"]
 
 
 def test_a_request_that_sends_too_many_bytes_is_rejected_while_it_is_read():
     chunk = b"x" * 2**20
-    assert respond(RequestLimits(read_body), {}, (chunk,) * (MAX_REQUEST_BYTES // 2**20))[2] == b"%d" % (43 * 2**20)
+    assert respond(RequestLimits(read_body), {}, (chunk,) * (MAX_REQUEST_BYTES // 2**20))[2] == b"%d" % (16 * 2**20)
     with pytest.raises(HTTPException) as caught:  # Starlette and FastAPI make the response of it
         respond(RequestLimits(read_body), {}, (chunk,) * (MAX_REQUEST_BYTES // 2**20 + 1))
     assert caught.value.status_code == 413
+
+
+@pytest.mark.parametrize("mebibytes", [1, 2, 16, 43, 1024])
+def test_the_largest_image_of_the_page_fits_into_a_request_with_what_is_around_it(mebibytes):
+    fits = largest_image(mebibytes * 2**20)
+    assert 0 < fits <= MAX_BYTES and fits * 4 / 3 + 2**15 < mebibytes * 2**20
+    assert mebibytes < 43 or fits == MAX_BYTES
 
 
 def test_a_request_that_is_sent_too_slowly_is_ended(monkeypatch):

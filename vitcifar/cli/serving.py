@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     "Table of vitcifar suggest, or a CSV file of paths, whose images visitors of the page label (none = no labelling).",
 )
 @options.option("--root-path", "none", "Sub-path, or whole URL, at which a proxy offers the server (none = neither).")
+@options.option(
+    "--max-request-mib", 16, "Largest request, in MiB; images in JSON take a third more.", minimum=1, maximum=1024
+)
 @options.require_signature_option
 def app(
     registry: "Registry",
@@ -56,6 +59,7 @@ def app(
     feedback: str,
     shadow: str,
     suggestions: str,
+    max_request_mib: int,
     require_signature: str,
 ) -> None:
     """Serve a version that follows its alias: a demo page, REST, health and metrics.
@@ -88,6 +92,7 @@ def app(
             feedback=feedback,
             shadow=shadow,
             suggestions=None if suggestions == "none" else Path(suggestions),
+            max_request=max_request_mib * 2**20,
         )
     click.echo(f"{'  '.join(server.urls)}  (press Ctrl-C to stop)")
     server.wait()

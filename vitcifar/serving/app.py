@@ -25,7 +25,7 @@ from vitcifar.registry.registry import Registry
 from vitcifar.serving.connections import BACKLOG, limited_to, max_connections
 from vitcifar.serving.decoder import start_decoder
 from vitcifar.serving.feedback import FeedbackStore
-from vitcifar.serving.middleware import ALL_INTERFACES, read_hosts
+from vitcifar.serving.middleware import ALL_INTERFACES, MAX_REQUEST_BYTES, read_hosts
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.server import LogIn, build_server, mount_page
 from vitcifar.serving.shadow import Shadow
@@ -116,6 +116,7 @@ def launch(
     feedback: str = "none",
     shadow: str = "none",
     suggestions: Path | None = None,
+    max_request: int = MAX_REQUEST_BYTES,
     poll_seconds: float = POLL_SECONDS,
 ) -> Page:
     """Load a version, serve it and follow its alias; returns when the server is up.
@@ -124,9 +125,10 @@ def launch(
     `page`, only REST is served and Gradio is not imported. `root_path` is the sub-path at which a proxy offers the
     server, or the URL. `feedback` is the SQLAlchemy URL of a store for feedback, which is taken then. `shadow` is the
     alias or number of a version that predicts the same images in the background. `suggestions` is a table of images to
-    label on the page, into that store. With `passwords`, by user name, people and programs must log in; without,
-    `public` opens the server to other machines. Raises ServingError when it is not `public`, or the address or the
-    store not available, DataError for the table, RegistryError or ReleaseError for the version.
+    label on the page, into that store. A request has at most `max_request` bytes. With `passwords`, by user name,
+    people and programs must log in; without, `public` opens the server to other machines. Raises ServingError when it
+    is not `public`, or the address or the store not available, DataError for the table, RegistryError or ReleaseError
+    for the version.
     """
     if not (passwords or public):
         check_loopback(host)
@@ -140,6 +142,7 @@ def launch(
         pool = ModelPool(registry, version)
         challenger = start_shadow(pool, store, shadow) if shadow != "none" else None
         log_in = login_check(passwords) if passwords else None
+        more: dict[str, Any] = {"store": store, "shadow": challenger, "max_request": max_request}
         app = build_server(
             pool,
             host=host,
@@ -147,12 +150,11 @@ def launch(
             log_in=log_in,
             origin=origin,
             root_path=root_path,
-            store=store,
-            shadow=challenger,
+            **more,
         )
         with without_proxies():
-            more = (store, challenger, read_suggestions(suggestions) if suggestions else ())
-            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, *more) if page else None
+            more["suggestions"] = read_suggestions(suggestions) if suggestions else ()
+            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, **more) if page else None
         urls = [f"http://{netloc}:{listener.getsockname()[1]}{root_path}" for netloc in netlocs(host)]
         running = Page(urls, pool, uvicorn.Server(server_config(app)), gradio_app, challenger)
         running.start(listener)

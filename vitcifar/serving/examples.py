@@ -60,7 +60,7 @@ PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
         status: {"description": why, "content": {"application/json": {"example": {"detail": detail}}}}
         for status, why, detail in (
             (404, "No such version", "There is no version '9': choose one of 3, 2, 1."),
-            (413, "Request too large", "The request is larger than 43 MiB: send a smaller image."),
+            (413, "Request too large", "The request is larger than 16 MiB: send a smaller image."),
             (415, "No image", "The content type 'text/plain' is no image: send files as a form."),
             (422, "Image or parameter that cannot be read", "cat.jpg is cut off: send it again."),
             (503, "Queue full, with Retry-After, or version that cannot be loaded", "64 requests are waiting."),

@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import ServingError
 
-MAX_REQUEST_BYTES = MAX_BYTES * 4 // 3 + 2**20  # the largest image as base64, and the JSON around it
+MAX_REQUEST_BYTES = 16 * 2**20  # unless the server is started with another limit
+MAX_AROUND_BYTES = 2**16  # of a request around its image: headers of a form, JSON
 MAX_SEND_SECONDS = 60.0  # until all of a request has arrived
 ALL_INTERFACES = ("0.0.0.0", "::", "")
 FORWARDED = (b"host", b"x-forwarded-host", b"x-forwarded-proto")
@@ -166,14 +167,23 @@ def read_hosts(hosts: Iterable[str]) -> list[tuple[str, str]]:
     return read
 
 
-class RequestLimits:
-    """Responds with status 413 to a request above `MAX_REQUEST_BYTES`, with 408 to one that is sent too slowly."""
+def largest_image(max_request: int) -> int:
+    """Bytes of the largest image that fits as base64 into a request with so many; a multiple of a quarter MiB."""
+    return min(MAX_BYTES, (max_request - MAX_AROUND_BYTES) * 3 // 4 // 2**18 * 2**18)
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class RequestLimits:
+    """Responds with status 413 to a request above `max_bytes`, with 408 to one that is sent too slowly."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int = MAX_REQUEST_BYTES) -> None:
         self.app = app
+        self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"The request is larger than {MAX_REQUEST_BYTES // 2**20} MiB: send a smaller image."
+        detail = (
+            f"The request is larger than {self.max_bytes // 2**20} MiB: send a smaller image or fewer of them, or "
+            "start the server with a larger --max-request-mib."
+        )
         num_bytes, complete = 0, False
         deadline = asyncio.get_running_loop().time() + MAX_SEND_SECONDS
 
@@ -189,10 +199,10 @@ class RequestLimits:
                 raise HTTPException(408, late, headers={"Connection": "close"}) from None
             complete = not message.get("more_body")
             num_bytes += len(message.get("body", b""))
-            if num_bytes > MAX_REQUEST_BYTES:
+            if num_bytes > self.max_bytes:
                 raise HTTPException(413, detail)
             return message
 
-        if scope["type"] == "http" and int(Headers(scope=scope).get("content-length", 0)) > MAX_REQUEST_BYTES:
+        if scope["type"] == "http" and int(Headers(scope=scope).get("content-length", 0)) > self.max_bytes:
             return await JSONResponse({"detail": detail}, 413)(scope, receive, send)
         await self.app(scope, receive_limited if scope["type"] == "http" else receive, send)

@@ -24,7 +24,16 @@ from vitcifar.serving.api import Predictor, predict_route
 from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.feedback_route import feedback_route
 from vitcifar.serving.metrics import Metrics, RequestCounter
-from vitcifar.serving.middleware import HostCheck, OriginCheck, PublicOrigin, RequestLimits, SecurityHeaders, SubPath
+from vitcifar.serving.middleware import (
+    MAX_REQUEST_BYTES,
+    HostCheck,
+    OriginCheck,
+    PublicOrigin,
+    RequestLimits,
+    SecurityHeaders,
+    SubPath,
+    largest_image,
+)
 from vitcifar.serving.model_pool import ModelPool
 from vitcifar.serving.monitor_route import monitor_route
 from vitcifar.serving.open_inference import open_inference_routes
@@ -54,10 +63,11 @@ def build_server(
     root_path: str = "",
     store: FeedbackStore | None = None,
     shadow: Shadow | None = None,
+    max_request: int = MAX_REQUEST_BYTES,
 ) -> FastAPI:
     """The server without the page. With `log_in`, everything but health asks for a name and a password.
 
-    Feedback is taken with a `store`; a `shadow` is only reported on here.
+    Feedback is taken with a `store`; a `shadow` is only reported on here. A request has at most `max_request` bytes.
     """
     queue = PredictionQueue()
     metrics = Metrics(pool, queue, shadow)
@@ -83,7 +93,7 @@ def build_server(
             Middleware(HostCheck, host=host, allowed_hosts=allowed_hosts),
             Middleware(PublicOrigin, origin=origin),
             Middleware(OriginCheck),
-            Middleware(RequestLimits),
+            Middleware(RequestLimits, max_bytes=max_request),
         ],
     )
     app.add_exception_handler(RequestValidationError, one_sentence)
@@ -205,13 +215,15 @@ def mount_page(
     store: FeedbackStore | None = None,
     shadow: Shadow | None = None,
     suggestions: Sequence[Suggestion] = (),
+    max_request: int = MAX_REQUEST_BYTES,
 ) -> Any:
     """Mount the page at `/`. Returns Gradio's app."""
     from vitcifar.serving.page.layout import build_page
     from vitcifar.serving.page.uploads import UploadLimit
 
     gradio = load_gradio()
-    blocks = build_page(pool, poll_seconds, store, shadow, suggestions=suggestions, password=log_in is not None)
+    options: dict[str, Any] = {"password": log_in is not None, "max_bytes": largest_image(max_request)}
+    blocks = build_page(pool, poll_seconds, store, shadow, suggestions=suggestions, **options)
     blocks.queue(api_open=False, max_size=MAX_QUEUE_SIZE, default_concurrency_limit=2)
     blocks.state_session_capacity = MAX_SESSIONS
     gradio.mount_gradio_app(
@@ -222,7 +234,7 @@ def mount_page(
         css_paths=PAGE_CSS,
         auth=log_in,
         root_path=root_path or None,
-        max_file_size=MAX_BYTES,
+        max_file_size=min(MAX_BYTES, max_request),
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,

@@ -14,6 +14,7 @@ from support.page import FILE_INPUT, data_url, post, screenshot, upload
 from support.serving import expected_prediction, in_chromium, make_model
 from support.toys import make_image
 
+from vitcifar.data.image import MAX_BYTES
 from vitcifar.release.manifest import Manifest
 from vitcifar.serving.app import launch
 from vitcifar.serving.model_pool import ModelPool
@@ -63,7 +64,7 @@ def test_a_class_name_is_text_in_the_template(toy_onnx, tmp_path):
     """Gradio reads templates as HTML, Handlebars and JavaScript."""
     (tmp_path / "a.png").write_bytes(make_image())
     example = picker.Example(file=tmp_path / "a.png", class_name="<b>${1}{{2}}`\\")
-    written = picker.template([example], make_model(toy_onnx))
+    written = picker.template([example], make_model(toy_onnx), MAX_BYTES)
     assert not [part for part in ("<b>$", "${", "{{", "}}", "`", "\\") if part in written]
     assert html_unescape("".join(re.findall(r"<span>(.*?)</span>", written)[-1:])) == example.class_name
 

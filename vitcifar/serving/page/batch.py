@@ -21,7 +21,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that
 COLUMNS = (("label", "Label"), ("probability", "Probability"), ("confident", "Confident"))
 
 
-def build_batch(pool: ModelPool, version: "gradio.HTML") -> None:
+def build_batch(pool: ModelPool, version: "gradio.HTML", max_bytes: int) -> None:
     """The tab. The version that is selected when the first image is classified answers all of them."""
 
     def answer(part: Part, specs: Sequence[str]) -> dict[str, Any]:
@@ -33,8 +33,9 @@ def build_batch(pool: ModelPool, version: "gradio.HTML") -> None:
         name="Predictions",
         below="A row for each image appears here while they are classified.",
         csv="predictions.csv",
+        max_bytes=max_bytes,
     )
-    build_images(pool, answer, [version], skeleton=skeleton, elem_id="batch")
+    build_images(pool, answer, [version], skeleton=skeleton, elem_id="batch", max_bytes=max_bytes)
 
 
 def answer_batch(pool: ModelPool, part: Part, spec: str) -> dict[str, Any]:

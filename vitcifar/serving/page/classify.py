@@ -23,14 +23,19 @@ NUMBERS = itertools.count(1)  # of errors
 
 
 def build_classify(
-    pool: ModelPool, version: "gradio.HTML", status: "gradio.HTML", store: FeedbackStore | None = None
+    pool: ModelPool,
+    version: "gradio.HTML",
+    status: "gradio.HTML",
+    store: FeedbackStore | None = None,
+    *,
+    max_bytes: int,
 ) -> None:
     """The tab, which classifies again after a new image, another selection or a move of the alias."""
     gradio = load_gradio()
     times = RecentTimes()
     with gradio.Row(elem_id="classify"):
         with gradio.Column(min_width=320):
-            image = build_picker(pool, functools.partial(live_card, pool, times))
+            image = build_picker(pool, functools.partial(live_card, pool, times), max_bytes)
         with gradio.Column(min_width=320):
             card = gradio.HTML(html.empty_card(pool.state.current, pool.state), elem_id="card")
             if store:

@@ -32,7 +32,7 @@ AGREEMENT = (
 )
 
 
-def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
+def build_compare(pool: ModelPool, seen: "gradio.Number", max_bytes: int) -> None:
     """The tab. `seen` changes when the registry does: the lists of versions follow it."""
     gradio = load_gradio()
     first, second = default_pair(pool)
@@ -54,8 +54,9 @@ def build_compare(pool: ModelPool, seen: "gradio.Number") -> None:
         name="Disagreements",
         above=AGREEMENT,
         below="Images on which the two versions disagree are listed here.",
+        max_bytes=max_bytes,
     )
-    shown = build_images(pool, answer, pair, skeleton=skeleton, elem_id="compare")
+    shown = build_images(pool, answer, pair, skeleton=skeleton, elem_id="compare", max_bytes=max_bytes)
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     restarts = iter(range(1, 2**62))
     gradio.on([version.input for version in pair], lambda: {"restart": next(restarts)}, None, shown, **at_once)

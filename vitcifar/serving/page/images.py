@@ -43,6 +43,7 @@ class Part:
     start: int  # images before it
     versions: tuple[str, ...]
     files: tuple[dict[str, Any], ...]
+    max_bytes: int = MAX_BYTES  # of a file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +70,7 @@ class Decoded:
         return f'<img class="thumb" alt="" src="data:image/webp;base64,{content}">'
 
 
-def read_part(sent: Any) -> Part:
+def read_part(sent: Any, max_bytes: int = MAX_BYTES) -> Part:
     """The request of a browser, of which nothing is taken for granted. Raises ImageError."""
     match sent:
         case {"serial": str(serial), "start": int(start), "versions": list(versions), "files": list(files)}:
@@ -78,7 +79,9 @@ def read_part(sent: Any) -> Part:
                 raise ImageError(f"There are {len(files):,} images in the request, the limit is {PART_FILES}.")
             if len(versions) <= 2 and all(isinstance(text, str) for text in texts) and 0 <= start < MAX_FILES:
                 named = tuple(version[:MAX_SPEC] for version in versions)
-                return Part(serial=serial[:MAX_SPEC], start=start, versions=named, files=tuple(files))
+                return Part(
+                    serial=serial[:MAX_SPEC], start=start, versions=named, files=tuple(files), max_bytes=max_bytes
+                )
     raise ImageError("The request is not one of this page: reload the page and try again.")
 
 
@@ -88,16 +91,16 @@ def decode(part: Part) -> Iterator[Decoded]:
     for file in part.files:
         name = readable_name(b"", file["name"])
         try:
-            yield Decoded(name=name, pixels=_decode(file, name, deadline - time.monotonic()))
+            yield Decoded(name=name, pixels=_decode(file, name, part.max_bytes, deadline - time.monotonic()))
         except ImageError as error:
             yield Decoded(name=name, pixels=error)
 
 
-def _decode(file: dict[str, Any], name: str, seconds: float) -> np.ndarray:
+def _decode(file: dict[str, Any], name: str, max_bytes: int, seconds: float) -> np.ndarray:
     from gradio.data_classes import ImageData
 
     if isinstance(num_bytes := file.get("bytes"), int):  # the browser does not send a file that is too large
-        check_size(num_bytes, name)
+        check_size(num_bytes, name, max_bytes)
     if not isinstance(url := file.get("url"), str):
         raise ImageError(f"{name} cannot be read by the browser: choose a file, not a folder.")
     if seconds <= 0:
@@ -132,16 +135,16 @@ def describe(model: LoadedModel, state: PoolState) -> str:
 
 
 def build_images(
-    pool: ModelPool, answer: Answer, versions: Sequence["gradio.HTML"], *, skeleton: str, elem_id: str
+    pool: ModelPool, answer: Answer, versions: Sequence["gradio.HTML"], *, skeleton: str, elem_id: str, max_bytes: int
 ) -> Any:
     """The part of a tab that takes images and shows a row for each, which `answer` makes with one or two versions."""
     gradio = load_gradio()
 
     def with_one(version: Any, event: Any = None) -> dict[str, Any]:
-        return answer_part(pool, event and event._data, [version], answer)
+        return answer_part(pool, event and event._data, [version], answer, max_bytes)
 
     def with_two(first: Any, second: Any, event: Any = None) -> dict[str, Any]:
-        return answer_part(pool, event and event._data, [first, second], answer)
+        return answer_part(pool, event and event._data, [first, second], answer, max_bytes)
 
     handler = with_one if len(versions) == 1 else with_two
     handler.__annotations__["event"] = gradio.EventData  # by which Gradio finds where to pass what the script sends
@@ -158,11 +161,13 @@ def build_images(
     return images
 
 
-def answer_part(pool: ModelPool, sent: Any, specs: Sequence[str], answer: Answer) -> dict[str, Any]:
+def answer_part(
+    pool: ModelPool, sent: Any, specs: Sequence[str], answer: Answer, max_bytes: int = MAX_BYTES
+) -> dict[str, Any]:
     """What the browser gets for a part: `rows`, or `problem`, one sentence."""
     serial = ""
     try:
-        part = read_part(sent)
+        part = read_part(sent, max_bytes)
         serial, specs = part.serial, part.versions or [spec[:MAX_SPEC] for spec in specs]
         return {"serial": serial, **answer(part, specs)}
     except VitCifarError as error:
@@ -170,21 +175,29 @@ def answer_part(pool: ModelPool, sent: Any, specs: Sequence[str], answer: Answer
 
 
 def build_skeleton(
-    columns: Sequence[tuple[str, str]], *, action: str, name: str, above: str = "", below: str = "", csv: str = ""
+    columns: Sequence[tuple[str, str]],
+    *,
+    action: str,
+    name: str,
+    above: str = "",
+    below: str = "",
+    csv: str = "",
+    max_bytes: int,
 ) -> str:
     """The HTML before any image was chosen, which takes as much room as afterwards.
 
     `columns` are the keys and titles after the first three, `action` what is done with the images, `name` the name of
-    the table, `above` the HTML above it, `below` the text of an empty one, `csv` the name of its file.
+    the table, `above` the HTML above it, `below` the text of an empty one, `csv` the name of its file, `max_bytes` what
+    an image may have.
     """
-    limits = f'data-files="{MAX_FILES}" data-bytes="{MAX_BYTES}" data-part-files="{PART_FILES}"'
+    limits = f'data-files="{MAX_FILES}" data-bytes="{max_bytes}" data-part-files="{PART_FILES}"'
     download = f'<button type="button" class="csv" data-name="{csv}" disabled>Download CSV</button>' if csv else ""
     heads = f'{head("number", "#")}<th><span class="unseen">Image</span></th>{head("file", "File")}'
     heads += "".join(head(key, title) for key, title in columns)
     return f"""
-<div class="many" {limits} data-part-bytes="{PART_BYTES}" data-action="{action}">
+<div class="many" {limits} data-part-bytes="{min(PART_BYTES, max_bytes)}" data-action="{action}">
   <label class="drop"><input type="file" multiple accept="image/*"><b>Choose images</b>
-    <span>or drop them here: up to {MAX_FILES:,}, each of at most {MAX_BYTES // 2**20} MiB</span></label>
+    <span>or drop them here: up to {MAX_FILES:,}, each of at most {max_bytes / 2**20:g} MiB</span></label>
   <div class="line"><p class="progress" role="status">No images yet.</p>
     <button type="button" class="go" disabled>{action} again</button>{download}
     <button type="button" class="clear" disabled>Clear</button></div>

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitcifar.data.image import MAX_BYTES
 from vitcifar.errors import VitCifarError
 from vitcifar.serving.feedback import FeedbackStore
 from vitcifar.serving.model_pool import MAX_SPEC, ModelPool
@@ -32,8 +33,10 @@ def build_page(
     *,
     suggestions: Sequence[Suggestion] = (),
     password: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> Any:
-    """The components of the page and their events. `password` = programs must log in; `suggestions` need a store."""
+    """The components of the page and their events. `password` = programs must log in; `suggestions` need a store; an
+    image that is sent has at most `max_bytes`."""
     gradio = load_gradio()
     model = pool.state.current
     title = f"{model.model_name}: {len(model.class_names)} classes"
@@ -47,11 +50,11 @@ def build_page(
         seen = gradio.Number(0, precision=0, visible="hidden")
         with gradio.Tabs(elem_id="tabs"):
             with gradio.Tab("Classify"):
-                build_classify(pool, version, status, store)
+                build_classify(pool, version, status, store, max_bytes=max_bytes)
             with gradio.Tab("Batch"):
-                build_batch(pool, version)
+                build_batch(pool, version, max_bytes)
             with gradio.Tab("Compare"):
-                build_compare(pool, seen)
+                build_compare(pool, seen, max_bytes)
             with gradio.Tab("Versions"):
                 build_versions(pool, seen)
             with gradio.Tab("Monitor") as tab:

@@ -62,20 +62,28 @@ async function reduced(file) {
   return new File([blob], file.name, { type: 'image/jpeg' });
 }
 
+function tooLarge(file, sent, limit) {
+  if (sent.size <= limit) return false;
+  const size = Math.ceil(sent.size / 2 ** 20);
+  tell(`${file.name} has ${size} MiB, more than ${limit / 2 ** 20}: choose a smaller image, or save it as JPEG.`);
+  return true;
+}
+
 async function accept(file) {
   if (!file) return;
   stopCamera();
   tell('');
-  if (file.size > limits.maxBytes) {
-    const size = Math.ceil(file.size / 2 ** 20);
-    tell(`${file.name} has ${size} MiB, more than ${limits.maxBytes / 2 ** 20}: choose a smaller image.`);
-    return;
-  }
+  if (tooLarge(file, file, limits.maxBytes)) return;
   const number = ++serial, back = before();
   busy(true);
   show('image', STILL.includes(file.type) ? URL.createObjectURL(file) : '');
   try {
     const sent = await reduced(file);
+    if (tooLarge(file, sent, limits.sendBytes)) {
+      busy(false);
+      if (number === serial) back();
+      return;
+    }
     const { path } = await upload(sent);
     if (number === serial) await choose(path, file.name, file.type === 'image/jpeg');
   } catch {

@@ -60,7 +60,7 @@ class Example:
     class_name: str
 
 
-def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "gradio.HTML":
+def build_picker(pool: ModelPool, live_card: Callable[[str, str], str], max_bytes: int) -> "gradio.HTML":
     """The component; its value reaches Python as ImageData or None. `live_card(data URL, spec)` answers the camera."""
     model = pool.state.current
     examples = find_examples(model)
@@ -100,7 +100,7 @@ def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "grad
 
     picker: gradio.HTML = load_gradio().HTML(
         None,
-        html_template=template(examples, model),
+        html_template=template(examples, model, max_bytes),
         js_on_load=SCRIPT.read_text(encoding="utf-8"),
         apply_default_css=False,
         server_functions=[preview, example, thumbnails, live],
@@ -110,11 +110,12 @@ def build_picker(pool: ModelPool, live_card: Callable[[str, str], str]) -> "grad
     return picker
 
 
-def template(examples: list[Example], model: LoadedModel) -> str:
-    """The HTML of the component, which picker.js works with."""
+def template(examples: list[Example], model: LoadedModel, max_bytes: int) -> str:
+    """The HTML of the component, which picker.js works with; it sends at most `max_bytes`."""
     side = max(MIN_SIDE, SIDE_FACTOR * model.manifest.image_size)
     limits = {
         "maxBytes": MAX_BYTES,
+        "sendBytes": max_bytes,
         "keepBytes": KEEP_BYTES,
         "side": side,
         "liveSide": max(LIVE_SIDE, model.manifest.image_size),
