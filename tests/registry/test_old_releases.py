@@ -1,7 +1,11 @@
 """Versions that vitcifar 0.1 registered (manifest format 1, its tags and history) work as those of today."""
 
+import base64
 from pathlib import Path
 
+import mlflow
+import numpy as np
+import pandas as pd
 import pytest
 from support.old_release import add_old_version
 from support.scores import add_version, scores
@@ -47,6 +51,20 @@ def test_an_old_version_is_pulled_and_verified(old: Registry) -> None:
 def test_an_old_version_predicts(old: Registry) -> None:
     prediction = open_version(old, 1).classifier.predict(make_image("red"))
     assert prediction.label == "red"
+
+
+@pytest.mark.parametrize("form", ["list", "text", "array", "column"])
+def test_mlflow_checks_no_input_of_an_old_version(old: Registry, form: str) -> None:
+    """Its MLmodel has no signature."""
+    image = make_image("red")
+    forms = {
+        "list": [image],
+        "text": base64.b64encode(image).decode(),
+        "array": np.full((1, 4, 4, 3), (255, 0, 0), np.uint8),
+        "column": pd.DataFrame({"any": [image]}),
+    }
+    (row,) = mlflow.pyfunc.load_model("models:/toy/1").predict(forms[form])
+    assert (row["label"], row["version"]) == ("red", 1)
 
 
 def test_the_card_of_an_old_version_shows_its_gates_and_latencies(old: Registry) -> None:

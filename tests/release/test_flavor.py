@@ -1,5 +1,6 @@
 """One MLflow model, three flavors: they agree when MLflow alone loads them."""
 
+import base64
 import io
 import json
 import subprocess
@@ -14,6 +15,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from support.exports import random_images
 from support.project import ROOT
@@ -30,7 +32,7 @@ def three_flavors(uri: str, images: np.ndarray) -> dict[str, np.ndarray]:
     proto = mlflow.onnx.load_model(uri)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
-    pyfunc = mlflow.pyfunc.load_model(uri).predict(images)
+    pyfunc = mlflow.pyfunc.load_model(uri).predict({"image": images})
     return {
         "pytorch": pytorch,
         "onnx": session.run(["probabilities"], {"image": images})[0],
@@ -52,7 +54,7 @@ def test_the_python_function_accepts_image_files(registry: Any, published: Any) 
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     model = mlflow.pyfunc.load_model("models:/toy/1")
-    (from_bytes,), (from_array,) = model.predict([buffer.getvalue()]), model.predict(image[None])
+    (from_bytes,), (from_array,) = model.predict({"image": [buffer.getvalue()]}), model.predict({"image": image[None]})
     assert from_bytes["probabilities"] == from_array["probabilities"]
     assert from_bytes["version"] == 1
 
@@ -91,11 +93,12 @@ def png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_mlflow_shows_what_the_python_function_returns_and_an_example(registry: Any) -> None:
+def test_mlflow_shows_what_the_python_function_takes_and_returns_and_an_example(registry: Any) -> None:
     info = mlflow.models.get_model_info("models:/toy/1")
     model = mlflow.pyfunc.load_model("models:/toy/1")
     (row,) = model.predict(model.input_example)
-    assert info.signature.inputs is None  # MLflow would reject lists or arrays
+    (column,) = info.signature.inputs.to_dict()
+    assert column == {"type": "string", "name": "image", "required": True}
     assert list(row) == info.signature.outputs.input_names()
     assert len(info.saved_input_example_info) == 4 and list(model.input_example.columns) == ["image"]
 
@@ -104,7 +107,49 @@ def test_a_table_may_be_longer_than_a_request(registry: Any) -> None:
     model = mlflow.pyfunc.load_model("models:/toy/1")
     images = random_images(103, 8, 8)
     rows = model.predict(pd.DataFrame({"image": [png(image) for image in images]}))
-    assert [row["label"] for row in rows] == [row["label"] for row in model.predict(images)]
+    assert [row["label"] for row in rows] == [row["label"] for row in model.predict({"image": images})]
+
+
+PIXELS = random_images(3, 8, 9)
+FILES = [png(image) for image in PIXELS]
+OTHERS = [png(255 - image) for image in PIXELS]
+TEXTS = [base64.b64encode(content).decode() for content in FILES]
+
+
+@pytest.mark.parametrize(
+    "model_input",
+    [
+        pd.DataFrame({"image": TEXTS}),
+        pd.DataFrame({"thumbnail": OTHERS, "image": FILES}),
+        pd.DataFrame({"image": FILES, "id": [1, 2, 3]}),
+        pd.DataFrame({"image": list(PIXELS)}),
+        pd.Series(FILES, name="image"),
+        [{"id": number, "image": text} for number, text in enumerate(TEXTS)],
+        {"image": TEXTS},
+        {"image": np.array(TEXTS)},
+        {"image": PIXELS},
+        {"image": PIXELS.tolist()},
+    ],
+    ids=[
+        *("text", "image-second", "image-first", "arrays", "series", "records", "dict", "dict-array"),
+        *("pixels", "pixel-lists"),
+    ],
+)
+def test_mlflow_passes_the_column_image_in_every_form(registry: Any, model_input: Any) -> None:
+    model = mlflow.pyfunc.load_model("models:/toy/1")
+    expected = model.predict(pd.DataFrame({"image": FILES}))
+    assert len({json.dumps(row) for row in expected}) == 3  # the images differ, so that a swap would be seen
+    assert model.predict(model_input) == expected
+
+
+@pytest.mark.parametrize(
+    "model_input",
+    [FILES, TEXTS, TEXTS[0], PIXELS, PIXELS[0], PIXELS.tolist(), PIXELS[0].tolist(), pd.DataFrame({"id": TEXTS})],
+    ids=["files", "texts", "text", "array", "image", "lists", "image-lists", "other-column"],
+)
+def test_mlflow_refuses_what_has_no_column_image(registry: Any, model_input: Any) -> None:
+    with pytest.raises(MlflowException, match=r"Model is missing inputs \['image'\]|Must pass 2-d input"):
+        mlflow.pyfunc.load_model("models:/toy/1").predict(model_input)
 
 
 def test_mlflow_predicts_from_the_example_of_a_version(registry: Any, published: Any, tmp_path: Path) -> None:

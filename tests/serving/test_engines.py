@@ -162,10 +162,11 @@ def test_mlflows_own_spark_function_returns_the_columns_of_the_signature(spark: 
 
     mlflow.set_tracking_uri(published.uri)
     images = [make_image(colour) for colour in ("red", "green", "blue")]
-    expected = mlflow.pyfunc.load_model("models:/toy/1").predict(images)
-    table = spark.createDataFrame([(bytearray(image),) for image in images], "image binary")
+    expected = mlflow.pyfunc.load_model("models:/toy/1").predict({"image": images})
+    rows = [(f"{number}.png", bytearray(image)) for number, image in enumerate(images)]
+    table = spark.createDataFrame(rows, "path string, image binary")
     predict = mlflow.pyfunc.spark_udf(spark, "models:/toy/1", env_manager="local")
-    for column in (predict("image"), predict(struct("image"))):
+    for column in (predict(), predict("image"), predict(struct("image")), predict(struct("path", "image"))):
         rows = table.select(column.alias("found")).select("found.*").collect()
         assert [row["label"] for row in rows] == [row["label"] for row in expected]
         assert [row["probabilities"] for row in rows] == [pytest.approx(row["probabilities"]) for row in expected]

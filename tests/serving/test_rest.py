@@ -26,6 +26,12 @@ from vitcifar.serving.rest import MAX_IMAGES, BadRequest, ImageModel, decode_bas
 RED_AND_BLUE = np.stack([np.full((4, 4, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255))])
 
 
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def encoded(colour: str) -> str:
     return base64.b64encode(make_image(colour)).decode()
 
@@ -50,10 +56,13 @@ def encoded(colour: str) -> str:
         pd.DataFrame({"image": RED_AND_BLUE.tolist()}),
         [RED_AND_BLUE[0].tolist(), RED_AND_BLUE[1, :2].tolist()],
         [encoded("red"), RED_AND_BLUE[1].tolist()],
+        pd.DataFrame({"image": RED_AND_BLUE.astype(str).tolist()}),
+        pd.DataFrame({"image": RED_AND_BLUE.astype(float).astype(str).tolist()}),
     ],
     ids=[
         *("image", "any", "list", "array", "column", "dict", "records", "data-url", "bytes", "uint8", "integers"),
         *("floats", "nested", "column-of-arrays", "column-of-lists", "sizes", "mixed"),
+        *("numbers-as-text", "floats-as-text"),
     ],
 )
 def test_rest_accepts_images_in_every_form_that_mlflow_passes(model, model_input):
@@ -147,6 +156,9 @@ def test_base64_is_decoded_however_a_library_writes_it(text):
         ([[[[1, 2, 3], [1, 2]]], RED_AND_BLUE[0].tolist()], "Image 1 has rows or pixels of different lengths"),
         ([[[1, 2, None]]], "values that are no numbers, or too large"),
         ([[[1, 2, "x"]]], "values that are no numbers, or too large"),
+        ([[["1", "2", "256"]]], "values from 1 to 256: expected whole numbers from 0 to 255"),
+        ([[["1", "2", "x"]]], "Image 1 is not base64, it is incomplete"),
+        ([[["1", "2"]]], r"of shape \(1, 1, 2\): expected"),
     ],
 )
 def test_an_invalid_request_is_a_400_with_one_sentence(model, model_input, message):
@@ -170,12 +182,8 @@ def test_pyfunc_predicts_the_same_for_arrays_and_files(registry, published):
 
     model = mlflow.pyfunc.load_model("models:/toy@champion")
     images = np.stack(list(published.splits.test.images[:3]))
-    by_array = model.predict(images)
-    contents = []
-    for image in images:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        contents.append(base64.b64encode(buffer.getvalue()).decode())
+    by_array = model.predict({"image": images})
+    contents = [base64.b64encode(png(image)).decode() for image in images]
     by_file = model.predict(pd.DataFrame({"image": contents}))
     assert by_array == by_file
     assert {(row["model"], row["version"]) for row in by_array} == {("toy", 1)}
@@ -214,9 +222,9 @@ def is_up(url: str) -> bool:
     return True
 
 
-def post(url: str, body: object) -> tuple[int, dict]:
+def post(url: str, body: object, content_type: str = "application/json") -> tuple[int, dict]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"{url}/invocations", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{url}/invocations", data, {"Content-Type": content_type})
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.status, json.load(response)
@@ -236,6 +244,13 @@ def post(url: str, body: object) -> tuple[int, dict]:
         {"instances": RED_AND_BLUE[:1].astype(float).tolist()},
         {"dataframe_records": [{"image": RED_AND_BLUE[0].tolist()}]},
         {"inputs": {"image": encoded("red")}},
+        {"inputs": [{"image": encoded("red")}]},
+        {"inputs": {"image": RED_AND_BLUE[:1].tolist()}},
+        {"inputs": {"id": [7], "image": [encoded("red")]}},
+        {"instances": [{"id": 7, "image": encoded("red")}]},
+        {"dataframe_split": {"columns": ["thumbnail", "image"], "data": [[encoded("blue"), encoded("red")]]}},
+        {"inputs": [f"data:image/png;base64,{encoded('red')}"]},
+        {"dataframe_records": [{"image": base64.urlsafe_b64encode(make_image("red")).decode().rstrip("=")}]},
     ],
     ids=lambda body: next(iter(body)),
 )
@@ -246,6 +261,42 @@ def test_the_server_classifies_an_image_in_every_form(server, body):
     assert row["model"] == "toy" and row["version"] == 1 and "confident" in row
     assert row["label"] == next(iter(row["probabilities"]))
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    red, blue = post(server, {"inputs": [encoded("red"), encoded("blue")]})[1]["predictions"]
+    assert row["probabilities"] == pytest.approx(red["probabilities"], abs=1e-5)
+    assert row["probabilities"] != pytest.approx(blue["probabilities"], abs=1e-3)
+
+
+def test_the_server_gives_a_file_and_its_pixels_the_same_prediction(server):
+    """The signature says text, so that MLflow's server makes text of the numbers."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
+    texts = [base64.b64encode(png(image)).decode() for image in pixels]
+    status, expected = post(server, {"inputs": texts})
+    assert status == 200 and expected["predictions"][0] != expected["predictions"][1]
+    for images in (pixels, pixels.astype(float)):
+        for key in ("inputs", "instances"):
+            assert post(server, {key: images.tolist()}) == (200, expected)
+
+
+def test_the_server_classifies_a_table_of_csv(server):
+    body = f"id,image\n7,{encoded('red')}\n".encode()
+    status, response = post(server, body, "text/csv")
+    assert (status, response) == post(server, {"inputs": [encoded("red")]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": encoded("red")},
+        {"inputs": {"id": [encoded("red")]}},
+        {"dataframe_split": {"columns": ["id"], "data": [[encoded("red")]]}},
+        {"dataframe_split": {"data": [[encoded("red")]]}},
+    ],
+    ids=["text", "inputs", "split", "no-columns"],
+)
+def test_the_server_refuses_a_table_without_the_column_image(server, body):
+    status, response = post(server, body)
+    assert status == 400
+    assert "Model is missing inputs ['image']" in response["message"]
 
 
 @pytest.mark.parametrize("image", ["not base64!", base64.b64encode(b"some text").decode()])
@@ -270,7 +321,7 @@ def test_rest_does_not_load_torch(registry, tmp_path):
     loaded = loaded_modules(
         "import mlflow, numpy\n"
         "model = mlflow.pyfunc.load_model('models:/toy@champion')\n"
-        "assert model.predict(numpy.zeros((2, 9, 8, 3), 'uint8'))[1]['version'] == 1",
+        "assert model.predict({'image': numpy.zeros((2, 9, 8, 3), 'uint8')})[1]['version'] == 1",
         tmp_path,
     )
     assert not {"torch", "torchvision"} & loaded

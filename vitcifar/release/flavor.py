@@ -102,16 +102,17 @@ def _write_mlmodel(mlflow_model: "Model", folder: Path) -> None:
 
 
 def signature() -> "ModelSignature":
-    """What the python_function returns for each image.
+    """What the python_function takes and what it returns: for each image a row of the column `image`, and a prediction.
 
-    It names no inputs: MLflow rejects what does not fit them before the model sees it, and no schema fits all that the
-    model accepts and checks itself: a table with the column `image`, lists, and arrays, of files or of pixels.
+    The column is text, since MLflow passes text and bytes in it unchanged; in a column of type binary, MLflow's server
+    decodes base64 in tables, where it skips characters that are not of its alphabet, and not in other requests.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
 
     return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "label"),
@@ -121,7 +122,7 @@ def signature() -> "ModelSignature":
                 ColSpec(DataType.string, "release_id"),
                 ColSpec(DataType.boolean, "confident", required=False),
             ]
-        )
+        ),
     )
 
 

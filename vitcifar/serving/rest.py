@@ -90,7 +90,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Image
 
 def read_images(model_input: Any) -> list[np.ndarray]:
     """The input of a pyfunc model -> images, each uint8 (H, W, 3). Raises ImageError with one sentence."""
-    values = _column(model_input)
+    values = _numbers_from_text(_column(model_input))
     if _is_numbers(values):
         with contextlib.suppress(ValueError):  # images of several sizes are no array
             pixels = read_pixels(np.asarray(values), "The array")
@@ -135,6 +135,17 @@ def _is_numbers(values: Any) -> bool:
     if isinstance(values, np.ndarray):
         return values.dtype.kind in "biuf" and values.shape != (0,)
     return isinstance(values, int | float)
+
+
+def _numbers_from_text(values: Any) -> Any:
+    """Pixels in nested lists, whose numbers MLflow's server makes text, -> an array; other values unchanged."""
+    first, depth = values, 0
+    while isinstance(first, list) and first:
+        first, depth = first[0], depth + 1
+    if isinstance(first, str) and depth > 2:
+        with contextlib.suppress(ValueError):  # text that is no number
+            return np.asarray(values).astype(float)
+    return values
 
 
 def read_pixels(array: np.ndarray, name: str) -> np.ndarray:
