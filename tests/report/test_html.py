@@ -22,6 +22,10 @@ CHROMIUM = Path("/usr/bin/chromium")
 HINTS = """[...document.querySelectorAll('.scroll')].map(part =>
     [part.scrollWidth > part.clientWidth, part.querySelector('.hint').offsetHeight > 0])"""
 
+# What scrolls sideways without a hint.
+UNHINTED = """[...document.querySelectorAll('main *:not(.scroll)')].filter(part =>
+    getComputedStyle(part).overflowX === 'auto' && part.scrollWidth > part.clientWidth).map(part => part.className)"""
+
 
 @pytest.fixture(scope="module")
 def page(result):
@@ -186,10 +190,11 @@ def test_report_opens_offline_in_a_browser_without_messages_and_fits_the_screen(
         broken = tab.evaluate("[...document.images].filter(image => !image.naturalWidth).length")
         flat = tab.evaluate("[...document.querySelectorAll('.figure img')].filter(i => i.clientHeight < 80).length")
         figure = tab.locator(".figure").first.screenshot()
-        hints = tab.evaluate(HINTS)
+        hints, unhinted = tab.evaluate(HINTS), tab.evaluate(UNHINTED)
         browser.close()
     assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
     assert (messages, scroll_width, broken, flat) == ([], width, 0, 0)
+    assert unhinted == [] and 'class="figure wide"' in page
     assert {scrolls for scrolls, _ in hints} == ({True, False} if width == 390 else {False})
     assert all(scrolls == is_hinted for scrolls, is_hinted in hints), "a hint to swipe says what is so"
     brightness = np.asarray(Image.open(io.BytesIO(figure)).convert("L")).mean()

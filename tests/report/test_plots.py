@@ -156,7 +156,7 @@ def test_risk_coverage_curve_has_the_risk_at_each_coverage_and_the_threshold(res
     assert tuple(point) == pytest.approx((threshold.coverage, 1 - threshold.precision))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Coverage", "Risk (error rate)")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[-1].startswith(f"threshold {threshold.confidence:.3f}: coverage {threshold.coverage:.0%}")
+    assert labels[-1].startswith(f"threshold {threshold.confidence:.3f}: coverage {threshold.coverage:.1%}, ")
     for threshold in (0.0, None):  # off, never confident
         curve = risk_coverage_curve(dataclasses.replace(evaluation, threshold=threshold))
         assert len(curve.legends[0].get_texts()) == len(labels) - 1

@@ -16,6 +16,7 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import OODScore
 from vitcifar.evaluation.slices import Slice
 from vitcifar.report import style
+from vitcifar.report.findings import share
 
 MAX_CLASSES = 40  # whose names or scores one plot shows
 MAX_COUNTS = 15  # classes of a confusion matrix with its counts
@@ -165,7 +166,7 @@ def risk_coverage_curve(evaluation: Evaluation) -> Figure:
     axes.plot(coverage, risk, color=style.BLUE, linewidth=2, label="ranked by confidence")
     axes.plot(coverage, best, color=style.MUTED, linewidth=1.2, linestyle=style.DASHED, label="optimal ranking")
     if evaluation.threshold and threshold.num_answered:
-        label = f"threshold {threshold.text}: coverage {threshold.coverage:.0%}, "
+        label = f"threshold {threshold.text}: coverage {share(threshold.coverage)}, "
         label += f"precision {threshold.precision:.1%}"
         axes.scatter([threshold.coverage], [1 - threshold.precision], s=46, color=style.INK, zorder=4, label=label)
     axes.set(xlim=(0, 1), ylim=(0, max(0.02, float(risk.max()) * 1.15)), xlabel="Coverage", ylabel="Risk (error rate)")

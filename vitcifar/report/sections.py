@@ -14,7 +14,7 @@ from vitcifar.evaluation.ood import OODScore
 from vitcifar.evaluation.slices import Slice
 from vitcifar.report import plots
 from vitcifar.report.classes import UNDEFINED
-from vitcifar.report.findings import chance, findings
+from vitcifar.report.findings import chance, findings, share
 from vitcifar.report.html import Finding, Heat, HeatMap, Number, Section, Table
 
 
@@ -39,7 +39,7 @@ def analysis_numbers(analysis: Analysis) -> Iterator[Number]:
     """One number of each part of the analysis that has one to compare."""
     if threshold := analysis.threshold:
         precision = f"{threshold.precision:.1%}" if threshold.num_answered else UNDEFINED
-        note = f"of confident predictions, {threshold.coverage:.0%} of all"
+        note = f"of confident predictions, {share(threshold.coverage)} of all"
         yield Number(name="Precision", value=precision, note=note)
     if robustness := analysis.robustness:
         note = f"mean of {len(robustness.names)} corruptions; clean {robustness.clean_accuracy:.1%}"
