@@ -49,6 +49,18 @@ def test_on_a_terminal_a_table_fits_it_breaks_between_words_and_failures_have_a_
     assert {word for line in lines[1:] for word in line.split()} <= set(gates[0].message.split())
 
 
+@pytest.mark.parametrize("columns", [80, 30])
+def test_on_a_terminal_no_word_of_a_table_is_cut(capsys, monkeypatch, columns):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    run_id = "0123456789abcdef" * 2
+    format.print_versions([version(12, aliases=("champion",), run_id=run_id)], lambda row: 0.96)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert {"version", "accuracy", "12", "champion", "0.9600", run_id} <= set(printed.split())
+    lines = printed.splitlines()
+    assert columns < 80 or (len(lines) == 2 and max(map(len, lines)) <= columns)
+
+
 def test_versions_are_listed_with_aliases_and_accuracy_or_a_dash(capsys):
     def accuracy(row: Version) -> float | None:
         if row.number == 4:
@@ -59,8 +71,8 @@ def test_versions_are_listed_with_aliases_and_accuracy_or_a_dash(capsys):
     format.print_versions(rows, accuracy)
     printed = capsys.readouterr()
     header, first, second, third = printed.out.splitlines()
-    assert header.split() == ["version", "aliases", "accuracy", "created", "run"]
-    assert first.split() == ["12", "champion,", "best", "0.9600", "2026-01-31T12:00:00Z", "abc"]
+    assert header.split() == ["version", "aliases", "accuracy", "created", "(UTC)", "run"]
+    assert first.split() == ["12", "champion,", "best", "0.9600", "2026-01-31", "12:00", "abc"]
     assert [second.split()[:3], third.split()[:3]] == [["4", "-", "-"], ["3", "-", "-"]]
     assert printed.err == "Note: the accuracy of version 4 is not known. The store does not hold release.json.\n"
 

@@ -58,8 +58,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err: bool = False) -> None:
-    """Print aligned columns; on a terminal they fit it, broken between words, and FAILED and passed have colours."""
+    """Print aligned columns; on a terminal they fit it, broken between words, and FAILED and passed have colours.
+
+    Columns of words that are wider than the terminal together are broken by it, and nothing is left out.
+    """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -73,7 +77,9 @@ def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err
     for row in rows:
         table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
     printed = io.StringIO()
-    Console(file=printed, width=width, force_terminal=terminal, color_system="auto" if terminal else None).print(table)
+    console = Console(file=printed, width=UNBROKEN, force_terminal=terminal, color_system="auto" if terminal else None)
+    console.width = max(width, Measurement.get(console, console.options, table).minimum)
+    console.print(table)
     for line in printed.getvalue().splitlines():
         click.echo(line.rstrip(), err=err)
 
@@ -114,10 +120,15 @@ def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"]
     with ThreadPoolExecutor(8) as pool:
         accuracies = pool.map(read, versions)
     rows = [
-        (str(version.number), ", ".join(version.aliases) or "-", text, version.created, version.run_id)
+        (str(version.number), ", ".join(version.aliases) or "-", text, _minutes(version.created), version.run_id)
         for version, text in zip(versions, accuracies, strict=True)
     ]
-    print_table(("version", "aliases", "accuracy", "created", "run"), rows)
+    print_table(("version", "aliases", "accuracy", "created (UTC)", "run"), rows)
+
+
+def _minutes(when: str) -> str:
+    """2026-01-31T12:00:00Z -> 2026-01-31 12:00"""
+    return when[:16].replace("T", " ")
 
 
 def print_trained(trained: "Trained", *, verbose: bool) -> None:
