@@ -134,7 +134,7 @@ def test_versions_tested_on_different_images_are_rejected(here, monkeypatch):
     run_id, comparison = compare_versions(here, "2", "1", experiment=EXPERIMENT, data_seed=5)
     assert comparison.num_images == 20
     run = mlflow.MlflowClient().get_run(run_id)
-    assert run.info.run_name == "toy: version 2 against version 1 (champion), on other images"
+    assert run.info.run_name == "toy version 2 against version 1 (champion), on other images"
     assert run.data.tags["other_images"] == "true"
     assert "other than those of their releases" in mlflow.artifacts.load_text(f"{run.info.artifact_uri}/report.html")
 

@@ -110,7 +110,7 @@ def compare_versions(
     ours, theirs = (registry.pull_version(version) for version in found)
     config, splits = read_images(ours, theirs, **options)
     name, other_name = map(with_aliases, found)
-    title, where = f"{registry.model_name}: {name} against {other_name}", ""
+    title, where = f"{registry.model_name} {name} against {other_name}", ""
     tags = {
         "kind": "compare",
         "compares": f"models:/{registry.model_name}/{ours.version}",
