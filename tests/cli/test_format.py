@@ -61,6 +61,15 @@ def test_on_a_terminal_no_word_of_a_table_is_cut(capsys, monkeypatch, columns):
     assert columns < 80 or (len(lines) == 2 and max(map(len, lines)) <= columns)
 
 
+def test_on_a_terminal_a_long_word_in_a_sentence_does_not_widen_the_table(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    run_id = "0123456789abcdef" * 2
+    format.print_history([new_event("champion", 1, 2, "promote", f"requested by run {run_id}", done=True)])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 80 and run_id in "".join(line[60:].strip() for line in lines)
+
+
 def test_versions_are_listed_with_aliases_and_accuracy_or_a_dash(capsys):
     def accuracy(row: Version) -> float | None:
         if row.number == 4:

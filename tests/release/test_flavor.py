@@ -22,8 +22,9 @@ from support.project import ROOT
 
 from vitcifar.errors import ReleaseError
 from vitcifar.model.predict import predict_logits
-from vitcifar.release.flavor import requirements
-from vitcifar.release.manifest import verify
+from vitcifar.registry.registration import register
+from vitcifar.release.flavor import requirements, signature
+from vitcifar.release.manifest import read_manifest, sha256_of, verify
 
 
 def three_flavors(uri: str, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,6 +102,21 @@ def test_mlflow_shows_what_the_python_function_takes_and_returns_and_an_example(
     assert column == {"type": "string", "name": "image", "required": True}
     assert list(row) == info.signature.outputs.input_names()
     assert len(info.saved_input_example_info) == 4 and list(model.input_example.columns) == ["image"]
+
+
+def test_every_store_gives_the_schema_and_the_example_of_a_version(published: Any, workspace: Path) -> None:
+    """The files of version 1, registered in a SQLite store and on a server, whose artifacts come through its proxy."""
+    location = mlflow.MlflowClient(published.uri, published.uri).get_model_version_download_uri("toy", "1")
+    manifest = Path(location.removeprefix("file://"), "release.json")
+    client = mlflow.MlflowClient()
+    model = client.create_logged_model("0", name="release", source_run_id=client.create_run("0").info.run_id)
+    client.log_model_artifacts(model.model_id, str(manifest.parent))
+    number = register(read_manifest(manifest), model.model_id, sha256_of(manifest))
+    info = mlflow.models.get_model_info(f"models:/toy/{number}")
+    assert info.signature == signature()
+    loaded = mlflow.pyfunc.load_model(f"models:/toy/{number}")
+    (row,) = loaded.predict(loaded.input_example)
+    assert list(row) == info.signature.outputs.input_names() and row["version"] == number
 
 
 def test_a_table_may_be_longer_than_a_request(registry: Any) -> None:

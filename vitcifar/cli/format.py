@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NAME_WIDTH = 13  # of fields
 MAX_CELL = 2000  # characters
+LEAST_TEXT = 12  # columns of a cell with several words
 UNBROKEN = 100_000  # columns, where no terminal breaks the lines
 COLOURS = {"passed": "green", "FAILED": "bold red", "not required": "dim"}
 
@@ -60,26 +61,25 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_rows(rows: Sequence[Sequence[str]], *, right: Sequence[bool] = (), err: bool = False) -> None:
     """Print aligned columns; on a terminal they fit it, broken between words, and FAILED and passed have colours.
 
-    Columns of words that are wider than the terminal together are broken by it, and nothing is left out.
+    Columns of single words that are wider than the terminal together are broken by it, and nothing is left out.
     """
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     rows = [[shortened(printable(cell)) for cell in row] for row in rows]
     terminal = (sys.stderr if err else sys.stdout).isatty()
     width = shutil.get_terminal_size().columns if terminal else UNBROKEN
-    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table, least = Table.grid(padding=(0, 2, 0, 0), pad_edge=False), 0
     for index, column in enumerate(zip(*rows, strict=True)):
         is_word = not any(" " in cell.strip() for cell in column)
         table.add_column(justify="right" if right and right[index] else "left", no_wrap=is_word, overflow="fold")
+        least += 2 + (max(map(cell_len, column)) if is_word else LEAST_TEXT)
     for row in rows:
         table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
-    printed = io.StringIO()
-    console = Console(file=printed, width=UNBROKEN, force_terminal=terminal, color_system="auto" if terminal else None)
-    console.width = max(width, Measurement.get(console, console.options, table).minimum)
-    console.print(table)
+    printed, width = io.StringIO(), max(width, least)
+    Console(file=printed, width=width, force_terminal=terminal, color_system="auto" if terminal else None).print(table)
     for line in printed.getvalue().splitlines():
         click.echo(line.rstrip(), err=err)
 
