@@ -144,11 +144,12 @@ TEXTS = [base64.b64encode(content).decode() for content in FILES]
         {"image": TEXTS},
         {"image": np.array(TEXTS)},
         {"image": PIXELS},
+        {"image": list(PIXELS)},
         {"image": PIXELS.tolist()},
     ],
     ids=[
         *("text", "image-second", "image-first", "arrays", "series", "records", "dict", "dict-array"),
-        *("pixels", "pixel-lists"),
+        *("pixels", "list-of-pixels", "pixel-lists"),
     ],
 )
 def test_mlflow_passes_the_column_image_in_every_form(registry: Any, model_input: Any) -> None:
