@@ -70,6 +70,10 @@ class ImageError(DataError):
     pass
 
 
+class BusyError(ImageError):
+    """The image may be fine: nothing is free to decode it."""
+
+
 class TrainingError(VitCifarError):
     pass
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import queue
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from support.serving import FakeRegistry
 from support.toys import make_image
 
 from vitcifar.inference.session import OnnxClassifier
+from vitcifar.serving import decoder as decoding
 from vitcifar.serving.app import launch
 from vitcifar.serving.middleware import MAX_REQUEST_BYTES
 from vitcifar.serving.rest import MAX_IMAGES
@@ -28,6 +30,10 @@ def sent_as(form: str) -> dict[str, Any]:
         "one": {"json": {"image": f"data:image/png;base64,{TEXT}"}},
         "list": {"json": [TEXT]},
     }[form]
+
+
+def tensor_of(text: str) -> dict[str, Any]:
+    return {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [text]}]}
 
 
 @pytest.mark.parametrize("form", ["form", "body", "octets", "json", "one", "list"])
@@ -65,6 +71,22 @@ def test_one_bad_file_among_many_is_an_error_in_its_own_row(client):
     assert [list(row["probabilities"]) for row in (red, blue)] == [["red"], ["blue"]]
     rows = client.post(PATH, json={"images": ["@@", TEXT]}).json()["predictions"]
     assert rows[0]["error"].startswith("Image 1 is not base64") and rows[1]["label"] == "red"
+
+
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        (PATH, sent_as("form")),
+        ("/v2/models/colours/infer", {"json": tensor_of(TEXT)}),
+        ("/invocations", {"json": {"inputs": [TEXT]}}),
+    ],
+)
+def test_an_image_for_which_no_decoder_is_free_is_not_blamed(client, monkeypatch, path, request_):
+    monkeypatch.setattr(decoding, "START_SECONDS", 0.01)
+    monkeypatch.setattr(decoding, "decoders", lambda: idle)
+    (idle := queue.LifoQueue()).put(decoding.Decoder())
+    response = client.post(path, **request_)
+    assert response.status_code == 503 and "send it again in a moment" in response.text
 
 
 def test_a_prediction_says_whether_it_is_confident(server, client, monkeypatch):

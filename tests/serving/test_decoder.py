@@ -23,7 +23,7 @@ from support.serving import wait_until
 from support.toys import make_image
 
 from vitcifar.data.image import read_image
-from vitcifar.errors import ImageError
+from vitcifar.errors import BusyError, ImageError
 from vitcifar.serving import decoder as decoding
 from vitcifar.serving import system_calls
 from vitcifar.serving.decoder import MAX_DECODERS, Decoder, decoders, read_isolated
@@ -73,11 +73,23 @@ def test_an_image_that_waits_too_long_for_the_others_is_answered():
     idle = decoders()
     taken = [idle.get() for _ in range(idle.qsize())]
     try:
-        with pytest.raises(ImageError, match=r"^red\.png has to wait for other images: send it again"):
+        with pytest.raises(BusyError, match=r"^red\.png has to wait for other images: send it again"):
             read_isolated(make_image(), "red.png", 0.01)
     finally:
         for decoder in taken:
             idle.put(decoder)
+
+
+def test_the_start_of_a_decoder_does_not_count_as_the_time_of_an_image(decoder):
+    assert decoder.decode(make_image(), "red.png", 0.2)[0, 0].tolist() == [255, 0, 0]  # Python alone starts slower
+
+
+def test_a_decoder_that_does_not_start_in_time_is_no_fault_of_the_image(decoder, monkeypatch):
+    monkeypatch.setattr("vitcifar.serving.decoder.START_SECONDS", 0.01)
+    with pytest.raises(BusyError, match=r"^red\.png has to wait for a decoder to start: send it again in a moment"):
+        decoder.decode(make_image(), "red.png", 60)
+    monkeypatch.undo()
+    assert decoder.decode(make_image(), "red.png", 60)[0, 0].tolist() == [255, 0, 0]
 
 
 def test_a_crash_of_the_decoder_is_one_sentence_and_the_next_image_is_decoded(decoder):

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from vitcifar.data.image import readable_name
-from vitcifar.errors import ImageError, VitCifarError
+from vitcifar.errors import BusyError, ImageError, VitCifarError
 from vitcifar.inference.session import Prediction
 from vitcifar.registry.registry import select
 from vitcifar.serving.decoder import MAX_SECONDS, read_isolated
@@ -24,7 +24,7 @@ from vitcifar.serving.examples import PREDICT_REQUEST, PREDICT_RESPONSES
 from vitcifar.serving.loaded_model import LoadedModel
 from vitcifar.serving.metrics import Metrics
 from vitcifar.serving.model_pool import MAX_SPEC, ModelPool, sentence_for_visitors
-from vitcifar.serving.prediction_queue import PredictionQueue, Turn
+from vitcifar.serving.prediction_queue import RETRY_AFTER, PredictionQueue, Turn
 from vitcifar.serving.rest import MAX_IMAGES, MAX_REQUEST_SECONDS, decode_base64
 
 USAGE = "send files as a form, an image as the body, or JSON with base64 text in images"
@@ -63,8 +63,10 @@ class Predictor:
         return model
 
     def http_error(self, error: VitCifarError, spec: str) -> HTTPException:
-        """422 for an image, 503 for a version that does not work, 404 for one that does not exist."""
+        """422 for an image, 503 while no decoder is free for it or a version does not work, 404 for an unknown one."""
         detail = sentence_for_visitors(self.pool, error, spec)
+        if isinstance(error, BusyError):
+            return HTTPException(503, detail, headers={"Retry-After": str(RETRY_AFTER)})
         if isinstance(error, ImageError):
             return HTTPException(422, detail)
         known = select(self.pool.state.versions, spec[:MAX_SPEC] or self.pool.spec)

@@ -23,10 +23,11 @@ import numpy as np
 from PIL import Image
 
 from vitcifar.data.image import MORE_FORMATS, known_formats, read_file, read_image, readable_name
-from vitcifar.errors import ImageError
+from vitcifar.errors import BusyError, ImageError
 from vitcifar.serving.system_calls import refuse_other_calls
 
 MAX_SECONDS = 5.0  # per image; 50 megapixels of PNG take 2 s
+START_SECONDS = 30.0  # of a child, on a busy machine
 # What the child gets of the environment: where Python and its libraries are, and no password or token.
 ENVIRONMENT = {
     "PATH",
@@ -51,6 +52,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
 
     def decode(self, content: bytes, name: str, max_seconds: float) -> np.ndarray:
         """Decode like `read_image`. Raises ImageError, also when it takes too long or the child crashes."""
@@ -58,6 +60,7 @@ class Decoder:
         assert process.stdin is not None and process.stdout is not None
         late = False
         try:
+            self._await_start(process.stdout, name)
             request = {"name": name, "length": len(content), "more_formats": os.environ.get(MORE_FORMATS, "")}
             process.stdin.write(json.dumps(request).encode() + b"\n" + content)
             process.stdin.flush()
@@ -73,9 +76,23 @@ class Decoder:
             raise ImageError(f"{name} {reason}: save it again as PNG or JPEG.") from None
         raise ImageError(answer["error"])
 
+    def _await_start(self, answers: IO[bytes], name: str) -> None:
+        """Read the line that a child writes when it has started: an image does not pay for that with its time.
+
+        Raises BusyError when it takes too long, OSError when the child has died.
+        """
+        if not self._ready:
+            if not _readable(answers, START_SECONDS):
+                self.stop()
+                raise BusyError(f"{name} has to wait for a decoder to start: send it again in a moment.")
+            if not answers.readline():
+                raise OSError
+            self._ready = True
+
     def start(self) -> "subprocess.Popen[bytes]":
         """The child, started if there is none."""
         if self._process is None or self._process.poll() is not None:
+            self._ready = False
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=subprocess.PIPE,
@@ -126,7 +143,10 @@ def start_decoder() -> None:
 
 
 def read_isolated(source: bytes | Path, name: str = "", max_seconds: float = MAX_SECONDS) -> np.ndarray:
-    """`read_image` in a child process, for files that strangers send. Raises ImageError, after `max_seconds` too."""
+    """`read_image` in a child process, for files that strangers send.
+
+    Raises ImageError, after `max_seconds` too, and BusyError when no child is free until then.
+    """
     known_formats()
     name = readable_name(source, name)
     content = source if isinstance(source, bytes) else read_file(source, name)
@@ -134,7 +154,7 @@ def read_isolated(source: bytes | Path, name: str = "", max_seconds: float = MAX
     try:
         decoder = idle.get(timeout=max_seconds)
     except queue.Empty:
-        raise ImageError(f"{name} has to wait for other images: send it again in a moment.") from None
+        raise BusyError(f"{name} has to wait for other images: send it again in a moment.") from None
     try:
         return decoder.decode(content, name, max_seconds)
     except ImageError:
@@ -166,6 +186,8 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     confine()
+    answers.write(b"ready\n")
+    answers.flush()
     while line := requests.readline():
         request = json.loads(line)
         os.environ[MORE_FORMATS] = request["more_formats"]

@@ -80,10 +80,9 @@ def open_inference_routes(predictor: Predictor) -> APIRouter:
             predictor.queue.check()
             body = await request.body()
             return JSONResponse(await predictor.queue.run(request, len(body), work))
-        except ImageError as error:
-            return error_response(HTTPException(400, str(error)))
         except VitCifarError as error:
-            return error_response(predictor.http_error(error, version))
+            found = predictor.http_error(error, version)
+            return error_response(HTTPException(400, found.detail) if found.status_code == 422 else found)
         except HTTPException as error:
             return error_response(error)
 

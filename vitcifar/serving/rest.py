@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from vitcifar.data.image import MAX_NAME
-from vitcifar.errors import ImageError
+from vitcifar.errors import BusyError, ImageError
 from vitcifar.serving.decoder import MAX_SECONDS, read_isolated
 from vitcifar.serving.loaded_model import LoadedModel, open_folder
 
@@ -33,7 +34,7 @@ USAGE = 'send {"inputs": ["…"]} with one base64 image each'
 
 
 class BadRequest(MlflowException):
-    """An error that MLflow's server sends with status 400 and one sentence, without the request it would echo."""
+    """An error that MLflow's server sends with one sentence, without the request it would echo; status 400 or 503."""
 
     def serialize_as_json(self) -> str:
         return json.dumps({"error_code": self.error_code, "message": str(self)})
@@ -56,7 +57,7 @@ class ImageModel:
 
         `model_input` is a DataFrame or dict with the column `image`, or a list, of base64 text (a data: URL too) or
         the bytes of image files, or of pixels (H, W, 3); or an array (N, H, W, 3), or (H, W, 3) for one image, of
-        whole numbers from 0 to 255. Raises BadRequest (status 400) with one sentence.
+        whole numbers from 0 to 255. Raises BadRequest with one sentence.
         """
         if not self.served and hasattr(model_input, "iloc") and len(model_input) > MAX_IMAGES:  # of Spark, or evaluate
             starts = range(0, len(model_input), MAX_IMAGES)
@@ -66,6 +67,8 @@ class ImageModel:
             if self.served:
                 check_count(len(images))
             predictions = self.model.classifier.predict_images(images)
+        except BusyError as error:
+            raise BadRequest(str(error), TEMPORARILY_UNAVAILABLE) from error
         except ImageError as error:
             raise BadRequest.invalid_parameter_value(str(error)) from error
         if self.output == "label":
