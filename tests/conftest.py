@@ -109,6 +109,15 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
             process.wait(20)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder for temporary files: the doctor finds those that any killed process left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
+        patch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+        yield
+
+
 def copy_store(source: Path, target: Path) -> None:
     """Copy the database of a store, also into one that a server has open."""
     with contextlib.closing(sqlite3.connect(source)) as read, contextlib.closing(sqlite3.connect(target)) as written:
@@ -127,13 +136,10 @@ def server(mlflow_server: tuple[str, Path]) -> str:
 def workspace(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_store: Path
 ) -> Iterator[Path]:
-    """An empty store of each kind in turn, connected to; a folder to work in, with temporary files of its own: the
-    doctor finds those that any killed process left.
-    """
+    """An empty store of each kind in turn, connected to; a folder to work in."""
     from vitcifar import tracking
 
     folder = tmp_path_factory.mktemp("place")
-    (folder / "temporary").mkdir()
     if request.param == "sqlite":
         shutil.copy(new_store, folder)
     uri = f"sqlite:///{folder}/mlflow.db" if request.param == "sqlite" else request.getfixturevalue("server")
@@ -141,8 +147,6 @@ def workspace(
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.setenv("VITCIFAR_CACHE", str(folder / "cache"))
-        patch.setenv("TMPDIR", str(folder / "temporary"))
-        patch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
         tracking.connect(uri)
         yield folder
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import mlflow
 import pytest
+import requests
 from PIL import Image
 from support.project import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -53,6 +54,17 @@ def test_both_trackers_get_the_same_names_values_and_steps():
     agreement = compare_logs(run.run_id)
     assert agreement.differences == ()
     assert (agreement.num_metrics, agreement.num_points) == (4, 502)
+
+
+def test_a_run_after_one_whose_store_was_away_waits_for_the_store_as_long_as_ever(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "45")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with pytest.raises(TrackingError), start():
+        raise requests.ConnectionError("Max retries exceeded")
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "2"
+    with start():
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "45"
+        assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_compare_logs_finds_a_value_that_only_one_tracker_has():

@@ -17,6 +17,8 @@ from mlflow.utils.rest_utils import http_request
 from vitcifar.stores import ERRORS
 
 TIMEOUT_VARIABLE = MLFLOW_HTTP_REQUEST_TIMEOUT.name
+SHORT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", TIMEOUT_VARIABLE: "2"}  # of a store that is away
+_usual: dict[str, str | None] = {}  # what SHORT replaced
 # What passes by itself or with a new login, in MLflow's words; "disk is full" does not. Two runs that record the same
 # dataset at once get IntegrityError.
 TRANSIENT = (
@@ -49,9 +51,17 @@ def uploading() -> Iterator[None]:
 
 
 def expect_nothing() -> None:
-    """Make every further request of this process to a store that is away fail within seconds."""
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ[TIMEOUT_VARIABLE] = "2"
+    """Make every request to a store that is away fail within seconds, until another run begins."""
+    for name in SHORT.keys() - _usual.keys():
+        _usual[name] = os.environ.get(name)
+    os.environ.update(SHORT)
+
+
+def expect_answers() -> None:
+    """Undo `expect_nothing`."""
+    while _usual:
+        name, value = _usual.popitem()
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @functools.cache

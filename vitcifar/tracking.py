@@ -17,7 +17,7 @@ from vitcifar import signals
 from vitcifar.errors import TrackingError, VitCifarError, redact
 from vitcifar.journal import LAST_SECONDS, deliver_earlier
 from vitcifar.lock import locked
-from vitcifar.outage import expect_nothing, is_transient, limit_sqlite
+from vitcifar.outage import expect_answers, expect_nothing, is_transient, limit_sqlite
 from vitcifar.run import SYSTEM_PREFIX, tag_without_secrets
 from vitcifar.run import Run as Run
 from vitcifar.stores import (
@@ -126,6 +126,7 @@ def start_run(
     nested run is a child of the active run, in its experiment. One that is `shared` several processes may continue.
     """
     check_writable(output_dir, "name another with --output-dir")
+    expect_answers()
     if not nested:
         deliver_earlier(output_dir, except_run=run_id)
     by_project = os.environ.pop("MLFLOW_RUN_ID", None)  # else MLflow would use it for nested runs too
