@@ -10,6 +10,7 @@ from vitcifar.config import resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import ConfigError, RegistryError
 from vitcifar.model.network import build_network, weights_sha256
+from vitcifar.networks import make_network
 from vitcifar.registry.description import describe_version
 from vitcifar.release.build import describe
 from vitcifar.release.cache import open_network
@@ -33,9 +34,9 @@ def test_preprocessing_travels_with_a_release_and_into_what_starts_from_it(regis
                                            "layer_norm_eps": 1e-6}  # fmt: skip
     monkeypatch.setattr(pipeline.Registry, "pull", lambda *given, **options: release)
     config = resolve("digits", **QUICK, weights="models:/toy/1")
-    assert pipeline.make_network(config, release.class_names).constants == expected
+    assert make_network(config, release.class_names).constants == expected
     config = dataclasses.replace(config, normalization="imagenet")
-    assert pipeline.make_network(config, release.class_names).constants["mean"] == [0.485, 0.456, 0.406]
+    assert make_network(config, release.class_names).constants["mean"] == [0.485, 0.456, 0.406]
 
 
 @pytest.mark.parametrize("spec", ["champion", "@champion", "v1", "1", "models:/toy/1", "models:/toy@champion"])
@@ -47,13 +48,13 @@ def test_a_run_and_its_version_say_which_version_taught_them(registry, published
     monkeypatch.chdir(tmp_path)
     config = pipeline.check(resolve("digits", **QUICK, teacher="2"))
     splits = read_splits(config)
-    network = pipeline.make_network(config, splits.class_names)
+    network = make_network(config, splits.class_names)
     with pipeline.start_run(config, "train") as run:
         pipeline.fit_and_log(run, network, splits, config)
     recorded = mlflow.get_run(run.run_id).data
     assert recorded.tags["teacher"] == recorded.params["config.teacher"] == "models:/toy/2"
     assert recorded.tags["teacher_weights_sha256"] == weights_sha256(published.networks[2])
-    plain = pipeline.make_network(config, splits.class_names)
+    plain = make_network(config, splits.class_names)
     with pipeline.start_run(config, "train") as run:
         pipeline.fit_and_log(run, plain, splits, dataclasses.replace(config, teacher="none"))
     assert weights_sha256(network) != weights_sha256(plain)
@@ -66,6 +67,6 @@ def test_a_run_and_its_version_say_which_version_taught_them(registry, published
 def test_a_teacher_of_other_classes_or_none_at_all_stops_before_there_is_a_run(registry):
     config = resolve("digits", **QUICK, teacher="models:/toy/1")
     with pytest.raises(ConfigError, match=r"has the classes 0, 1, .*, the images have cat, dog: name a teacher"):
-        pipeline.make_network(config, ("cat", "dog"))
+        make_network(config, ("cat", "dog"))
     with pytest.raises(RegistryError, match="has no version '7'"):
         pipeline.check(dataclasses.replace(config, teacher="7"))

@@ -15,6 +15,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from vitcifar import tensorboard, tracking
+from vitcifar.config import TrainConfig
+from vitcifar.model.network import build_network
+from vitcifar.release.export import trace
 
 
 @pytest.fixture
@@ -79,6 +82,19 @@ def test_the_precision_recall_curve_of_a_class_is_that_of_its_probabilities(writ
     precision, recall = curve[4], curve[5]
     at_half = round(0.5 * 126)
     assert (float(precision[at_half]), float(recall[at_half])) == (0.5, 0.5)  # 0.9 is right, 0.6 is wrong
+
+
+def test_the_graph_has_the_operations_of_each_module_their_weights_and_their_shapes(writer):
+    network = build_network(TrainConfig(arch="vit_tiny", weights="none"), ("a", "b", "c"))
+    tensorboard.add_graph(writer, trace(network))
+    nodes = {node.name: node for node in events(writer).Graph().node}
+    head = next(node for name, node in nodes.items() if name.startswith("network/head/linear"))
+    assert {"network/head/weight", "network/head/bias"} < {*head.input}
+    (shape,) = head.attr["_output_shapes"].list.shape
+    assert [one.size for one in shape.dim] == [-1, 3]
+    assert all(source in nodes for node in nodes.values() for source in node.input)
+    blocks = {name.split("/")[4] for name in nodes if name.startswith("network/backbone/encoder/layers/")}
+    assert len(blocks) == len(network.blocks)
 
 
 def test_a_run_writes_its_note_its_histograms_and_one_layout(workspace):

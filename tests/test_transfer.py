@@ -8,6 +8,7 @@ import pytest
 
 from vitcifar import pipeline, tracking
 from vitcifar.config import resolve
+from vitcifar.networks import make_network
 from vitcifar.training.loop import fit
 
 SAMPLE = os.environ.get("VITCIFAR_SAMPLE")
@@ -37,7 +38,7 @@ def test_fine_tuning_a_registered_version_beats_training_from_scratch_on_few_ima
             small = {"data_dir": str(tmp_path / "few"), "train_per_class": NUM_FEW, "validation_per_class": 50}
             config = resolve("digits", **given, **small, weights=weights, seed=seed, data_seed=seed)
             splits = pipeline.read_splits(config)
-            network = pipeline.make_network(config, splits.class_names)
+            network = make_network(config, splits.class_names)
             folder = tmp_path / f"{len(measured)}-{weights[:4]}"
             outcome = fit(network, splits.train, splits.validation, config, log=lambda *_: None, folder=folder)
             measured.append(outcome.best_metrics["validation/accuracy"])

@@ -10,14 +10,14 @@ from vitcifar import journal, tracking
 from vitcifar.cache import cache_dir
 from vitcifar.config import TrainConfig, resolve, run_name
 from vitcifar.data.splits import Splits, read_splits
-from vitcifar.errors import ConfigError, GateError, TrackingError, listed
+from vitcifar.errors import GateError, TrackingError
 from vitcifar.evaluation.calibration import softmax
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
-from vitcifar.model.network import Classifier, build_network, weights_sha256
-from vitcifar.model.weights import Pretrained
+from vitcifar.model.network import Classifier, weights_sha256
+from vitcifar.networks import make_network, make_teacher
 from vitcifar.progress import notify
-from vitcifar.registry.aliases import parse_uri, resolve_names
+from vitcifar.registry.aliases import resolve_names
 from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.card import model_card
 from vitcifar.registry.policy import Gate
@@ -25,9 +25,7 @@ from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
 from vitcifar.registry.variants import Derived, derive, run_tags, run_title
 from vitcifar.release.build import build_release, git_state
-from vitcifar.release.cache import open_network, release_constants, release_weights
 from vitcifar.release.flavor import requirements
-from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import (
     analyze_trained,
     calibrate,
@@ -38,6 +36,7 @@ from vitcifar.report.log import (
 )
 from vitcifar.report.tables import log_projector
 from vitcifar.stores import end_run, find_run
+from vitcifar.tensorboard import add_graph
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
 from vitcifar.training.feature_cache import open_feature_cache, predict_dataset
@@ -46,8 +45,6 @@ from vitcifar.training.loop import TrainResult, fit
 from vitcifar.training.resume import check_resumable, choose, obstacle, resumed_config
 from vitcifar.training.stages import Log
 from vitcifar.uris import check_writable
-
-MAX_NAMED = 12  # classes in a message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,6 +189,7 @@ def release(
     built = build_release(
         network, splits=splits, evaluation=scores, config=config, run_id=run.run_id, int8=int8, checks=checks
     )
+    add_graph(run.writer, built.program)
     run.link_model(built.model_id, {"validation": result.best_step, "test": 0})
     sha256 = built.manifest.checks["weights_sha256"]
     version = register(built.manifest, built.model_id, built.digest)
@@ -271,42 +269,6 @@ def sync(run_id: str, output_dir: str) -> tuple[int, Trained | None]:
     end_run(run_id)  # the store had gone after the release was registered
     journal.discard(folder)
     return num_entries, None
-
-
-def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifier:
-    """The network before training: seeded, with the weights that a config names."""
-
-    def load_release(uri: str) -> Pretrained:
-        name, version = parse_uri(uri)
-        release = Registry(name).pull(version, pytorch=True)
-        return Pretrained(release_weights(release), release_constants(release))
-
-    find_teacher(config, class_names)
-    return build_network(config, class_names, load_release=load_release, notify=notify)
-
-
-def find_teacher(config: TrainConfig, class_names: tuple[str, ...]) -> Manifest | None:
-    """The manifest of the teacher that a config names. Raises ConfigError when it has other classes."""
-    if config.teacher == "none":
-        return None
-    name, version = parse_uri(config.teacher)
-    registry = Registry(name)
-    release = registry.manifest(registry.show(version))
-    if release.class_names != tuple(class_names):
-        raise ConfigError(
-            f"The teacher {config.teacher} has the classes {listed(release.class_names, MAX_NAMED)}, the images have "
-            f"{listed(class_names, MAX_NAMED)}: name a teacher of the same classes in the same order, or type "
-            "--teacher none."
-        )
-    return release
-
-
-def make_teacher(config: TrainConfig, class_names: tuple[str, ...]) -> Classifier | None:
-    """The network of the teacher that a config names, from its verified release. Raises VitCifarError."""
-    if find_teacher(config, class_names) is None:
-        return None
-    name, version = parse_uri(config.teacher)
-    return open_network(Registry(name).pull(version, pytorch=True))
 
 
 def start_run(

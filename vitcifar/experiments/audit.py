@@ -14,7 +14,7 @@ from vitcifar.evaluation.audit import Audit, audit_images
 from vitcifar.evaluation.duplicates import concat_embeddings, thumbnails
 from vitcifar.evaluation.label_errors import cross_validated_probabilities
 from vitcifar.model.network import Classifier
-from vitcifar.pipeline import make_network
+from vitcifar.networks import make_network
 from vitcifar.progress import bar, notify
 from vitcifar.registry.aliases import resolve_names
 from vitcifar.report.audit import audit_csv, audit_sections

@@ -16,6 +16,7 @@ from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.experiments.soup import Soup, check_soup, make_soup, release_soup
 from vitcifar.model.network import Classifier, check_network
+from vitcifar.networks import find_teacher, make_network
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes
 from vitcifar.training.loop import TrainResult
@@ -113,7 +114,7 @@ def prepare(config: TrainConfig, reason: str) -> tuple[TrainConfig, Splits]:
     config = pipeline.check(config)
     splits = read_splits(config)
     check_network(config, splits.class_names)
-    pipeline.find_teacher(config, splits.class_names)
+    find_teacher(config, splits.class_names)
     return config, splits
 
 
@@ -121,7 +122,7 @@ def train_seed(config: TrainConfig, splits: Splits, seed: int) -> SeedRun:
     """Train and test with one seed; errors name the seed."""
     config = dataclasses.replace(config, seed=seed)
     try:
-        network = pipeline.make_network(config, splits.class_names)
+        network = make_network(config, splits.class_names)
         name = run_name(config) if config.run_name == "none" else f"{config.run_name} s{seed}"
         with pipeline.start_run(config, "seed", name=name, nested=True, tags={"seed": str(seed)}) as run:
             result, evaluation = pipeline.fit_and_test(run, network, splits, config)

@@ -26,6 +26,7 @@ from vitcifar.errors import ConfigError, TrackingError, TrainingError, reason_of
 from vitcifar.experiments.search_space import Dimension
 from vitcifar.experiments.seeds import prepare
 from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
+from vitcifar.networks import make_network
 from vitcifar.uris import sqlite_uri
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[
     from optuna import TrialPruned
     from optuna.exceptions import UpdateFinishedTrialError
 
-    network = pipeline.make_network(config, splits.class_names)
+    network = make_network(config, splits.class_names)
     epochs = itertools.count(1)
     settings = [short(name, value) for name, value in trial.user_attrs["settings"].items()]
     name = " ".join([trial.study.study_name, "trial", str(trial.number), *settings])[:MAX_RUN_NAME]

@@ -21,6 +21,7 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.experiments.logs import first_difference
 from vitcifar.inference.session import OnnxClassifier
+from vitcifar.networks import make_network
 from vitcifar.progress import notify
 from vitcifar.registry.diff import Difference, compare_sections, flatten, metrics
 from vitcifar.registry.registry import Registry, Version
@@ -170,7 +171,7 @@ def reproduce(registry: Registry, spec: str | int) -> Reproduction:
     with recorded_switches(release.environment.get("numerics", {})) as changed:
         if changed:
             notify(f"As recorded: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
-        network = pipeline.make_network(config, splits.class_names)
+        network = make_network(config, splits.class_names)
         with pipeline.start_run(config, "reproduce", name=f"reproduce {release.name}") as run:
             _, evaluation = pipeline.fit_and_test(run, network, splits, config)
         now = environment()

@@ -34,6 +34,8 @@ from vitcifar.run import model_name
 from vitcifar.tracking import reaching
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from vitcifar.model.network import Classifier
 
 CHECKOUT = Path(__file__).resolve().parents[2]  # if the package is not installed elsewhere
@@ -49,6 +51,7 @@ class Built:
     manifest: Manifest
     model_id: str  # of MLflow's logged model
     digest: str  # sha256 of its release.json
+    program: "ExportedProgram"  # that its files were made from
 
 
 def build_release(
@@ -106,7 +109,7 @@ def build_release(
                 digests=digests,
                 validate_serving_input=False,  # it would load the model, and rewrite MLmodel after it was hashed
             )
-    return Built(manifest=release, model_id=info.model_id, digest=digests[0])
+    return Built(manifest=release, model_id=info.model_id, digest=digests[0], program=program)
 
 
 def _export_float(network: "Classifier", path: Path, program: Any, *, own_graph: bool, **labels: Any) -> None:
