@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import stat
+import urllib.request
 
 import mlflow
 import numpy as np
@@ -191,6 +192,7 @@ def test_without_network_the_default_run_stops_and_leaves_no_run(folder, monkeyp
     settle(folder, monkeypatch)
     for name, value in {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxies that it was made with
     monkeypatch.setenv("TORCH_HOME", str(folder))
     done = CliRunner().invoke(main, ["train"])
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)

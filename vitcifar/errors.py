@@ -4,6 +4,7 @@ VitCifarError
 ├── ConfigError      an invalid value of a setting
 ├── DataError        missing, too few or mismatching images
 │   └── ImageError     a file or an upload that cannot be used as an image
+│       └── BusyError    nothing is free to decode an image, which may be fine
 ├── TrainingError    a loss that is not finite, an incompatible checkpoint
 ├── TrackingError    an unreachable tracking store, an unknown run
 ├── RegistryError    an unknown model, version or alias

@@ -149,7 +149,13 @@ def test_a_version_without_scores_or_parity_fails_closed(toy: Registry, numbers:
 
 def served(right: int, **more: Any) -> dict[str, Any]:
     """What is recorded of an int8 file that serves."""
-    return {"file": "model.int8.onnx", "evaluation": scores(right, seed=5), "agreement": 0.995, **more}
+    return {
+        "file": "model.int8.onnx",
+        "weight_bits": 7,
+        "evaluation": scores(right, seed=5),
+        "agreement": 0.995,
+        **more,
+    }
 
 
 def test_the_gates_check_the_served_file(toy: Registry, tmp_path: Path) -> None:
@@ -174,7 +180,7 @@ def test_an_int8_file_that_changes_a_prediction_on_an_edge_case_file_fails_parit
 
 
 def test_an_int8_file_without_scores_of_its_own_fails_closed(toy: Registry, tmp_path: Path) -> None:
-    number = add_int8_version(tmp_path, "int8-unscored", served={})
+    number = add_int8_version(tmp_path, "int8-unscored", served={"weight_bits": 7})
     with pytest.raises(GateError) as error:
         toy.promote(number)
     assert failed(error) == ["accuracy", "champion", "calibration"]

@@ -19,6 +19,7 @@ from vitcifar.registry.doctor import diagnose
 from vitcifar.registry.gates import read_evaluation
 from vitcifar.registry.registry import Registry
 from vitcifar.registry.verdicts import read_verdicts
+from vitcifar.release import served
 from vitcifar.serving.loaded_model import open_version
 
 pytestmark = pytest.mark.parametrize("workspace", ["sqlite"], indirect=True)
@@ -95,7 +96,10 @@ def test_old_and_new_versions_are_compared(old: Registry) -> None:
     assert found["config", "analysis"] == ("full", None)
 
 
-def test_an_old_version_is_promoted_through_the_gates_and_rolled_back(old: Registry) -> None:
+def test_an_old_version_is_promoted_through_the_gates_and_rolled_back(
+    old: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "saturates_int8", lambda: False)
     promotion = old.promote(2, require="better", reason="better")
     assert all(gate.passed for gate in promotion.gates)
     assert old.aliases() == {"champion": 2}

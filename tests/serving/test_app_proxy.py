@@ -166,7 +166,7 @@ def test_programs_reach_rest_and_its_documentation_behind_nginx(proxy, https):
         verify=False,
     ) as client:
         assert client.post("/v1/predict", files={"image": make_image()}).status_code == 200
-        assert client.post("/v1/predict", content=bytes(30 * 2**20), headers=PNG).status_code == 422, "it passes"
+        assert client.post("/v1/predict", content=bytes(15 * 2**20), headers=PNG).status_code == 422, "it passes"
         assert "/cifar/docs/files/swagger-ui.css" in client.get("/docs").text
         assert client.get("/config").json()["root"] == f"{url.scheme}://{url.netloc}/cifar"
 

@@ -36,7 +36,7 @@ RENAMED_OPTIONS = {  # hidden aliases until 0.3
 class Command(click.Command):
     """A command whose options may be written with underscores, as MLflow writes them, or under an old name.
 
-    For an option that it does not have, it suggests those of the same initials (`--lr`: `--learning-rate`).
+    For an option that it does not have, it suggests those of the same initials (lr: learning-rate).
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
