@@ -85,7 +85,7 @@ def test_the_run_of_a_project_says_what_it_is_and_logs_what_was_given(pipeline_r
     name = "vit_tiny all lr1e-3 s0 validation_per_class=5 test_per_class=5 epochs=4"
     assert (run.info.run_name, run.data.tags["kind"]) == (name, "train")
     folder = pipeline_run[0] / "my runs" / "tensorboard" / name
-    assert any(one.name == "network/head/weight" for one in EventAccumulator(str(folder)).Reload().Graph().node)
+    assert any(one.name == "head/weight" for one in EventAccumulator(str(folder)).Reload().Graph().node)
     bare = {key: value for key, value in run.data.params.items() if "." not in key}
     assert bare["epochs"] == "4" and "preset" not in bare.values() and "learning_rate" not in bare
     assert len([key for key in run.data.metrics if not key.startswith("system/")]) <= 21

@@ -88,13 +88,14 @@ def test_the_graph_has_the_operations_of_each_module_their_weights_and_their_sha
     network = build_network(TrainConfig(arch="vit_tiny", weights="none"), ("a", "b", "c"))
     tensorboard.add_graph(writer, trace(network))
     nodes = {node.name: node for node in events(writer).Graph().node}
-    head = next(node for name, node in nodes.items() if name.startswith("network/head/linear"))
-    assert {"network/head/weight", "network/head/bias"} < {*head.input}
+    head = next(node for name, node in nodes.items() if name.startswith("head/linear"))
+    assert {"head/weight", "head/bias"} < {*head.input}
     (shape,) = head.attr["_output_shapes"].list.shape
     assert [one.size for one in shape.dim] == [-1, 3]
     assert all(source in nodes for node in nodes.values() for source in node.input)
-    blocks = {name.split("/")[4] for name in nodes if name.startswith("network/backbone/encoder/layers/")}
+    blocks = {name.split("/")[3] for name in nodes if name.startswith("backbone/encoder/layers/")}
     assert len(blocks) == len(network.blocks)
+    assert not [name for name in nodes if name.startswith(("network", "_"))]
 
 
 def test_a_run_writes_its_note_its_histograms_and_one_layout(workspace):

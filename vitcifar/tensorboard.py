@@ -107,9 +107,10 @@ def add_graph(writer: "SummaryWriter", program: "ExportedProgram") -> None:
     signature, names, nodes = program.graph_signature, {}, []
     stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     for node in program.graph.nodes:
-        modules = list(node.meta.get("nn_module_stack", {}).values())
-        path = stored.get(node.name) or ".".join(filter(None, (modules[-1][0] if modules else "", node.name)))
-        names[node] = path.replace(".", "/")
+        modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        module = modules[-1] if modules and not modules[-1].startswith("_empty") else ""
+        path = stored.get(node.name) or f"{module}.{node.name}".lstrip(".")
+        names[node] = path.removeprefix("network.").replace(".", "/")  # of what the release wraps
         value = node.meta.get("val")
         sizes = [size if isinstance(size, int) else -1 for size in getattr(value, "shape", ())]
         shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in sizes])
