@@ -141,20 +141,12 @@ def launch(
         store = FeedbackStore(feedback) if feedback != "none" else None
         pool = ModelPool(registry, version)
         challenger = start_shadow(pool, store, shadow) if shadow != "none" else None
-        log_in = login_check(passwords) if passwords else None
-        more: dict[str, Any] = {"store": store, "shadow": challenger, "max_request": max_request}
-        app = build_server(
-            pool,
-            host=host,
-            allowed_hosts=allowed_hosts,
-            log_in=log_in,
-            origin=origin,
-            root_path=root_path,
-            **more,
-        )
+        more: dict[str, Any] = {"log_in": login_check(passwords) if passwords else None, "root_path": root_path}
+        more |= {"store": store, "shadow": challenger, "max_request": max_request}
+        app = build_server(pool, host=host, allowed_hosts=allowed_hosts, origin=origin, **more)
         with without_proxies():
             more["suggestions"] = read_suggestions(suggestions) if suggestions else ()
-            gradio_app = mount_page(app, pool, poll_seconds, log_in, root_path, **more) if page else None
+            gradio_app = mount_page(app, pool, poll_seconds, **more) if page else None
         urls = [f"http://{netloc}:{listener.getsockname()[1]}{root_path}" for netloc in netlocs(host)]
         running = Page(urls, pool, uvicorn.Server(server_config(app)), gradio_app, challenger)
         running.start(listener)
