@@ -58,6 +58,11 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
                 ray.wait(60)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def temporary_files() -> None:
+    """Those of the machine: Ray puts sockets there, whose paths have 107 characters at most."""
+
+
 def is_ready(client: httpx.Client) -> bool:
     try:
         return client.get("/health/ready").status_code == 200
@@ -71,6 +76,15 @@ def predict(client: httpx.Client) -> dict[str, Any]:
     return answer.json()["predictions"][0]
 
 
+def replica_states() -> dict[str, int]:
+    """What `serve status` says; nothing while Ray's dashboard, which it asks, has not started."""
+    done = subprocess.run([SERVE, "status"], env=os.environ, capture_output=True, text=True)
+    if done.returncode:
+        return {}
+    deployment = yaml.safe_load(re.sub(r"\A.*?(?=^proxies)", "", done.stdout, flags=re.DOTALL | re.MULTILINE))
+    return dict(deployment["applications"]["toy"]["deployments"]["Server"]["replica_states"])
+
+
 def test_two_replicas_answer_every_route_of_the_server_and_follow_the_alias(client: httpx.Client):
     row = predict(client)
     assert (row["label"], row["version"], row["alias"]) == ("green", 1, "champion")
@@ -79,10 +93,7 @@ def test_two_replicas_answer_every_route_of_the_server_and_follow_the_alias(clie
     assert client.get("/docs").status_code == client.get("/metrics").status_code == 200
     assert client.get("/health/live", headers={"host": "elsewhere.example"}).status_code == 400
 
-    done = subprocess.run([SERVE, "status"], env=os.environ, capture_output=True, text=True, check=True)
-    deployment = yaml.safe_load(re.sub(r"\A.*?(?=^proxies)", "", done.stdout, flags=re.DOTALL | re.MULTILINE))
-    assert deployment["applications"]["toy"]["deployments"]["Server"]["replica_states"] == {"RUNNING": 2}
-
+    wait_until(lambda: replica_states() == {"RUNNING": 2}, "there are not two replicas", seconds=60)
     mlflow.MlflowClient().set_registered_model_alias("toy", "champion", "2")
     wait_until(lambda: {predict(client)["version"] for _ in range(12)} == {2}, "a replica does not follow the alias")
 
