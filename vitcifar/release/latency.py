@@ -14,11 +14,12 @@ import numpy as np
 
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.evaluation.metrics import evaluate
-from vitcifar.inference.machine import Machine, saturates_int8, this_machine
+from vitcifar.inference.machine import Machine, this_machine
 from vitcifar.inference.openvino_session import fastest_precision
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.progress import bar
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, PT2_FILE, Manifest
+from vitcifar.release.served import int8_is_exact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,7 +188,7 @@ def _formats(release: Manifest, network: "Classifier | None") -> dict[str, Forma
     if (pt2 := release.path(PT2_FILE)).is_file():
         found["pt2"] = (functools.partial(_pt2_logits, release), pt2)
     for name, file in (("onnx-fp32", ONNX_FILE), ("onnx-int8", INT8_FILE)):
-        if file in release.files and not (file == INT8_FILE and release.weight_bits > 7 and saturates_int8()):
+        if file in release.files and (file != INT8_FILE or int8_is_exact(release)):
             found[name] = (functools.partial(_onnx_logits, release.path(file)), release.path(file))
     if (precision := fastest_precision()) and ONNX_FILE in release.files:
         path = release.path(ONNX_FILE)

@@ -32,9 +32,14 @@ def served_file(release: Manifest) -> tuple[Path, str]:
     return release.onnx_path, release.openvino
 
 
+def int8_is_exact(release: Manifest) -> bool:
+    """Whether this processor computes the products of the release's int8 model exactly."""
+    return release.weight_bits <= 7 or not saturates_int8()
+
+
 def _obstacle(release: Manifest) -> str:
     if release.openvino and (why := obstacle(release.openvino)):
         return f"was chosen to run with OpenVINO ({release.openvino}), but {why}"
-    if release.serves == INT8_FILE and release.weight_bits > 7 and saturates_int8():
+    if release.serves == INT8_FILE and not int8_is_exact(release):
         return "was chosen to run in int8 with weights of 8 bits, whose products saturate on this processor (no VNNI)"
     return ""
