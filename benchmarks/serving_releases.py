@@ -15,7 +15,7 @@ from vitcifar.registry.registration import register
 from vitcifar.registry.registry import Registry
 from vitcifar.release.export import export_onnx
 from vitcifar.release.manifest import INT8_FILE, LOADER_MODULE, ONNX_FILE, Manifest, write_manifest
-from vitcifar.release.onnx_graph import build_graph, to_proto
+from vitcifar.release.onnx_graph import build_graph, exact_weight_bits, to_proto
 
 CLIENTS = 16
 CLASS_NAMES = tuple("abcdefghij")
@@ -83,6 +83,7 @@ def release(client: mlflow.MlflowClient, experiment: str, folder: Path, name: st
         fingerprint="f" * 64,
         run_id=run.info.run_id,
         serves=served.file,
+        checks={"served": {"weight_bits": exact_weight_bits()}} if served.file == INT8_FILE else {},
     )
     digest = write_manifest(manifest, folder)
     logged = client.create_logged_model(experiment, name="release", source_run_id=run.info.run_id)
