@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vitcifar.release.export import saving_without_sources
+from vitcifar.release.export import exported_already
 from vitcifar.release.manifest import LOADER_MODULE, MANIFEST_FILE, ONNX_FILE, Manifest, write_manifest
 from vitcifar.release.serving_environment import SERVING, add_wheel, check_installed, lock
 from vitcifar.uris import check_space
@@ -52,7 +52,7 @@ def save_model(
     signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.uint8), shape, "image")]))
     weights = sum(weight.nbytes for weight in program.state_dict.values())
     check_space(Path(path).parent, weights + 2**20)
-    with saving_without_sources():
+    with exported_already(program):
         mlflow.pytorch.save_model(
             program.module(),
             path,
