@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.toys import Published, make_image, make_onnx, publish_two, settle
+from filelock import FileLock
+from support.toys import Published, make_image, make_onnx, publish_two, read_published, settle
 
-from vitcifar import stores
 from vitcifar.cli.options import without_gc
 
 # Set before torch is imported: two test files run at a time, and busy-waiting threads would slow each other down.
@@ -151,12 +151,29 @@ def workspace(
         yield folder
 
 
+def make_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
+    """A copy for this worker of a folder that the first worker which needs it makes."""
+    place = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # of all workers
+    made = place / f"made {name}"
+    with FileLock(place / f"{name}.lock"):
+        if not (made / "complete").exists():
+            made.mkdir()
+            make(made)
+            (made / "complete").touch()
+    return Path(shutil.copytree(made, factory.mktemp(name), dirs_exist_ok=True))
+
+
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """Two published versions (random weights, with a head that is not zero), made once. Use `registry` to open it."""
-    folder = tmp_path_factory.mktemp("published")
-    with pytest.MonkeyPatch.context() as patch:
-        return publish_two(folder, patch)
+    """Two published versions (random weights, with a head that is not zero). Use `registry` to open them."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            publish_two(folder, patch)
+
+    return read_published(make_once("published", tmp_path_factory, make))
 
 
 @pytest.fixture
@@ -176,11 +193,14 @@ def registry(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory):
     """A tracking store with nothing in it: making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path.parent)  # where MLflow will put the files of its experiment Default
-        stores.create_store(path)
-    return path
+    from vitcifar import stores
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)  # where MLflow will put the files of its experiment Default
+            stores.create_store(folder / "mlflow.db")
+
+    return make_once("store", tmp_path_factory, make) / "mlflow.db"
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """Toy ONNX models, images as bytes, and a registry with two published versions."""
 
+import contextlib
 import dataclasses
 import io
 import json
+import pickle
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +97,8 @@ class Published:
     run_id: str
 
 
-def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> Published:
+def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Publish two versions in a folder, and leave there what `read_published` reads."""
     import mlflow
     import torch
     from support.releases import publish
@@ -124,9 +128,26 @@ def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> Published:
     client.set_terminated(run_id)
     move_alias(Registry("toy"), "champion", 1, reason="the first")
     tracking.connect(uri)
-    return Published(
-        uri=uri, folder=folder, model_name="toy", splits=splits, networks=networks, config=config, run_id=run_id
-    )
+    made = {"uri": uri, "folder": folder, "model_name": "toy", "splits": splits, "networks": networks}
+    (folder / "published.pickle").write_bytes(pickle.dumps(Published(**made, config=config, run_id=run_id)))
+
+
+def read_published(folder: Path) -> Published:
+    """The registry that `publish_two` made in another folder, of which this is a copy."""
+    made = pickle.loads((folder / "published.pickle").read_bytes())
+    move_store(folder / "mlflow.db", made.folder)
+    return dataclasses.replace(made, uri=f"sqlite:///{folder}/mlflow.db", folder=folder)
+
+
+def move_store(database: Path, old: Path) -> None:
+    """Replace the folder that a store was in by its own, wherever the store names it."""
+    with contextlib.closing(sqlite3.connect(database)) as store, store:
+        for (table,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for _, column, kind, *_ in store.execute(f"PRAGMA table_info({table})").fetchall():
+                if kind == "TEXT" or kind.startswith("VARCHAR"):
+                    change = f'UPDATE {table} SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'
+                    names = (str(old), str(database.parent))
+                    store.execute(change, (*names, names[0]))
 
 
 def settle(folder: Path, patch: pytest.MonkeyPatch) -> str:
