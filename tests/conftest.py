@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
+from support.made import make_once
 from support.toys import Published, make_image, make_onnx, publish_two, read_published, settle
 
 from vitcifar.cli.options import without_gc
@@ -81,9 +81,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Iterator[tuple[str, Path]]:
     """`mlflow server` on loopback, and the folder of its database; clients see artifacts through its proxy alone."""
     folder = tmp_path_factory.mktemp("server")
+    shutil.copy(new_store, folder / "empty.db")
+    with contextlib.closing(sqlite3.connect(folder / "empty.db")) as store, store:
+        store.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0'")
+    shutil.copy(folder / "empty.db", folder / "server.db")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -102,7 +106,6 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
                 except OSError:
                     assert process.poll() is None, (folder / "log").read_text()
                     time.sleep(0.1)
-            copy_store(folder / "server.db", folder / "empty.db")
             yield f"http://127.0.0.1:{port}", folder
         finally:
             process.terminate()
@@ -151,20 +154,6 @@ def workspace(
         yield folder
 
 
-def make_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
-    """A copy for this worker of a folder that the first worker which needs it makes."""
-    place = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        place = place.parent  # of all workers
-    made = place / f"made {name}"
-    with FileLock(place / f"{name}.lock"):
-        if not (made / "complete").exists():
-            made.mkdir()
-            make(made)
-            (made / "complete").touch()
-    return Path(shutil.copytree(made, factory.mktemp(name), dirs_exist_ok=True))
-
-
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     """Two published versions (random weights, with a head that is not zero). Use `registry` to open them."""
@@ -188,6 +177,14 @@ def registry(published: Published, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     for version in opened.client.search_model_versions(f"name = '{published.model_name}'"):
         if int(version.version) not in published.networks:
             opened.client.delete_model_version(published.model_name, version.version)
+
+
+@pytest.fixture
+def own_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Releases are made without torch's exporter."""
+    from support.releases import export_own_graph
+
+    export_own_graph(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def test_a_run_that_is_still_written_is_not_delivered_a_second_time(proxy):
         pipeline.sync(run.run_id, "runs")
 
 
-def test_a_release_that_the_store_did_not_take_is_made_by_sync(proxy, monkeypatch):
+def test_a_release_that_the_store_did_not_take_is_made_by_sync(proxy, own_graph, monkeypatch):
     def leave(self):
         (self.folder / journal.RELEASE).touch()
         proxy.fault = "refuse"

@@ -84,7 +84,9 @@ def page_status(running: Page) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_what_people_say_of_a_champion_trains_the_next_one_which_passes_the_gates_and_is_followed(shown, tmp_path):
+def test_what_people_say_of_a_champion_trains_the_next_one_which_passes_the_gates_and_is_followed(
+    shown, own_graph, tmp_path
+):
     run("train", *options({**TRAIN, "epochs": "6"}))
     run("policy", "set", "--max-ece", "0.3", "--reason", "few test images")
     run("promote", "1")

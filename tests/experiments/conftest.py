@@ -8,7 +8,7 @@ from support.toys import settle
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch, new_store):
+def store(tmp_path, monkeypatch, new_store, own_graph):
     """A folder with a tracking store of its own, which also gets runs and storages."""
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from support.releases import export_own_graph
 from support.scores import add_version, scores
 from support.toys import settle
 
@@ -187,12 +189,14 @@ def test_a_benchmark_says_that_the_test_images_have_changed(here, published, mon
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory):
+def trained(tmp_path_factory: pytest.TempPathFactory, new_store: Path):
     """A registry with one trained version of the digits."""
     folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(new_store, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         settle(folder, patch)
+        export_own_graph(patch)
         config = resolve("digits", **QUICK, analysis="none", benchmark_runs=0, promote_to="none")
         done = pipeline.train(config)
         yield Registry(done.model_name), done, folder

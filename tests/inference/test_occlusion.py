@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from PIL import Image
 from support.toys import make_image
@@ -17,8 +16,7 @@ from vitcifar.errors import ImageError
 from vitcifar.inference.occlusion import GRID, occlude
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import build_network
-from vitcifar.release.export import export_onnx
-from vitcifar.release.onnx_graph import build_graph, to_proto
+from vitcifar.release.onnx_graph import save_graph
 from vitcifar.training.loop import fit
 
 NUM_IMAGES, NUM_ORDERS = 30, 2
@@ -53,9 +51,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     splits = read_splits(config)
     network = build_network(config, splits.class_names)
     fit(network, splits.train, splits.validation, config, log=lambda step, metrics: None, folder=folder)
-    export_onnx(network, folder / "float.onnx", class_names=splits.class_names, release_id="x")
-    proto = to_proto(build_graph(network, int8=True), network, class_names=splits.class_names, release_id="x")
-    onnx.save(proto, folder / "int8.onnx")
+    for kind in ("float", "int8"):
+        path, names = folder / f"{kind}.onnx", splits.class_names
+        save_graph(network, path, class_names=names, release_id="x", int8=kind == "int8")
     return folder, splits
 
 

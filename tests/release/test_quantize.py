@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from vitcifar.registry import gates
 from vitcifar.registry.card import model_card
 from vitcifar.registry.registry import Registry
 from vitcifar.release import quantize as quantizing
-from vitcifar.release.export import export_onnx
 from vitcifar.release.quantize import Candidate, activation_ranges, evaluate_candidate, quantize
 
 
@@ -35,22 +35,15 @@ def test_calibration_ranges_cover_every_linear_layer(published: Any, network: An
     assert all(low <= 0 < high for low, high in ranges.values())
 
 
-@pytest.fixture(scope="module")
-def float_file(published: Any, network: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("float") / "model.onnx"
-    export_onnx(network, path, class_names=published.splits.class_names, release_id="x")
-    return path.read_bytes()
-
-
 @pytest.fixture
 def candidates(
-    published: Any, network: Any, float_file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Any, published: Any, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[Candidate]]:
     """Quantize next to the float file in `tmp_path`; `times` are the (int8, float) latencies in ms of each candidate.
 
     The network's weights are random, its int8 predictions may differ: the minimum agreement is 0.
     """
-    (tmp_path / "model.onnx").write_bytes(float_file)
+    shutil.copy(registry.pull(1).onnx_path, tmp_path)
     names = published.splits.class_names
 
     def run(*times: tuple[float, float], minimum: float = 0.0, network: Any = network) -> list[Candidate]:
@@ -123,7 +116,7 @@ def test_a_network_with_an_unsupported_layer_serves_in_float(
 
 
 def test_a_release_that_serves_in_int8_is_evaluated_in_int8(
-    registry: Any, published: Any, network: Any, monkeypatch: pytest.MonkeyPatch
+    registry: Any, published: Any, network: Any, own_graph: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantizing, "MIN_AGREEMENT", 0.0)
     times = iter([[1.0, 9.0], [2.0, 9.0]])

@@ -1,11 +1,9 @@
 """Toy ONNX models, images as bytes, and a registry with two published versions."""
 
-import contextlib
 import dataclasses
 import io
 import json
 import pickle
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.made import move_store
 
 COLOURS = ("red", "green", "blue")
 
@@ -137,17 +136,6 @@ def read_published(folder: Path) -> Published:
     made = pickle.loads((folder / "published.pickle").read_bytes())
     move_store(folder / "mlflow.db", made.folder)
     return dataclasses.replace(made, uri=f"sqlite:///{folder}/mlflow.db", folder=folder)
-
-
-def move_store(database: Path, old: Path) -> None:
-    """Replace the folder that a store was in by its own, wherever the store names it."""
-    with contextlib.closing(sqlite3.connect(database)) as store, store:
-        for (table,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            for _, column, kind, *_ in store.execute(f"PRAGMA table_info({table})").fetchall():
-                if kind == "TEXT" or kind.startswith("VARCHAR"):
-                    change = f'UPDATE {table} SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)'
-                    names = (str(old), str(database.parent))
-                    store.execute(change, (*names, names[0]))
 
 
 def settle(folder: Path, patch: pytest.MonkeyPatch) -> str:
