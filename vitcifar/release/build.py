@@ -227,8 +227,9 @@ def environment() -> dict[str, Any]:
     packages = {}
     for dist in importlib.metadata.distributions():
         with contextlib.suppress(OSError, KeyError):  # a broken one has neither name nor version, or raises
-            if dist.metadata["Name"] and dist.metadata["Version"]:
-                packages[dist.metadata["Name"]] = dist.metadata["Version"]
+            metadata = dist.metadata  # read from disk at every access
+            if metadata["Name"] and metadata["Version"]:
+                packages[metadata["Name"]] = metadata["Version"]
     return {
         "vitcifar": __version__,
         "python": platform.python_version(),
