@@ -67,10 +67,12 @@ main()
 """
 
 
-def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupted_one(folder, monkeypatch):
+def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupted_one(folder, own_graph, monkeypatch):
     settings = options({**PLAIN, "epochs": "3", "verbose": "yes"})
-    uninterrupted = vitcifar(folder, "train", *settings)
-    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    monkeypatch.chdir(folder)
+    settle(folder, monkeypatch)
+    uninterrupted = CliRunner().invoke(main, ["train", *settings])
+    assert uninterrupted.exit_code == 0, uninterrupted.stderr
     earlier = set(os.listdir(folder / "runs"))
     command = [sys.executable, "-m", "mlproject", "train", *settings]
     started = subprocess.Popen(command, cwd=folder, env=environment(folder, PYTHONPATH=str(ROOT)))
@@ -80,9 +82,6 @@ def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupte
     started.send_signal(signal.SIGKILL)
     started.wait()
     (run_id,) = set(os.listdir(folder / "runs")) - earlier
-
-    monkeypatch.chdir(folder)
-    settle(folder, monkeypatch)
     rejected = CliRunner().invoke(main, ["train", "--resume", run_id, "--learning-rate", "0.5"])
     assert rejected.exit_code == 1 and "learning_rate" in rejected.stderr
     command = [sys.executable, "-c", STOPPED, "train", "--resume", "last"]
@@ -92,8 +91,8 @@ def test_a_run_that_was_killed_then_stopped_amid_an_epoch_equals_an_uninterrupte
     assert stopped.returncode == 143 and stopped.stderr.endswith("Stopped by SIGTERM.\n"), stopped.stderr
     assert client_of(folder).get_run(run_id).info.status == "KILLED"
     assert losses_of(folder, run_id)[-1][0] == int(step), "every step that is not repeated was logged"
-    resumed = vitcifar(folder, "train", "--resume", "last", "--verbose", "yes")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = CliRunner().invoke(main, ["train", "--resume", "last", "--verbose", "yes"])
+    assert resumed.exit_code == 0, resumed.stderr
     assert re.search(r"sha256 \w{64}", resumed.stdout)[0] == re.search(r"sha256 \w{64}", uninterrupted.stdout)[0]
     assert run_id in resumed.stdout  # the same run continues
     assert compare_logs(run_id).differences == ()
