@@ -15,6 +15,7 @@ import psutil
 import pytest
 from support.project import ROOT, loaded_modules
 from support.serving import health, request_status, wait_until
+from support.toys import make_image
 
 from vitcifar.errors import ServingError
 from vitcifar.serving.app import bind, is_loopback, launch, read_passwords, split_root
@@ -226,14 +227,28 @@ def test_sigterm_stops_the_page_and_deletes_the_uploads(published, tmp_path):
     assert not list(tmp_path.glob("vitcifar-page-*"))
 
 
-def test_the_page_does_not_load_torch(registry, tmp_path):
-    loaded = loaded_modules(
-        "from vitcifar.serving.app import launch\n"
-        "from vitcifar.registry.registry import Registry\n"
-        "launch(Registry('toy'), port=0).close()",
-        tmp_path,
-    )
-    assert not {"torch", "torchvision"} & loaded
+SERVING = """
+import sys
+import mlflow, numpy
+import vitcifar.serving.engines
+from vitcifar.registry.registry import Registry
+from vitcifar.serving.app import launch
+from vitcifar.serving.loaded_model import open_version, predict_files
+
+assert next(predict_files(open_version(Registry("toy"), "champion"), ["red.png"]))["label"]
+launch(Registry("toy"), port=0, page=False).close()
+model = mlflow.pyfunc.load_model("models:/toy@champion")
+assert model.predict({"image": numpy.zeros((2, 9, 8, 3), "uint8")})[1]["version"] == 1
+assert "gradio" not in sys.modules, "without the page"
+launch(Registry("toy"), port=0).close()
+assert "gradio" in sys.modules
+"""
+
+
+def test_nothing_that_serves_loads_torch_and_only_the_page_loads_gradio(registry, tmp_path):
+    """One process predicts from files, as an engine's worker, behind REST, through MLflow, and with the page."""
+    (tmp_path / "red.png").write_bytes(make_image("red"))
+    assert not {"torch", "torchvision"} & loaded_modules(SERVING, tmp_path)
 
 
 def test_gradio_has_no_route_that_the_page_does_not_need(page):

@@ -13,7 +13,6 @@ import mlflow
 import pyarrow
 import pyarrow.parquet
 import pytest
-from support.project import loaded_modules
 from support.releases import add_version
 from support.toys import Published, make_image, settle
 
@@ -118,11 +117,6 @@ def test_a_release_is_opened_once_and_verified_before(release: ShippedRelease) -
         changed = {**release.files, name: release.files[name] + b" "}
         with pytest.raises(ReleaseError, match="was changed after it was registered"):
             dataclasses.replace(release, files=changed).open()
-
-
-def test_a_worker_loads_neither_torch_nor_gradio() -> None:
-    loaded = loaded_modules("import vitcifar.serving.engines")
-    assert not {"torch", "torchvision", "gradio"} & loaded
 
 
 def test_the_driver_names_local_images_and_lists_and_the_engine_reads_the_rest(folder: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.project import loaded_modules
 from support.toys import make_image, make_onnx
 
 from vitcifar import tracking
@@ -203,14 +202,3 @@ def test_control_characters_in_a_file_name_are_escaped(model):
 def test_files_are_classified_one_by_one(model, files):
     rows = predict_files(model, iter(files))
     assert isinstance(rows, Iterator) and next(rows)["label"] == "red"
-
-
-def test_batch_prediction_does_not_load_torch(registry, tmp_path):
-    (tmp_path / "red.png").write_bytes(make_image("red"))
-    loaded = loaded_modules(
-        "from vitcifar.serving.loaded_model import open_version, predict_files\n"
-        "from vitcifar.registry.registry import Registry\n"
-        "assert next(predict_files(open_version(Registry('toy'), 'champion'), ['red.png']))['label']",
-        tmp_path,
-    )
-    assert not {"torch", "torchvision"} & loaded

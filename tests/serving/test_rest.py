@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from support.project import ROOT, loaded_modules
+from support.project import ROOT
 from support.serving import make_model, wait_until
 from support.toys import Published, make_image
 
@@ -315,13 +315,3 @@ def test_the_curl_call_of_the_readme_works(server, tmp_path):
     )
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["predictions"][0]["version"] == 1
-
-
-def test_rest_does_not_load_torch(registry, tmp_path):
-    loaded = loaded_modules(
-        "import mlflow, numpy\n"
-        "model = mlflow.pyfunc.load_model('models:/toy@champion')\n"
-        "assert model.predict({'image': numpy.zeros((2, 9, 8, 3), 'uint8')})[1]['version'] == 1",
-        tmp_path,
-    )
-    assert not {"torch", "torchvision"} & loaded

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.project import ROOT, loaded_modules
+from support.project import ROOT
 from support.serving import FakeRegistry, wait_until
 from support.toys import make_image
 
@@ -124,17 +124,6 @@ def test_the_curl_calls_of_the_guide_work(server, tmp_path, call):
 def test_every_response_has_the_security_headers_and_foreign_hosts_are_rejected(client, path):
     response = client.get(path, headers={"Host": "evil.example"})
     assert response.status_code == 400 and response.headers["x-frame-options"] == "DENY"
-
-
-def test_without_the_page_gradio_and_torch_are_not_imported(tmp_path):
-    loaded = loaded_modules(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from pathlib import Path\nfrom support.serving import FakeRegistry\n"
-        "from vitcifar.serving.app import launch\n"
-        "launch(FakeRegistry(Path('.')), port=0, page=False).close()",
-        tmp_path,
-    )
-    assert not {"gradio", "torch", "torchvision"} & loaded
 
 
 @pytest.mark.parametrize("prefix", ["", "/sub/path"], ids=["stripped by the proxy", "passed on"])
