@@ -19,6 +19,9 @@ from vitcifar.release import artifacts, manifest
 from vitcifar.release.latency import LatencyTable, Row, this_machine
 from vitcifar.release.manifest import sha256_of
 
+# What the gates decide does not depend on the kind of store; test_registry.py reads and moves on both.
+pytestmark = pytest.mark.parametrize("workspace", ["sqlite"], indirect=True, scope="module")
+
 
 def add_int8_version(folder: Path, name: str, *, served: dict[str, Any]) -> int:
     """A version whose network is good and that serves with an int8 file of its own scores."""
