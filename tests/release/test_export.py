@@ -12,6 +12,7 @@ from support.project import ROOT
 
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.predict import predict_logits
+from vitcifar.release.export import exported_already
 
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (2, 8, 8), (3, 40, 50), (7, 300, 200)])  # images, height, width
@@ -40,3 +41,12 @@ def test_the_onnx_file_contains_no_path_of_this_machine(exported: Path) -> None:
     content = exported.read_bytes()
     for path in (str(ROOT), str(Path(torch.__file__).parent), "network.py", "torch/nn"):
         assert path.encode() not in content
+
+
+def test_mlflow_saves_the_program_that_the_onnx_file_was_made_from() -> None:
+    """It would export the network once more."""
+    export, program = torch.export.export, object()
+    with pytest.raises(RuntimeError), exported_already(program):  # type: ignore[arg-type]
+        assert torch.export.export(torch.nn.Identity(), (torch.zeros(1),), dynamic_shapes=[None]) is program
+        raise RuntimeError
+    assert torch.export.export is export
