@@ -270,6 +270,15 @@ def test_a_full_disk_is_not_waited_for():
     assert not is_transient(mlflow.MlflowException("Run with id=1 not found"))
 
 
+def test_an_outage_that_ends_a_run_below_is_one_for_the_run_above():
+    lost = mlflow.MlflowException("(sqlite3.OperationalError) database is locked")
+    below, above = TrackingError("of the store"), TrackingError("of the run below")
+    below.__cause__, above.__cause__ = lost, below
+    assert is_transient(above)
+    below.__cause__ = mlflow.MlflowException("database or disk is full")
+    assert not is_transient(above)
+
+
 def test_what_is_kept_on_disk_names_no_password(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:secret@host/db")

@@ -31,7 +31,7 @@ from mlflow.entities import (
 
 from vitcifar.errors import TrackingError, redact
 from vitcifar.lock import check_free, holder, locked
-from vitcifar.outage import UPLOAD_SECONDS, answers, is_transient, unanswered, uploading
+from vitcifar.outage import UPLOAD_SECONDS, answers, is_transient, unanswered
 from vitcifar.progress import notify
 from vitcifar.stores import ERRORS, explain
 
@@ -62,12 +62,13 @@ class Journal:
         self.changed = threading.Condition()
         self.away: Exception | None = None  # why the last delivery did not work
         self.error: Exception | None = None  # what is wrong with an entry
-        self.closed = False
+        self.ended = self.closed = False  # an entry says how the run ended; nothing more is delivered
         threading.Thread(target=self._deliver, name=f"journal of {run_id}", daemon=True).start()
 
     def add(self, kind: str, **content: Any) -> None:
         """Write an entry, and wait until the store has it, or PATIENCE seconds when the store is away."""
         entry = {"kind": kind, **content}
+        self.ended = self.ended or kind == "end"
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
         with self.changed:
@@ -112,6 +113,9 @@ class Journal:
     def expect_release(self) -> None:
         """Note that training has ended, and that `vitcifar sync` has to make the release if this process does not."""
         (self.folder / RELEASE).touch()
+
+    def expect_no_release(self) -> None:
+        (self.folder / RELEASE).unlink(missing_ok=True)
 
     @property
     def expects_release(self) -> bool:
@@ -195,11 +199,9 @@ def deliver(client: mlflow.MlflowClient, run_id: str, folder: Path, entry: Mappi
         case "tags":
             client.log_batch(run_id, tags=[RunTag(*pair) for pair in entry["tags"].items()])
         case "file":
-            with uploading():
-                client.log_artifact(run_id, str(folder / FILES / entry["path"]), os.path.dirname(entry["path"]) or None)
+            client.log_artifact(run_id, str(folder / FILES / entry["path"]), os.path.dirname(entry["path"]) or None)
         case "folder":
-            with uploading():
-                client.log_artifacts(run_id, entry["path"], entry["to"])
+            client.log_artifacts(run_id, entry["path"], entry["to"])
         case "dataset":
             tags = [InputTag(*pair) for pair in entry["tags"].items()]
             client.log_inputs(run_id, datasets=[DatasetInput(Dataset(**entry["dataset"]), tags)])

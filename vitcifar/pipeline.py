@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitcifar import journal, tracking
+from vitcifar import journal, outage, tracking
 from vitcifar.cache import cache_dir
 from vitcifar.config import TrainConfig, resolve, run_name
 from vitcifar.data.splits import Splits, read_splits
@@ -20,11 +20,12 @@ from vitcifar.progress import notify
 from vitcifar.registry.aliases import resolve_names
 from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.card import model_card
+from vitcifar.registry.gates import read_evaluation
 from vitcifar.registry.policy import Gate
-from vitcifar.registry.registration import register
+from vitcifar.registry.registration import find_derived, publish
 from vitcifar.registry.registry import Registry
 from vitcifar.registry.variants import Derived, derive, run_tags, run_title
-from vitcifar.release.build import build_release, git_state
+from vitcifar.release.build import git_state
 from vitcifar.release.flavor import requirements
 from vitcifar.report.log import (
     analyze_trained,
@@ -35,8 +36,6 @@ from vitcifar.report.log import (
     result_lines,
 )
 from vitcifar.report.tables import log_projector
-from vitcifar.stores import end_run, find_run
-from vitcifar.tensorboard import add_graph
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
 from vitcifar.training.feature_cache import open_feature_cache, predict_dataset
@@ -73,8 +72,11 @@ class Trained:
         return tags
 
 
-def train(config: TrainConfig) -> Trained:
-    """Train, evaluate once on the test split, export, check and register; raises VitCifarError."""
+def train(config: TrainConfig, *, hurry: bool = True) -> Trained:
+    """Train, evaluate once on the test split, export, check and register; raises VitCifarError.
+
+    A store that fails while the release is made is not waited for, with `hurry`: `sync` makes it then.
+    """
     config = check(config)
     splits = read_splits(config)
     if config.resume != "none":
@@ -83,7 +85,10 @@ def train(config: TrainConfig) -> Trained:
     with start_run(config, "train", run_id=config.resume if config.resume != "none" else None) as run:
         result, evaluation = fit_and_test(run, network, splits, config)
         run.journal.expect_release()
-        return release(run, network, splits, config, evaluation, result)
+        with outage.hurried() if hurry else contextlib.nullcontext():
+            trained = release(run, network, splits, config, evaluation, result)
+        run.journal.expect_no_release()
+        return trained
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -180,19 +185,17 @@ def release(
     """Build, register and benchmark a version, and promote it to the requested alias if it passes the gates.
 
     With a latency budget its fastest variant that is not worse is registered too, and is what is promoted. `checks` are
-    recorded in the release beside those that it makes.
+    recorded in the release beside those that it makes. What an earlier process of the run has registered is not
+    registered again. Raises VitCifarError.
     """
     notify(f"Exporting to ONNX, and checking parity on {len(splits.test):,} test images.")
     run.settle()
     network.to("cpu")  # where releases are checked and serve
-    int8, scores = config.int8 == "try", evaluation.to_dict()
-    built = build_release(
-        network, splits=splits, evaluation=scores, config=config, run_id=run.run_id, int8=int8, checks=checks
-    )
-    add_graph(run.writer, built.program)
-    run.link_model(built.model_id, {"validation": result.best_step, "test": 0})
-    sha256 = built.manifest.checks["weights_sha256"]
-    version = register(built.manifest, built.model_id, built.digest)
+    given: dict[str, Any] = {"splits": splits, "evaluation": evaluation.to_dict(), "checks": checks}
+    steps = {"validation": result.best_step, "test": 0}
+    manifest = publish(run, network, config, steps, int8=config.int8 == "try", **given)
+    version, sha256 = manifest.version, manifest.checks["weights_sha256"]
+    assert version is not None
     run.set_tags({"weights_sha256": sha256, "version": f"{config.model_name}/{version}"})
     registry = Registry(config.model_name)
     if config.benchmark_runs:
@@ -207,7 +210,7 @@ def release(
     alias = None if rejected_because or config.promote_to == "none" else config.promote_to
     outcome = f"Version {version} of {config.model_name}" + (f" ({alias})." if alias else f". {rejected_because}")
     run.note(note(config, splits, *result_lines(result, evaluation, outcome), options=result.options))
-    run.writer.add_text("card", model_card(registry.show(version), built.manifest))
+    run.writer.add_text("card", model_card(registry.show(version), manifest))
     trained = Trained(
         run_id=run.run_id,
         evaluation=evaluation,
@@ -244,6 +247,14 @@ def search_variants(
     registry: Registry, version: int, network: Classifier, splits: Splits, config: TrainConfig
 ) -> Derived:
     """The fastest variant of a version that was just trained, within the budget of its config: a run below its own."""
+    if found := find_derived(registry, version):  # by an earlier process of the run
+        return Derived(
+            variants=(),
+            message=f"Version {found.version} was derived from it.",
+            version=found.version,
+            evaluation=read_evaluation(found),
+            weights_sha256=found.checks["weights_sha256"],
+        )
     release = registry.pull(version)
     with start_run(config, "optimize", name=run_title(release), nested=True, tags=run_tags(release)) as run:
         return derive(run, network, release, config, splits, max_p95_ms=config.max_p95_ms)
@@ -262,13 +273,7 @@ def sync(run_id: str, output_dir: str) -> tuple[int, Trained | None]:
             f"vitcifar train --resume {run_id}."
         )
     num_entries, needs_release = journal.deliver_left(folder, journal.LAST_SECONDS)
-    if not needs_release:
-        return num_entries, None
-    if "version" not in find_run(run_id).data.tags:
-        return num_entries, train(resumed_config(folder.parent, {}))
-    end_run(run_id)  # the store had gone after the release was registered
-    journal.discard(folder)
-    return num_entries, None
+    return num_entries, train(resumed_config(folder.parent, {}), hurry=False) if needs_release else None
 
 
 def start_run(

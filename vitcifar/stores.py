@@ -246,12 +246,6 @@ def find_run(run_id: str) -> Run:
     return run
 
 
-def end_run(run_id: str) -> None:
-    """Mark a run of an ended process as FINISHED."""
-    with reaching(mlflow.get_tracking_uri()):
-        mlflow.MlflowClient().set_terminated(run_id)
-
-
 def run_url(run_id: str) -> str:
     """The address of a run in MLflow's pages, without a password; "" unless the store is a server."""
     server = redact(mlflow.get_tracking_uri()).replace("***@", "").rstrip("/")

@@ -17,7 +17,7 @@ from vitcifar import signals
 from vitcifar.errors import TrackingError, VitCifarError, redact
 from vitcifar.journal import LAST_SECONDS, deliver_earlier
 from vitcifar.lock import locked
-from vitcifar.outage import expect_answers, expect_nothing, is_transient, limit_sqlite
+from vitcifar.outage import expect_answers, expect_nothing, hurried, is_transient, limit_sqlite, wait_for_uploads
 from vitcifar.run import SYSTEM_PREFIX, tag_without_secrets
 from vitcifar.run import Run as Run
 from vitcifar.stores import (
@@ -76,6 +76,7 @@ def connect(uri: str | None = None, *, new: bool = True) -> str:
         uri = without_credentials(uri)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        wait_for_uploads()
     os.environ["MLFLOW_TRACKING_URI"] = uri  # for child processes
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri("")  # the registry is in the tracking store
@@ -175,10 +176,10 @@ def end_finished(run: Run, uri: str) -> None:
     run.close()
     try:
         run.settle()
-        with reaching(uri):
+        with reaching(uri), hurried():
             mlflow.end_run()
     except TrackingError as error:
-        if is_transient(error.__cause__ or error) and not run.journal.expects_release:
+        if is_transient(error) and not run.journal.expects_release:
             run.journal.add("end", status="FINISHED")
         raise
 
@@ -219,7 +220,7 @@ def end_failed(run_id: str, run: Run | None, told: BaseException, error: BaseExc
     """
     status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
     tags = {"failure": str(told) or type(told).__name__} if isinstance(told, Exception) else {}
-    lost = is_transient(error) or is_transient(error.__cause__ or error)
+    lost = is_transient(error)
     if away := lost or (run is not None and run.journal.away is not None):
         expect_nothing()
     with signals.held(), contextlib.suppress(Exception):  # the error being raised matters more
@@ -234,13 +235,13 @@ def end_failed(run_id: str, run: Run | None, told: BaseException, error: BaseExc
             mlflow.MlflowClient().set_tag(run_id, name, text)
     if run is None:
         return told
+    keep = lost and run.journal.expects_release
     with signals.held(), contextlib.suppress(Exception):
         run.close()
-        if away and not lost:
+        if away and not (keep or run.journal.ended):
             run.set_tags(tags)
             run.journal.add("end", status=status)
         run.journal.settle(0 if away else LAST_SECONDS)
-    keep = lost and run.journal.expects_release
     if not run.journal.close(keep=keep) or not isinstance(told, Exception):
         return told
     rest = f"{len(run.journal.pending)} entries are in {run.folder}" if run.journal.pending else "but its release"

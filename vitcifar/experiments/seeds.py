@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
-from vitcifar import pipeline, tracking
+from vitcifar import outage, pipeline, tracking
 from vitcifar.config import TrainConfig, run_name
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, VitCifarError
@@ -96,7 +96,7 @@ def train_seeds(config: TrainConfig, num_seeds: int, soup: str = "none") -> Seed
         if made and made.kept:
             released = release_soup(made, best.network, splits, config, best.result)
         else:
-            with pipeline.start_run(config, "seed", run_id=best.run_id, nested=True) as run:
+            with pipeline.start_run(config, "seed", run_id=best.run_id, nested=True) as run, outage.hurried():
                 released = pipeline.release(run, best.network, splits, config, best.evaluation, best.result)
         parent.set_tags(released.tags(config.promote_to))
     return SeedRuns(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vitcifar import pipeline
+from vitcifar import outage, pipeline
 from vitcifar.config import TrainConfig, nearest_preset, train_command
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, ReleaseError
@@ -169,7 +169,8 @@ def release_soup(
         checkpoint.save({"weights": weights}, run.folder / checkpoint.BEST)
         evaluation = pipeline.test(run, network, splits, config, result)
         checks = {"soup": dataclasses.asdict(soup)}
-        return pipeline.release(run, network, splits, config, evaluation, result, checks=checks)
+        with outage.hurried():
+            return pipeline.release(run, network, splits, config, evaluation, result, checks=checks)
 
 
 def require_single_run(release: Manifest, config: TrainConfig) -> None:
