@@ -130,11 +130,12 @@ def test_a_store_that_fails_while_a_release_is_made_delays_the_end_by_half_a_min
     variant = "variant" in stage
     more = search_quickly(monkeypatch) if variant else {}
     if (store.kind, stage) not in usual:
-        started = {}
-        with monkeypatch.context() as patch:
-            for name in (name for name in STAGES if ("variant" in name) == variant):
-                note_start(patch, name, started)
-            train("usual", **more)
+        for _ in range(1 if usual else 2):  # what torch and onnx do once is no delay
+            started = {}
+            with monkeypatch.context() as patch:
+                for name in (name for name in STAGES if ("variant" in name) == variant):
+                    note_start(patch, name, started)
+                train("usual", **more)
         usual |= {(store.kind, name): time.monotonic() - began for name, began in started.items()}
     started, name = {}, f"failed at {stage}"
     with monkeypatch.context() as patch:
@@ -142,7 +143,6 @@ def test_a_store_that_fails_while_a_release_is_made_delays_the_end_by_half_a_min
         with pytest.raises(TrackingError, match=LOST):
             train(name, **more)
     delay = time.monotonic() - started[stage] - usual[store.kind, stage]
-    print(f"{store.kind} at {stage}: {delay:.0f} s later")
     assert delay < 30
     store.end()
     check_synced(name, num_versions=1 + variant)
