@@ -28,8 +28,9 @@ from vitcifar.uris import sqlite_path
 
 RETRIES_VARIABLE, TIMEOUT_VARIABLE = MLFLOW_HTTP_REQUEST_MAX_RETRIES.name, MLFLOW_HTTP_REQUEST_TIMEOUT.name
 SHORT = {RETRIES_VARIABLE: "0", TIMEOUT_VARIABLE: "2"}  # of a store that is away
-HURRIED = {RETRIES_VARIABLE: "1", TIMEOUT_VARIABLE: "8"}  # of a store that may fail while the end of a run waits for it
-AWAY_SECONDS = 8.0  # without an answer, until a store that is watched counts as away
+# Of a store that may fail while the end of a run waits for it. A request that is sent twice may register two versions.
+HURRIED = {RETRIES_VARIABLE: "0", TIMEOUT_VARIABLE: "16"}
+AWAY_SECONDS = 10.0  # without an answer, until a store that is watched counts as away
 _usual: dict[str, str | None] = {}  # what these replaced
 _watching = threading.Event()
 # What passes by itself or with a new login, in MLflow's words; "disk is full" does not. Two runs that record the same
@@ -83,8 +84,8 @@ def _limit(limits: dict[str, str]) -> None:
 def hurried() -> Iterator[None]:
     """Bound what a store costs that fails inside the block, by less than half a minute for all of its requests.
 
-    A request is tried twice, for 8 seconds each. Once the store has not answered for as long, whoever asks, every
-    request fails within seconds, also those that MLflow makes after an error, or whose errors do not count.
+    A request is tried once, for 16 seconds. While the store has not answered for 10, whoever asks, every new request
+    fails within seconds, also those that MLflow makes after an error, or whose errors do not count.
     """
     if _watching.is_set():
         yield
@@ -107,24 +108,25 @@ def hurried() -> Iterator[None]:
 
 
 def _watch(uri: str, done: threading.Event) -> None:
-    answered = time.monotonic()
+    answered, limits = time.monotonic(), HURRIED
     while not done.wait(1.0):
         if answers(uri):
-            answered = time.monotonic()
-        elif time.monotonic() - answered >= AWAY_SECONDS and not done.is_set():
-            return expect_nothing()
+            answered, limits = time.monotonic(), HURRIED
+        elif time.monotonic() - answered >= AWAY_SECONDS:
+            limits = SHORT
+        if not done.is_set():
+            _limit(limits)
 
 
 @functools.cache
 def limit_sqlite() -> None:
-    """From now on, a locked SQLite database is waited for as long as a request to a server with its retries, if that is
-    less than the 20 seconds of MLflow."""
+    """From now on, a locked SQLite database is waited for as long as a request to a server, if that is less than the 20
+    seconds of MLflow."""
 
     def shorten(
         _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
     ) -> tuple[str, Any]:
-        num_tries = 1 + MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()  # type: ignore[no-untyped-call]
-        limit = 1000 * MLFLOW_HTTP_REQUEST_TIMEOUT.get() * num_tries  # type: ignore[no-untyped-call]
+        limit = 1000 * MLFLOW_HTTP_REQUEST_TIMEOUT.get()  # type: ignore[no-untyped-call]
         if statement.startswith("PRAGMA busy_timeout") and limit < 20_000:
             statement = f"PRAGMA busy_timeout = {limit}"
         return statement, parameters
