@@ -160,6 +160,19 @@ def test_a_version_whose_answer_was_lost_is_not_registered_again(store, monkeypa
     check_synced("toy", alias=())
 
 
+@pytest.mark.parametrize("store", ["hanging"], indirect=True)
+@pytest.mark.parametrize("fault", ["503", "refuse"])
+def test_a_server_that_fails_for_a_moment_costs_a_release_seconds_and_it_is_registered_once(store, fault, monkeypatch):
+    def fail():
+        store.proxy.fault = fault
+        threading.Timer(2.0, store.end).start()
+
+    small = {"train_per_class": 5, "epochs": 1, "benchmark_runs": 0, "int8": "off", "promote_to": "none"}
+    note_start(monkeypatch, "link" if fault == "503" else "register", {}, fail)
+    assert train(f"met {fault}", **small).version == 1
+    assert len(Registry(f"met {fault}").list()) == 1
+
+
 def test_requests_fail_within_seconds_once_a_store_that_is_watched_has_not_answered_for_long(store, monkeypatch):
     monkeypatch.setattr(outage, "AWAY_SECONDS", 0.5)
     monkeypatch.setattr(outage, "ANSWER_SECONDS", 0.5)

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import requests
@@ -23,6 +23,8 @@ from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request
 
+from vitcifar.errors import VitCifarError, reason_of
+from vitcifar.progress import notify
 from vitcifar.stores import ERRORS
 from vitcifar.uris import sqlite_path
 
@@ -30,9 +32,11 @@ RETRIES_VARIABLE, TIMEOUT_VARIABLE = MLFLOW_HTTP_REQUEST_MAX_RETRIES.name, MLFLO
 SHORT = {RETRIES_VARIABLE: "0", TIMEOUT_VARIABLE: "2"}  # of a store that is away
 # Of a store that may fail while the end of a run waits for it. A request that is sent twice may register two versions.
 HURRIED = {RETRIES_VARIABLE: "0", TIMEOUT_VARIABLE: "16"}
+BLIP_SECONDS = 5.0  # without an answer, until what met an error is not tried again
 AWAY_SECONDS = 10.0  # without an answer, until a store that is watched counts as away
 _usual: dict[str, str | None] = {}  # what these replaced
-_watching = threading.Event()
+_watching, _away = threading.Event(), threading.Event()
+Result = TypeVar("Result")
 # What passes by itself or with a new login, in MLflow's words; "disk is full" does not. Two runs that record the same
 # dataset at once get IntegrityError.
 TRANSIENT = (
@@ -91,6 +95,7 @@ def hurried() -> Iterator[None]:
         yield
         return
     done = threading.Event()
+    _away.clear()
     _limit(HURRIED)
     _watching.set()
     threading.Thread(
@@ -107,15 +112,34 @@ def hurried() -> Iterator[None]:
     expect_answers()
 
 
+def again(work: Callable[[], Result]) -> Result:
+    """The result of work that goes on from what it has done, called once more after a failure of the store that passes
+    within BLIP_SECONDS: one request of it may have been too many for a server, or have met its restart."""
+    try:
+        return work()
+    except VitCifarError as error:
+        if not is_transient(error) or _away.is_set():
+            raise
+        notify(f"The store failed ({reason_of(error)}): waiting for it.")
+        deadline = time.monotonic() + BLIP_SECONDS
+        time.sleep(1)
+        while not answers(mlflow.get_tracking_uri()):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+    return work()
+
+
 def _watch(uri: str, done: threading.Event) -> None:
-    answered, limits = time.monotonic(), HURRIED
+    answered = time.monotonic()
     while not done.wait(1.0):
         if answers(uri):
-            answered, limits = time.monotonic(), HURRIED
+            answered = time.monotonic()
+            _away.clear()
         elif time.monotonic() - answered >= AWAY_SECONDS:
-            limits = SHORT
+            _away.set()
         if not done.is_set():
-            _limit(limits)
+            _limit(SHORT if _away.is_set() else HURRIED)
 
 
 @functools.cache

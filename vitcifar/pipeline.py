@@ -86,7 +86,7 @@ def train(config: TrainConfig, *, hurry: bool = True) -> Trained:
         result, evaluation = fit_and_test(run, network, splits, config)
         run.journal.expect_release()
         with outage.hurried() if hurry else contextlib.nullcontext():
-            trained = release(run, network, splits, config, evaluation, result)
+            trained = outage.again(lambda: release(run, network, splits, config, evaluation, result))
         run.journal.expect_no_release()
         return trained
 
