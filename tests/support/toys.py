@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.made import move_store
 
 COLOURS = ("red", "green", "blue")
 
@@ -134,7 +133,6 @@ def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> None:
 def read_published(folder: Path) -> Published:
     """The registry that `publish_two` made in another folder, of which this is a copy."""
     made = pickle.loads((folder / "published.pickle").read_bytes())
-    move_store(folder / "mlflow.db", made.folder)
     return dataclasses.replace(made, uri=f"sqlite:///{folder}/mlflow.db", folder=folder)
 
 
