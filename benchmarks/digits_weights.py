@@ -1,4 +1,4 @@
-"""Weights of a ViT-B/16 at 224 that tells digits apart, for `serving_latency.py --weights`; half an hour on 2 cores.
+"""Weights of a ViT-B/16 at 224 that tells digits apart, for `serving_latency.py --weights`; half an hour of CPU time.
 
     python benchmarks/digits_weights.py digits.pt
 

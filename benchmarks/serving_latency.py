@@ -42,7 +42,7 @@ from vitcifar.release.latency import sample, time_in_turns
 from vitcifar.release.onnx_graph import save_graph
 
 MIN_AGREEMENT = 0.99
-COUNTS = (16, 13, 10, 8, 6, 4, 2)  # merged pairs, tried in this order
+COUNTS = (24, 20, 16, 13, 10, 8, 6, 4, 2)  # merged pairs, tried in this order
 Call = Callable[[], Any]
 
 
