@@ -1,4 +1,4 @@
-"""Weights of a ViT-B/16 at 224 that tells digits apart, for `serving_latency.py --weights`; half an hour of CPU time.
+"""Weights of a ViT-B/16 at 224 that tells digits apart, for `serving_latency.py --weights`, without a download.
 
     python benchmarks/digits_weights.py digits.pt
 

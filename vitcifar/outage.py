@@ -35,7 +35,7 @@ HURRIED = {RETRIES_VARIABLE: "0", TIMEOUT_VARIABLE: "16"}
 BLIP_SECONDS = 5.0  # without an answer, until what met an error is not tried again
 AWAY_SECONDS = 10.0  # without an answer, until a store that is watched counts as away
 _usual: dict[str, str | None] = {}  # what these replaced
-_watching, _away = threading.Event(), threading.Event()
+_watching, _away, _lock = threading.Event(), threading.Event(), threading.Lock()
 Result = TypeVar("Result")
 # What passes by itself or with a new login, in MLflow's words; "disk is full" does not. Two runs that record the same
 # dataset at once get IntegrityError.
@@ -107,7 +107,8 @@ def hurried() -> Iterator[None]:
         _watching.clear()  # the limits stay for what ends the run
         raise
     finally:
-        done.set()
+        with _lock:  # the watch sets no limit after this
+            done.set()
     _watching.clear()
     expect_answers()
 
@@ -138,8 +139,9 @@ def _watch(uri: str, done: threading.Event) -> None:
             _away.clear()
         elif time.monotonic() - answered >= AWAY_SECONDS:
             _away.set()
-        if not done.is_set():
-            _limit(SHORT if _away.is_set() else HURRIED)
+        with _lock:
+            if not done.is_set():
+                _limit(SHORT if _away.is_set() else HURRIED)
 
 
 @functools.cache
