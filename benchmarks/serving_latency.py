@@ -36,13 +36,14 @@ from vitcifar.inference.openvino_session import fastest_precision
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_embeddings, predict_logits
-from vitcifar.registry.variants import default_sizes, make_variant
+from vitcifar.model.token_merging import token_counts
+from vitcifar.registry.variants import Tokens, combinations, make_variant
 from vitcifar.release.export import export_onnx
 from vitcifar.release.latency import sample, time_in_turns
 from vitcifar.release.onnx_graph import save_graph
 
 MIN_AGREEMENT = 0.99
-COUNTS = (24, 20, 16, 13, 10, 8, 6, 4, 2)  # merged pairs, tried in this order
+COUNTS = (24, 20, 16, 13, 10, 8, 6, 4, 2)  # merged pairs
 Call = Callable[[], Any]
 
 
@@ -66,34 +67,33 @@ def choose(
     folder: Path,
     validation: np.ndarray,
     expected: np.ndarray,
-    choices: Iterable[tuple[int, int]],
+    choices: Iterable[Tokens],
     openvino: str = "",
-) -> tuple[int, int]:
-    """The first of the choices, pairs of image size and merged pairs of tokens, with which int8, or OpenVINO in a
-    precision, predicts what is `expected` on validation; the network's own size and 0 if none does."""
-    for size, count in choices:
-        save_variant(network, config, path := folder / "tried.onnx", size, count, int8=not openvino)
+) -> Tokens:
+    """The first of the choices with which int8, or OpenVINO in a precision, predicts what is `expected` on validation;
+    every token if none does."""
+    for tokens in choices:
+        save_variant(network, config, path := folder / "tried.onnx", tokens, int8=not openvino)
         found = agreement(path, validation, expected, openvino)
         name = f"OpenVINO {openvino}" if openvino else "int8"
-        print(f"{size} px, {count:>2} merged: {name} agrees on {found:.1%} of {len(validation)} images", flush=True)
+        share = num_tokens(network, tokens) / num_tokens(network, Tokens(image_size=network.image_size))
+        what = f"{tokens.image_size} px, {tokens.merged} merged, {share:.2f} of the tokens"
+        print(f"{what}: {name} agrees on {found:.1%} of {len(validation)} images", flush=True)
         if found >= MIN_AGREEMENT:
-            return size, count
-    return network.image_size, 0
+            return tokens
+    return Tokens(image_size=network.image_size)
 
 
-def num_tokens(network: Classifier, size: int, count: int) -> int:
+def num_tokens(network: Classifier, tokens: Tokens) -> int:
     """The tokens of all blocks together, to which the time of a prediction is roughly proportional."""
-    tokens, total = (size // network.backbone.patch_size) ** 2 + 1, 0
-    for _ in network.blocks:
-        total += tokens
-        tokens -= min(count, (tokens - 1) // 2)
-    return total
+    start = (tokens.image_size // network.backbone.patch_size) ** 2 + 1
+    counts = token_counts(start, tokens.token_merging, len(network.blocks), tokens.merging_schedule)
+    return sum(counts[:-1])
 
 
-def save_variant(network: Classifier, config: TrainConfig, path: Path, size: int, count: int, *, int8: bool) -> None:
+def save_variant(network: Classifier, config: TrainConfig, path: Path, tokens: Tokens, *, int8: bool) -> None:
     """Write the graph of a network at another image size and with merged tokens."""
-    variant = make_variant(network, config, size, count)
-    save_graph(variant, path, **labels(network), int8=int8)
+    save_graph(make_variant(network, config, tokens), path, **labels(network), int8=int8)
 
 
 def labels(network: Classifier) -> dict[str, Any]:
@@ -121,21 +121,22 @@ def write_ours(
     expected = predict_logits(network, validation).argmax(axis=1)
     precision = fastest_precision()
     formats = {"float": "", "int8": "", **({f"OpenVINO {precision}": precision} if precision else {})}
-    own = network.image_size
-    merged = [(own, count) for count in COUNTS]
-    smaller = [(size, count) for size in default_sizes(network) if size < own for count in (*COUNTS, 0)]
-    smaller.sort(key=lambda choice: num_tokens(network, *choice))
+    own = Tokens(image_size=network.image_size)
+    choices = combinations(network, token_merging=(*COUNTS, 0))
+    choices.sort(key=lambda tokens: num_tokens(network, tokens))
     ours = {}
     for format, openvino in formats.items():
-        chosen = {(own, 0)}
+        chosen = [own]
         if format != "float":
-            chosen |= {
-                choose(network, config, folder, validation, expected, choices, openvino)
-                for choices in (merged, smaller)
-            }
-        for size, count in sorted(chosen, reverse=True):
-            name = f"ours {format}" + (f" {size} px" if size < own else "") + (f" {count} merged" if count else "")
-            save_variant(network, config, path := folder / f"{name}.onnx", size, count, int8=format == "int8")
+            of_own_size = [tokens for tokens in choices if tokens.image_size == own.image_size]
+            smaller = [tokens for tokens in choices if tokens.image_size < own.image_size]
+            for search in (of_own_size, smaller):
+                chosen.append(choose(network, config, folder, validation, expected, search, openvino))
+        for tokens in dict.fromkeys(chosen):
+            name = f"ours {format}"
+            name += f" {tokens.image_size} px" if tokens.image_size < own.image_size else ""
+            name += f" {tokens.merged} merged" if tokens.token_merging else ""
+            save_variant(network, config, path := folder / f"{name}.onnx", tokens, int8=format == "int8")
             ours[name] = (path, openvino)
     return ours
 
@@ -196,7 +197,7 @@ def report(times: Mapping[str, np.ndarray], calls: Mapping[str, Call], agreeing:
         off = np.abs(np.asarray(calls[name]()) - expected).max()
         p50, p95, p99 = np.percentile(values, [50, 95, 99])
         rest = f"p99 {p99:7.1f}  least {values.min():7.1f}  logits off by {off:.4f}"
-        print(f"{name:<21} p50 {p50:7.1f} ms  p95 {p95:7.1f}  {rest}")
+        print(f"{name:<29} p50 {p50:7.1f} ms  p95 {p95:7.1f}  {rest}")
     peers = {name: values for name, values in times.items() if not name.startswith("ours")}
     fastest = min(peers, key=lambda name: float(np.median(peers[name])))
     our = min(agreeing, key=lambda name: float(np.median(times[name])))

@@ -30,6 +30,7 @@ DECIDES_WEIGHTS = {
         "cutmix",
         "normalization",
         "token_merging",
+        "merging_schedule",
         "teacher",
         "distillation_temperature",
         "distillation_weight",

@@ -89,6 +89,11 @@ class TrainConfig:
     token_merging: int = _model(
         0, "Pairs of similar tokens that each block merges (ToMe; 0 = off): faster, less accurate.", minimum=0
     )
+    merging_schedule: str = _model(
+        "constant",
+        "Merged pairs over the blocks: constant, or decreasing from twice as many to none (faster).",
+        choices=("constant", "decreasing"),
+    )
     train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.")
 
     epochs: int = _training(10, "Number of training epochs.", minimum=1)

@@ -20,11 +20,11 @@ from vitcifar.progress import notify
 from vitcifar.registry.aliases import resolve_names
 from vitcifar.registry.benchmark import benchmark
 from vitcifar.registry.card import model_card
+from vitcifar.registry.derivation import Derived, derive, run_tags, run_title
 from vitcifar.registry.gates import read_evaluation
 from vitcifar.registry.policy import Gate
 from vitcifar.registry.registration import find_derived, publish
 from vitcifar.registry.registry import Registry
-from vitcifar.registry.variants import Derived, derive, run_tags, run_title
 from vitcifar.release.build import git_state
 from vitcifar.release.flavor import requirements
 from vitcifar.report.log import (

@@ -15,15 +15,18 @@ from vitcifar.experiments.optimize import check_trained, optimize
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.predict import predict_logits
 from vitcifar.registry import gates, variants
+from vitcifar.registry.derivation import Derived
 from vitcifar.registry.registry import Registry
-from vitcifar.registry.variants import Derived, make_variant
+from vitcifar.registry.variants import Tokens, combinations, make_variant
 from vitcifar.release.cache import open_network
 from vitcifar.report.pareto import pareto_front
 
 
 @pytest.fixture
 def search(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[str, Derived]]:
-    """Optimize version 1 with 0 and 2 merged pairs; `times` are the p95 of each row, the version's is 8 ms."""
+    """Optimize version 1 with 0 and 2 merged pairs; `times` are the p95 of each row, the version's is 8 ms.
+
+    The pairs decrease over the blocks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
 
@@ -32,7 +35,8 @@ def search(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     def run(*times: float, max_p95_ms: float = 0.0) -> tuple[str, Derived]:
         left = iter(times)
         monkeypatch.setattr(variants, "onnx_p95", lambda models: [next(left), 8.0])
-        return optimize(registry, "1", max_p95_ms=max_p95_ms, experiment="toy", image_sizes=(32,), token_merging=(0, 2))
+        choices = {"image_sizes": (32,), "token_merging": (0, 2), "merging_schedules": ("decreasing",)}
+        return optimize(registry, "1", max_p95_ms=max_p95_ms, experiment="toy", **choices)
 
     return run
 
@@ -42,14 +46,14 @@ def test_the_fastest_variant_that_passes_becomes_a_version_with_its_origin(
 ) -> None:
     run_id, found = search(9.0, 8.5, 4.0, 5.0)
     assert found.best is not None
-    assert (found.best.token_merging, found.best.format, found.best.ratio) == (2, "onnx-fp32", 0.5)
+    assert (found.best.merged, found.best.format, found.best.ratio) == ("2 decreasing", "onnx-fp32", 0.5)
     release = registry.pull(found.version, pytorch=True)
-    assert release.config["token_merging"] == 2
+    assert (release.config["token_merging"], release.config["merging_schedule"]) == (2, "decreasing")
     assert release.checks["derived_from"]["version"] == 1
     assert len(release.checks["derived_from"]["variants"]) == 4
     assert release.release_id != registry.pull("1").release_id
     images, network = published.splits.test.images, open_network(release)
-    assert network.token_merging == 2
+    assert network.token_counts == [17, 13, 11, 11]
     served = OnnxClassifier(release.onnx_path).logits(list(images))
     np.testing.assert_allclose(served, predict_logits(network, images), atol=1e-3)
     table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/optimize/variants.json"))
@@ -85,9 +89,17 @@ def test_nothing_is_registered_without_a_variant_that_is_faster_or_within_the_bu
 
 def test_another_image_size_keeps_the_weights_and_interpolates_positions(published: Any) -> None:
     network = published.networks[1]
-    variant = make_variant(network, published.config, 24, 1)
+    variant = make_variant(network, published.config, Tokens(image_size=24, token_merging=1))
     assert (variant.image_size, variant.token_merging, variant.backbone.seq_length) == (24, 1, 10)
     assert (variant.head.weight == network.head.weight).all()
+
+
+def test_every_size_number_of_pairs_and_schedule_is_tried_and_no_merging_once(published: Any) -> None:
+    tried = [(one.image_size, one.merged) for one in combinations(published.networks[1], (32, 24), (0, 2))]
+    assert tried == [(size, merged) for size in (32, 24) for merged in ("0", "2", "2 decreasing")]
+    own = combinations(published.networks[1])
+    assert {one.image_size for one in own} == {32, 24}
+    assert [one.merged for one in own[:3]] == ["0", "3", "3 decreasing"]
 
 
 def test_the_pareto_front_leaves_out_what_is_slower_and_no_more_accurate() -> None:

@@ -1,12 +1,13 @@
 """Token merging: means of patches, proportional attention, one image at a time, and the same features when split."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from support.networks import random_images, tiny
 
-from vitcifar.model import token_merging
-from vitcifar.model.network import evaluation_mode
+from vitcifar.model.network import Classifier, evaluation_mode
 from vitcifar.model.predict import attention_weights, predict_logits
 from vitcifar.model.token_merging import merge, token_counts
 
@@ -16,6 +17,15 @@ IMAGES = random_images(5, 40, 50)
 def test_every_block_but_the_last_merges_and_never_more_than_every_second_token() -> None:
     assert token_counts(197, 16, 12) == [197, 181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 21]
     assert token_counts(17, 50, 4) == [17, 9, 5, 3, 3]
+
+
+def test_the_decreasing_schedule_merges_twice_as_many_first_and_none_last() -> None:
+    """The numbers of the authors' own `parse_r(12, (16, -1.0))`, up to half of the tokens."""
+    counts = token_counts(400, 16, 12, "decreasing")
+    assert [one - after for one, after in itertools.pairwise(counts)] == [32, 29, 26, 23, 20, 17, 14, 11, 8, 5, 2, 0]
+    assert token_counts(197, 8, 12, "decreasing") == [197, 181, 167, 154, 143, 133, 125, 118, 113, 109, 107, 106, 106]
+    assert token_counts(17, 50, 4, "decreasing") == [17, 9, 5, 3, 3]
+    assert token_counts(17, 5, 1, "decreasing") == [17, 17]
 
 
 def test_the_most_similar_pairs_become_the_mean_of_their_patches() -> None:
@@ -35,7 +45,7 @@ def test_merging_nothing_is_the_plain_network(monkeypatch: pytest.MonkeyPatch) -
     expected, network = predict_logits(tiny(), IMAGES), tiny(token_merging=3)
     changed = predict_logits(network, IMAGES)
     assert np.abs(changed - expected).max() > 0.01
-    monkeypatch.setattr(token_merging, "num_merged", lambda num_tokens, count: 0)
+    monkeypatch.setattr(Classifier, "token_counts", [17] * 4)
     np.testing.assert_allclose(predict_logits(network, IMAGES), expected, atol=1e-4)
 
 
@@ -55,9 +65,10 @@ def test_an_image_has_the_same_logits_alone_and_in_a_batch() -> None:
     np.testing.assert_allclose(predict_logits(network, IMAGES), alone, atol=1e-4)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "decreasing"])
 @pytest.mark.parametrize("depth", range(5))
-def test_features_of_a_depth_continue_to_the_same_logits(depth: int) -> None:
-    network = tiny(token_merging=4)
+def test_features_of_a_depth_continue_to_the_same_logits(depth: int, schedule: str) -> None:
+    network = tiny(token_merging=4, merging_schedule=schedule)
     with evaluation_mode(network), torch.no_grad():
         features = network.forward_features(network.preprocess(torch.from_numpy(IMAGES)), depth)
         logits = network.forward_head(features, depth)

@@ -36,8 +36,10 @@ def test_the_float_graph_equals_the_network(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "count"), [(32, 3), (64, 12), (64, 50)])
-def test_the_graph_merges_the_same_tokens_as_the_network(size: int, count: int, tmp_path: Path) -> None:
-    config = TrainConfig(arch="vit_tiny", weights="none", image_size=size, token_merging=count)
+@pytest.mark.parametrize("schedule", ["constant", "decreasing"])
+def test_the_graph_merges_the_same_tokens_as_the_network(size: int, count: int, schedule: str, tmp_path: Path) -> None:
+    tokens = {"image_size": size, "token_merging": count, "merging_schedule": schedule}
+    config = TrainConfig(arch="vit_tiny", weights="none", **tokens)
     network, path = build_network(config, ("a", "b", "c")), tmp_path / "merging.onnx"
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     images = random_images(9, 40, 50)

@@ -26,7 +26,13 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     "--image-sizes", "auto", "Image sizes in pixels, e.g. 224,192 (auto = the own and two smaller).", callback=numbers
 )
 @options.option(
-    "--merged-pairs", "auto", "Merged pairs of tokens per block, e.g. 0,8 (auto = four numbers).", callback=numbers
+    "--merged-pairs", "auto", "Merged pairs of tokens per block, e.g. 0,8 (auto = three numbers).", callback=numbers
+)
+@options.option(
+    "--merging-schedules",
+    "both",
+    "Merged pairs over the blocks: constant, decreasing from twice as many to none, or both.",
+    choices=("both", "constant", "decreasing"),
 )
 @options.experiment_option
 def optimize(
@@ -35,6 +41,7 @@ def optimize(
     max_p95_ms: float,
     image_sizes: tuple[int, ...],
     merged_pairs: tuple[int, ...],
+    merging_schedules: str,
     experiment: str,
 ) -> None:
     """Register the fastest variant of a version that is not worse: image size, token merging and format.
@@ -55,10 +62,11 @@ def optimize(
         experiment=experiment,
         image_sizes=image_sizes,
         token_merging=merged_pairs,
+        merging_schedules=() if merging_schedules == "both" else (merging_schedules,),
     )
     rows = [
         [
-            *(str(row.image_size), str(row.token_merging), row.format, f"{row.accuracy:.1%}", f"{row.agreement:.1%}"),
+            *(str(row.image_size), row.merged, row.format, f"{row.accuracy:.1%}", f"{row.agreement:.1%}"),
             *(f"{row.p95_ms:.2f}", f"{row.ratio:.2f}", row.reason or "passed"),
         ]
         for row in found.variants

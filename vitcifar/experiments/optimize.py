@@ -1,13 +1,13 @@
 """Searches a faster variant of a registered version, as a run of its own."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from vitcifar import tracking
 from vitcifar.errors import ConfigError, DataError
 from vitcifar.experiments.versions import OUTPUT_DIR, read_images
+from vitcifar.registry.derivation import Derived, derive, run_tags, run_title
 from vitcifar.registry.registry import Registry
-from vitcifar.registry.variants import Derived, derive, run_tags, run_title
+from vitcifar.registry.variants import combinations
 from vitcifar.release.cache import open_network
 from vitcifar.release.manifest import Manifest
 
@@ -20,8 +20,11 @@ def optimize(
     experiment: str,
     image_sizes: Sequence[int] = (),
     token_merging: Sequence[int] = (),
+    merging_schedules: Sequence[str] = (),
 ) -> tuple[str, Derived]:
     """Measure the variants of a version, and register the fastest that is not worse and within the budget (0 = none).
+
+    The variants are all combinations of image sizes, merged pairs and schedules (none given = a few that fit).
 
     Nothing is registered if no variant is faster than the version. Returns the id of the run. Raises VitCifarError.
     """
@@ -31,8 +34,8 @@ def optimize(
         raise DataError(f"The validation images of {release.name} have changed: restore them and try again.")
     network, name = open_network(release), run_title(release)
     with tracking.start_run(experiment=experiment, output_dir=OUTPUT_DIR, run_name=name, tags=run_tags(release)) as run:
-        choice: dict[str, Any] = {"max_p95_ms": max_p95_ms, "image_sizes": image_sizes, "token_merging": token_merging}
-        return run.run_id, derive(run, network, release, config, splits, **choice)
+        choices = combinations(network, image_sizes, token_merging, merging_schedules)
+        return run.run_id, derive(run, network, release, config, splits, max_p95_ms=max_p95_ms, choices=choices)
 
 
 def check_trained(release: Manifest) -> None:

@@ -63,10 +63,17 @@ class Classifier(nn.Module):
 
     temperature: Tensor
 
-    def __init__(self, backbone: VisionTransformer, class_names: Sequence[str], token_merging: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        class_names: Sequence[str],
+        token_merging: int = 0,
+        merging_schedule: str = "constant",
+    ) -> None:
         super().__init__()
         self.class_names = tuple(class_names)
         self.token_merging = token_merging  # pairs of tokens that a block merges; 0 = none
+        self.merging_schedule = merging_schedule
         self.image_size = backbone.image_size
         self.preprocess = Preprocess(backbone.image_size)
         self.backbone = backbone
@@ -100,6 +107,11 @@ class Classifier(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         return [*self.backbone.encoder.layers.children()]
+
+    @property
+    def token_counts(self) -> list[int]:
+        """Tokens that enter each block, and those that leave the last one."""
+        return token_counts(self.backbone.seq_length, self.token_merging, len(self.blocks), self.merging_schedule)
 
     def forward(self, images: Images) -> Tensor:
         """uint8 images -> logits (B, K)."""
@@ -138,13 +150,12 @@ class Classifier(nn.Module):
         """Shape of the output of `forward_features` at this depth for one image."""
         if depth > len(self.blocks):
             return (self.backbone.hidden_dim,)
-        counts = token_counts(self.backbone.seq_length, self.token_merging, len(self.blocks))
-        return counts[depth], self.backbone.hidden_dim + (self.token_merging > 0)
+        return self.token_counts[depth], self.backbone.hidden_dim + (self.token_merging > 0)
 
     def _run_blocks(self, tokens: Tensor, first: int, stop: int) -> Tensor:
         blocks = self.blocks[first:stop]
         if self.token_merging:
-            return run_blocks(blocks, tokens, self.token_merging, has_last=stop >= len(self.blocks))
+            return run_blocks(blocks, tokens, self.token_counts[first : stop + 1])
         for block in blocks:
             tokens = block(tokens)
         return tokens
@@ -183,7 +194,8 @@ def build_network(
     image_size = config.image_size or vit.default_image_size(config.arch, config.weights)
     with torch.random.fork_rng(devices=[]):  # the caller's random state does not change
         torch.manual_seed(config.seed)
-        network = Classifier(vit.build_backbone(config.arch, image_size), class_names, config.token_merging)
+        backbone = vit.build_backbone(config.arch, image_size)
+        network = Classifier(backbone, class_names, config.token_merging, config.merging_schedule)
     if config.weights != "none":
         found = weights.read_weights(config.arch, config.weights, load_release=load_release, notify=notify)
         weights.load_weights(network, found.state, name=config.weights, notify=notify)

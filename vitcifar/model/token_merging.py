@@ -1,4 +1,4 @@
-"""Token merging (Bolya et al. 2023, "Token merging: your ViT but faster"): every block but the last merges its r most
+"""Token merging (Bolya et al. 2023, "Token merging: your ViT but faster"): every block but the last merges its most
 similar pairs of tokens, so that later blocks compute fewer tokens.
 
 It is defined twice: here, and by hand in release/token_merging_graph.py.
@@ -12,31 +12,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def num_merged(num_tokens: int, token_merging: int) -> int:
-    """Pairs that a block with this many tokens merges: at most every second token, and never the class token."""
-    return min(token_merging, (num_tokens - 1) // 2)
+def token_counts(num_tokens: int, token_merging: int, num_blocks: int, schedule: str = "constant") -> list[int]:
+    """Tokens that enter each of `num_blocks` blocks, and at the end those that leave the last one.
 
-
-def token_counts(num_tokens: int, token_merging: int, num_blocks: int) -> list[int]:
-    """Tokens that enter each of `num_blocks` blocks, and at the end those that leave the last one."""
+    A block merges `token_merging` pairs; with the schedule "decreasing" the first merges twice as many, and each that
+    follows fewer, to none in the last. None merges more than every second token, or the class token.
+    """
     counts = [num_tokens]
-    for index in range(num_blocks):
-        is_last = index == num_blocks - 1  # the head reads its class token, which never changes by merging
-        counts.append(counts[-1] - (0 if is_last else num_merged(counts[-1], token_merging)))
-    return counts
+    for blocks_above in reversed(range(1, num_blocks)):
+        wanted = token_merging
+        if schedule == "decreasing":
+            wanted = 2 * token_merging * blocks_above // (num_blocks - 1)
+        counts.append(counts[-1] - min(wanted, (counts[-1] - 1) // 2))
+    return [*counts, counts[-1]]  # the last block merges none: the head reads its class token, which would not change
 
 
-def run_blocks(blocks: Sequence[nn.Module], tokens: Tensor, token_merging: int, *, has_last: bool) -> Tensor:
+def run_blocks(blocks: Sequence[nn.Module], tokens: Tensor, counts: Sequence[int]) -> Tensor:
     """Run transformer blocks that merge tokens: (B, T, D + 1) -> (B, T', D + 1).
 
-    The last column is the size of each token: the number of patches that it stands for. With `has_last` the last of
-    `blocks` is the network's last, which does not merge.
+    The last column is the size of each token: the number of patches that it stands for. `counts` are the tokens that
+    enter each block, and those that leave the last one.
     """
     x, sizes = tokens[..., :-1], tokens[..., -1:]
     for index, block in enumerate(blocks):
         x, keys = _attend(block, x, sizes)
-        if not (has_last and index == len(blocks) - 1):
-            x, sizes = merge(x, sizes, keys, num_merged(x.shape[1], token_merging))
+        x, sizes = merge(x, sizes, keys, counts[index] - counts[index + 1])
         x = x + block.get_submodule("mlp")(block.get_submodule("ln_2")(x))
     return torch.cat([x, sizes.to(x.dtype)], dim=2)
 

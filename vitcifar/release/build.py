@@ -183,6 +183,8 @@ def describe(
     identity: list[Any] = [weights, splits.class_names, network.image_size, splits.fingerprint]
     if network.token_merging:  # other outputs with the same weights
         identity.append({"token_merging": network.token_merging})
+    if network.token_merging and network.merging_schedule != "constant":
+        identity.append({"merging_schedule": network.merging_schedule})
     return Manifest(
         release_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
         model_name=config.model_name,

@@ -230,6 +230,7 @@ def open_network(release: Manifest) -> "Classifier":
         arch=release.config["arch"],
         image_size=release.image_size,
         token_merging=release.config.get("token_merging", 0),
+        merging_schedule=release.config.get("merging_schedule", "constant"),
         weights="none",
         train_layers="head",
     )

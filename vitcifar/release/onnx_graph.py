@@ -230,10 +230,8 @@ def _group_norm(graph: GraphBuilder, layer: Any, name: str, x: str) -> str:
 
 def _blocks(graph: GraphBuilder, network: "Classifier", x: str) -> None:
     """tokens (N, T, D) -> logits and probabilities (N, K), embedding (N, D)."""
-    from vitcifar.model.token_merging import token_counts
-
     blocks: list[Any] = list(network.blocks)
-    counts = token_counts(network.backbone.seq_length, network.token_merging, len(blocks))
+    counts = network.token_counts
     sizes = start_sizes(graph, counts[0]) if network.token_merging else ""  # of the tokens, (N, T, 1)
     for index, block in enumerate(blocks):
         last = index == len(blocks) - 1
