@@ -91,8 +91,8 @@ class TrainConfig:
     )
     merging_schedule: str = _model(
         "constant",
-        "Merged pairs over the blocks: constant, or decreasing from twice as many to none (faster).",
-        choices=("constant", "decreasing"),
+        "Merged pairs over the blocks: constant, or halving (most in the first blocks: faster).",
+        choices=("constant", "halving"),
     )
     train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.")
 

@@ -26,7 +26,7 @@ from vitcifar.report.pareto import pareto_front
 def search(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[str, Derived]]:
     """Optimize version 1 with 0 and 2 merged pairs; `times` are the p95 of each row, the version's is 8 ms.
 
-    The pairs decrease over the blocks."""
+    The pairs are halved from block to block."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
 
@@ -35,7 +35,7 @@ def search(registry: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     def run(*times: float, max_p95_ms: float = 0.0) -> tuple[str, Derived]:
         left = iter(times)
         monkeypatch.setattr(variants, "onnx_p95", lambda models: [next(left), 8.0])
-        choices = {"image_sizes": (32,), "token_merging": (0, 2), "merging_schedules": ("decreasing",)}
+        choices = {"image_sizes": (32,), "token_merging": (0, 2), "merging_schedules": ("halving",)}
         return optimize(registry, "1", max_p95_ms=max_p95_ms, experiment="toy", **choices)
 
     return run
@@ -46,14 +46,14 @@ def test_the_fastest_variant_that_passes_becomes_a_version_with_its_origin(
 ) -> None:
     run_id, found = search(9.0, 8.5, 4.0, 5.0)
     assert found.best is not None
-    assert (found.best.merged, found.best.format, found.best.ratio) == ("2 decreasing", "onnx-fp32", 0.5)
+    assert (found.best.merged, found.best.format, found.best.ratio) == ("2 halving", "onnx-fp32", 0.5)
     release = registry.pull(found.version, pytorch=True)
-    assert (release.config["token_merging"], release.config["merging_schedule"]) == (2, "decreasing")
+    assert (release.config["token_merging"], release.config["merging_schedule"]) == (2, "halving")
     assert release.checks["derived_from"]["version"] == 1
     assert len(release.checks["derived_from"]["variants"]) == 4
     assert release.release_id != registry.pull("1").release_id
     images, network = published.splits.test.images, open_network(release)
-    assert network.token_counts == [17, 13, 11, 11]
+    assert network.token_counts == [17, 15, 14, 14]
     served = OnnxClassifier(release.onnx_path).logits(list(images))
     np.testing.assert_allclose(served, predict_logits(network, images), atol=1e-3)
     table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/optimize/variants.json"))
@@ -96,10 +96,10 @@ def test_another_image_size_keeps_the_weights_and_interpolates_positions(publish
 
 def test_every_size_number_of_pairs_and_schedule_is_tried_and_no_merging_once(published: Any) -> None:
     tried = [(one.image_size, one.merged) for one in combinations(published.networks[1], (32, 24), (0, 2))]
-    assert tried == [(size, merged) for size in (32, 24) for merged in ("0", "2", "2 decreasing")]
+    assert tried == [(size, merged) for size in (32, 24) for merged in ("0", "2", "2 halving")]
     own = combinations(published.networks[1])
     assert {one.image_size for one in own} == {32, 24}
-    assert [one.merged for one in own[:3]] == ["0", "3", "3 decreasing"]
+    assert [one.merged for one in own[:3]] == ["0", "3", "3 halving"]
 
 
 def test_the_pareto_front_leaves_out_what_is_slower_and_no_more_accurate() -> None:

@@ -19,13 +19,13 @@ def test_every_block_but_the_last_merges_and_never_more_than_every_second_token(
     assert token_counts(17, 50, 4) == [17, 9, 5, 3, 3]
 
 
-def test_the_decreasing_schedule_merges_twice_as_many_first_and_none_last() -> None:
-    """The numbers of the authors' own `parse_r(12, (16, -1.0))`, up to half of the tokens."""
-    counts = token_counts(400, 16, 12, "decreasing")
-    assert [one - after for one, after in itertools.pairwise(counts)] == [32, 29, 26, 23, 20, 17, 14, 11, 8, 5, 2, 0]
-    assert token_counts(197, 8, 12, "decreasing") == [197, 181, 167, 154, 143, 133, 125, 118, 113, 109, 107, 106, 106]
-    assert token_counts(17, 50, 4, "decreasing") == [17, 9, 5, 3, 3]
-    assert token_counts(17, 5, 1, "decreasing") == [17, 17]
+def test_the_halving_schedule_merges_as_many_as_the_constant_one_but_half_of_what_is_left_at_a_time() -> None:
+    counts = token_counts(197, 12, 12, "halving")
+    assert [one - after for one, after in itertools.pairwise(counts)] == [66, 33, 17, 8, 4, 2, 1, 1, 0, 0, 0, 0]
+    assert counts[-1] == token_counts(197, 12, 12)[-1]
+    assert token_counts(197, 20, 12, "halving")[:4] == [197, 99, 50, 26], "at most every second token"
+    assert token_counts(17, 50, 4, "halving") == token_counts(17, 50, 4)
+    assert token_counts(17, 5, 1, "halving") == [17, 17]
 
 
 def test_the_most_similar_pairs_become_the_mean_of_their_patches() -> None:
@@ -65,7 +65,7 @@ def test_an_image_has_the_same_logits_alone_and_in_a_batch() -> None:
     np.testing.assert_allclose(predict_logits(network, IMAGES), alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "decreasing"])
+@pytest.mark.parametrize("schedule", ["constant", "halving"])
 @pytest.mark.parametrize("depth", range(5))
 def test_features_of_a_depth_continue_to_the_same_logits(depth: int, schedule: str) -> None:
     network = tiny(token_merging=4, merging_schedule=schedule)

@@ -36,7 +36,7 @@ def test_the_float_graph_equals_the_network(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "count"), [(32, 3), (64, 12), (64, 50)])
-@pytest.mark.parametrize("schedule", ["constant", "decreasing"])
+@pytest.mark.parametrize("schedule", ["constant", "halving"])
 def test_the_graph_merges_the_same_tokens_as_the_network(size: int, count: int, schedule: str, tmp_path: Path) -> None:
     tokens = {"image_size": size, "token_merging": count, "merging_schedule": schedule}
     config = TrainConfig(arch="vit_tiny", weights="none", **tokens)

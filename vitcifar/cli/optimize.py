@@ -31,8 +31,8 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
 @options.option(
     "--merging-schedules",
     "both",
-    "Merged pairs over the blocks: constant, decreasing from twice as many to none, or both.",
-    choices=("both", "constant", "decreasing"),
+    "Merged pairs over the blocks: constant, halving (most in the first blocks), or both.",
+    choices=("both", "constant", "halving"),
 )
 @options.experiment_option
 def optimize(

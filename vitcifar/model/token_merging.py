@@ -1,5 +1,6 @@
 """Token merging (Bolya et al. 2023, "Token merging: your ViT but faster"): every block but the last merges its most
-similar pairs of tokens, so that later blocks compute fewer tokens.
+similar pairs of tokens, so that later blocks compute fewer tokens. The schedule "halving" is not theirs: it computes
+fewer tokens at the same change of the logits than a constant number or their decreasing one (benchmarks/README.md).
 
 It is defined twice: here, and by hand in release/token_merging_graph.py.
 Letters in the shapes: B images, T tokens (the class token first), D hidden size, h heads, r merged pairs."""
@@ -15,15 +16,15 @@ from torch.nn import functional
 def token_counts(num_tokens: int, token_merging: int, num_blocks: int, schedule: str = "constant") -> list[int]:
     """Tokens that enter each of `num_blocks` blocks, and at the end those that leave the last one.
 
-    A block merges `token_merging` pairs; with the schedule "decreasing" the first merges twice as many, and each that
-    follows fewer, to none in the last. None merges more than every second token, or the class token.
+    Every block but the last merges `token_merging` pairs; with the schedule "halving" each merges half of those that
+    are left of their sum. None merges more than every second token, or the class token.
     """
-    counts = [num_tokens]
-    for blocks_above in reversed(range(1, num_blocks)):
-        wanted = token_merging
-        if schedule == "decreasing":
-            wanted = 2 * token_merging * blocks_above // (num_blocks - 1)
-        counts.append(counts[-1] - min(wanted, (counts[-1] - 1) // 2))
+    counts, left = [num_tokens], token_merging * (num_blocks - 1)
+    for _ in range(num_blocks - 1):
+        wanted = (left + 1) // 2 if schedule == "halving" else token_merging
+        merged = min(wanted, (counts[-1] - 1) // 2)
+        left -= merged
+        counts.append(counts[-1] - merged)
     return [*counts, counts[-1]]  # the last block merges none: the head reads its class token, which would not change
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
 SIZES = (1.0, 6 / 7, 5 / 7)  # of the version's image size: 224, 192, 160
-SCHEDULES = ("constant", "decreasing")
+SCHEDULES = ("constant", "halving")
 MERGED = (0.0, 0.5, 1.0)  # of the pairs that leave almost no token at the end: 0, 8, 16 of ViT-B/16 at 224
 
 
@@ -48,7 +48,7 @@ class Tokens:
 
     @property
     def merged(self) -> str:
-        return f"{self.token_merging}{' decreasing' if self.merging_schedule == 'decreasing' else ''}"
+        return f"{self.token_merging}{' halving' if self.merging_schedule == 'halving' else ''}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
