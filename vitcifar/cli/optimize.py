@@ -26,7 +26,7 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     "--image-sizes", "auto", "Image sizes in pixels, e.g. 224,192 (auto = the own and two smaller).", callback=numbers
 )
 @options.option(
-    "--merged-pairs", "auto", "Merged pairs of tokens per block, e.g. 0,8 (auto = three numbers).", callback=numbers
+    "--merged-pairs", "auto", "Merged pairs of tokens per block, e.g. 0,8 (auto = four numbers).", callback=numbers
 )
 @options.option(
     "--merging-schedules",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIZES = (1.0, 6 / 7, 5 / 7)  # of the version's image size: 224, 192, 160
 SCHEDULES = ("constant", "halving")
-MERGED = (0.0, 0.5, 1.0)  # of the pairs that leave almost no token at the end: 0, 8, 16 of ViT-B/16 at 224
+MERGED = (0.0, 0.5, 0.75, 1.0)  # of the pairs that leave almost no token at the end: 0, 8, 12, 16 of ViT-B/16 at 224
 
 
 def formats() -> list[str]:
