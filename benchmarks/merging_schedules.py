@@ -9,6 +9,7 @@ The last line is the share of tokens that "halving" computes, over that of "cons
 """
 
 import argparse
+import itertools
 from unittest.mock import PropertyMock, patch
 
 import numpy as np
@@ -17,7 +18,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.data.splits import read_splits
 from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import Classifier, build_network
-from vitcifar.model.predict import predict_logits
+from vitcifar.model.predict import predict_logits, without_merging
 from vitcifar.model.token_merging import token_counts
 
 COUNTS = (8, 10, 12, 14, 16)
@@ -46,16 +47,12 @@ def main() -> None:
     tokens, blocks = network.backbone.seq_length, len(network.blocks)
     shares: dict[str, list[float]] = {}
     changes: dict[str, list[float]] = {}
-    expected = np.empty(0)
-    for schedule, count in [("none", 0)] + [
-        (name, n) for name in ("constant", "decreasing", "halving") for n in COUNTS
-    ]:
-        counts = counts_of("constant" if schedule == "none" else schedule, count, tokens, blocks)
+    with without_merging(network):
+        expected = predict_logits(network, images)
+    for schedule, count in itertools.product(("constant", "decreasing", "halving"), COUNTS):
+        counts = counts_of(schedule, count, tokens, blocks)
         with patch.object(Classifier, "token_counts", new_callable=PropertyMock, return_value=counts):
             found = predict_logits(network, images)
-        if schedule == "none":
-            expected = found
-            continue
         shares.setdefault(schedule, []).append(sum(counts[:-1]) / tokens / blocks)
         changes.setdefault(schedule, []).append(float(np.abs(found - expected).mean()))
         same = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()

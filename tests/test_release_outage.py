@@ -116,7 +116,7 @@ def search_quickly(patch):
     patch.setattr(variants, "fastest_precision", lambda: "")  # without OpenVINO
     patch.setattr(variants, "default_sizes", lambda network: [network.image_size])
     patch.setattr(variants, "default_counts", lambda network: [0, 2])
-    patch.setattr(variants, "SCHEDULES", ("constant",))
+    patch.setattr(variants, "MERGING_SCHEDULES", ("constant",))
     times = itertools.cycle((9.0, 9.0, 4.0, 9.0))
     patch.setattr(variants, "onnx_p95", lambda models: [next(times), 8.0])
     return {"max_p95_ms": 1000.0}

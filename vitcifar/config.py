@@ -22,6 +22,7 @@ MAX_RUN_NAME = 120  # characters of a generated one
 VITS = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_ti_16", "vit_s_16", "vit_s_14", "vit_b_14", "vit_tiny")
 # torchvision's other one, and why it is refused before anything is read.
 REFUSED_VITS = {"vit_h_14": "its weights take 2.5 GB, and one ONNX file holds at most 2 GB"}
+MERGING_SCHEDULES = ("constant", "halving")
 
 
 def setting(
@@ -92,7 +93,7 @@ class TrainConfig:
     merging_schedule: str = _model(
         "constant",
         "Merged pairs over the blocks: constant, or halving (most in the first blocks: faster).",
-        choices=("constant", "halving"),
+        choices=MERGING_SCHEDULES,
     )
     train_layers: str = _model("head", "Trainable layers: head, all, or the number of last blocks.")
 

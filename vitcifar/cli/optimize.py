@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vitcifar.cli import format, options
+from vitcifar.config import MERGING_SCHEDULES
 
 if TYPE_CHECKING:
     from vitcifar.registry.registry import Registry
@@ -32,7 +33,7 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     "--merging-schedules",
     "both",
     "Merged pairs over the blocks: constant, halving (most in the first blocks), or both.",
-    choices=("both", "constant", "halving"),
+    choices=("both", *MERGING_SCHEDULES),
 )
 @options.experiment_option
 def optimize(

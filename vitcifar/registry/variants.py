@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitcifar.config import TrainConfig
+from vitcifar.config import MERGING_SCHEDULES, TrainConfig
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ReleaseError
 from vitcifar.evaluation.compare import compare_evaluations
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
 
 SIZES = (1.0, 6 / 7, 5 / 7)  # of the version's image size: 224, 192, 160
-SCHEDULES = ("constant", "halving")
 MERGED = (0.0, 0.5, 0.75, 1.0)  # of the pairs that leave almost no token at the end: 0, 8, 12, 16 of ViT-B/16 at 224
 
 
@@ -48,7 +47,8 @@ class Tokens:
 
     @property
     def merged(self) -> str:
-        return f"{self.token_merging}{' halving' if self.merging_schedule == 'halving' else ''}"
+        """The merged pairs as people read them, such as "8" or "8 halving"."""
+        return f"{self.token_merging} {self.merging_schedule}".removesuffix(" constant")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def combinations(
         Tokens(image_size=size, token_merging=count, merging_schedule=schedule)
         for size in image_sizes or default_sizes(network)
         for count in token_merging or default_counts(network)
-        for schedule in (merging_schedules or SCHEDULES if count else SCHEDULES[:1])
+        for schedule in (merging_schedules or MERGING_SCHEDULES if count else ("constant",))
     ]
 
 
