@@ -38,7 +38,7 @@ from vitcifar.report.log import (
 from vitcifar.report.tables import log_projector
 from vitcifar.training.checkpoint import BEST, LAST
 from vitcifar.training.distributed import broadcast, check_hardware, process_group, spawn_workers
-from vitcifar.training.feature_cache import open_feature_cache, predict_dataset
+from vitcifar.training.feature_cache import Embedder, open_feature_cache
 from vitcifar.training.head_solver import solve_head
 from vitcifar.training.loop import TrainResult, fit
 from vitcifar.training.resume import check_resumable, choose, obstacle, resumed_config
@@ -115,9 +115,9 @@ def test(
 ) -> Evaluation:
     """Calibrate a trained network on validation, and log its evaluation on the test split, which is used here once."""
     notify(f"Evaluating {len(splits.validation):,} validation and {len(splits.test):,} test images.")
-    cache = open_feature_cache(config)
-    validation, _ = predict_dataset(network, splits.validation, config, cache)
-    logits, embeddings = predict_dataset(network, splits.test, config, cache)
+    embedder = Embedder(network, config, open_feature_cache(config))
+    validation, _ = embedder.predict(splits.validation)
+    logits, embeddings = embedder.predict(splits.test)
     evaluation = calibrate(validation, logits, splits, config.target_precision)
     network.temperature.fill_(evaluation.temperature)
     log_evaluation(run, evaluation, splits.test, softmax(logits, evaluation.temperature))
@@ -129,7 +129,7 @@ def test(
     steps = {"validation": step, "test": 0}
     run.log_checkpoint(name, run.folder / BEST, step, {"epoch": result.best_epoch}, steps)
     both = {"validation": validation, "test": logits}
-    analyze_trained(run, network, splits, config, evaluation, both, result=result, git=git_state())
+    analyze_trained(run, embedder, splits, config, evaluation, both, result=result, git=git_state())
     return evaluation
 
 

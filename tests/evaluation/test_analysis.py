@@ -10,6 +10,7 @@ from support.planted import CONFIG, planted_splits, random_network, scored
 
 from vitcifar.evaluation.analysis import analyze, attention_maps, balanced_indices, rollout
 from vitcifar.model.predict import predict_embeddings, predict_logits
+from vitcifar.training.feature_cache import Embedder
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def run_analysis(network, splits, scored, **changes):
         *(scored[0], splits.test, scored[1], config),
         predictor=lambda images: predict_logits(network, images),
         trained_on={"train": splits.train, "validation": splits.validation},
-        network=network,
+        embedder=Embedder(network, config, None),
     )
 
 
@@ -81,7 +82,7 @@ def test_corruptions_and_threshold_can_be_switched_off(network, splits, scored):
 
 
 def test_without_the_training_images_there_are_no_duplicates_and_no_nearest_images(network, splits, scored):
-    inputs = {"predictor": lambda images: predict_logits(network, images), "network": network}
+    inputs = {"predictor": lambda images: predict_logits(network, images), "embedder": Embedder(network, CONFIG, None)}
     analysis = analyze(scored[0], splits.test, scored[1], CONFIG, trained_on={}, **inputs)
     assert analysis.duplicates is None and analysis.nearest is None and analysis.attention
 

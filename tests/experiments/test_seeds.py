@@ -1,18 +1,23 @@
 """One recipe with several seeds: nested runs, statistics on their parent, and the release of the best one."""
 
+import dataclasses
 import statistics
 from types import SimpleNamespace
 
 import mlflow
 import pytest
+import torch
 from click.testing import CliRunner
 from support.sweeps import TINY, family
 
 from vitcifar import cli, pipeline
 from vitcifar.config import resolve
+from vitcifar.data.splits import read_splits
 from vitcifar.errors import ConfigError, TrainingError, VitCifarError
 from vitcifar.experiments import seeds
 from vitcifar.experiments.logs import compare_logs
+from vitcifar.model.network import build_network
+from vitcifar.training import batches, feature_cache
 from vitcifar.training.distributed import LAUNCHED
 
 CHANGED = ("train_per_class=10", "validation_per_class=5", "test_per_class=5", "epochs=2")  # of TINY, in names
@@ -55,6 +60,37 @@ def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store
     assert parent.data.tags["version"] == "vitcifar/7"
     assert done.best.network is not None
     assert [run.network for run in done.runs if run is not done.best] == [None, None]
+
+
+def test_a_further_seed_of_a_frozen_backbone_computes_no_features_and_its_analysis_none(store, tmp_path, monkeypatch):
+    config = resolve("digits", **{**TINY, "train_layers": "head", "corruption_images": 2, "promote_to": "none"})
+    torch.save(build_network(config, tuple("abcdefghij")).backbone.state_dict(), tmp_path / "weights.pt")
+    monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "cache"))
+    features, embeddings, counts = batches.compute_features, feature_cache.predict_embeddings, []
+
+    def count_features(network, loader, num_images, **given):
+        counts[-1] += num_images
+        return features(network, loader, num_images, **given)
+
+    def count_embeddings(network, images, batch_size, **given):
+        counts[-1] += len(images)
+        return embeddings(network, images, batch_size, **given)
+
+    def count_seed(*given, train=seeds.train_seed):
+        counts.append(0)
+        return train(*given)
+
+    monkeypatch.setattr(batches, "compute_features", count_features)
+    monkeypatch.setattr(feature_cache, "predict_embeddings", count_embeddings)
+    monkeypatch.setattr(seeds, "train_seed", count_seed)
+    monkeypatch.setattr(pipeline, "release", lambda *_: SimpleNamespace(tags=lambda promote_to: {}))
+    config = dataclasses.replace(config, weights=str(tmp_path / "weights.pt"), analysis="full")
+    done = seeds.train_seeds(config, 2)
+    splits = read_splits(config)
+    in_training = len(splits.train) + len(splits.validation)
+    corrupted = counts[0] - 2 * in_training - len(splits.test)  # 2 images in 75 ways, some of which are the same
+    assert 100 < corrupted <= 152 and counts[1] == 0
+    assert len({run.metrics["test/loss"] for run in done.runs}) == 2, "other heads"
 
 
 def max_of(client, run, name):

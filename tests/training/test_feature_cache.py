@@ -11,14 +11,13 @@ from support.training import CLASSES, Logged, settings, shades
 from torch import nn
 
 from vitcifar.model.network import build_network, weights_sha256
-from vitcifar.model.predict import predict_embeddings
+from vitcifar.model.predict import predict_embeddings, predict_logits
 from vitcifar.training import batches, feature_cache
 from vitcifar.training.feature_cache import (
+    Embedder,
     FeatureCache,
-    embed,
-    feature_key,
+    network_key,
     open_feature_cache,
-    predict_dataset,
     read_features,
     write_features,
 )
@@ -67,12 +66,14 @@ def test_seeds_share_the_features_of_images_that_are_not_augmented(tmp_path, cac
     for seed in range(2):
         trained(tmp_path / f"augmented {seed}", cache, seed=seed, augmentation="crop", num_views=1)
     assert computed == [24, 12, 24, 24]
+    trained(tmp_path / "flipped", cache, seed=1, augmentation="flip", num_views=1)
+    assert computed == [24, 12, 24, 24, 24]
 
 
-def key(change=lambda network: None, dataset=None, depth=4, precision="fp32", inputs=None, **given):
+def key(change=lambda network: None, depth=4, precision="fp32", **given):
     network = build_network(settings(**given), CLASSES)
     change(network)
-    return feature_key(network, dataset or shades(1), depth=depth, precision=precision, inputs=inputs or {})
+    return network_key(network, depth=depth, precision=precision)
 
 
 def flip_last_bit(network):
@@ -84,23 +85,16 @@ def use_relu(network):
     network.backbone.encoder.layers[0].mlp[1] = nn.ReLU()  # no weight says so
 
 
-def one_pixel(dataset):
-    dataset.images[0][0, 0, 0] ^= 1
-    return dataset
-
-
 @pytest.mark.parametrize(
     "other",
     [
         {"change": flip_last_bit},
         {"change": use_relu},
-        {"dataset": one_pixel(shades(1))},
         {"depth": 3},
         {"precision": "bf16"},
-        {"inputs": {"views": ["crop", 0, 4]}},
         {"image_size": 64},
     ],
-    ids=["a bit of a weight", "a layer without weights", "a pixel", "depth", "precision", "views", "image size"],
+    ids=["a bit of a weight", "a layer without weights", "depth", "precision", "image size"],
 )
 def test_what_decides_the_features_names_their_file(other):
     assert key() == key() and key(**other) != key()
@@ -201,11 +195,33 @@ def test_predictions_with_a_warm_cache_are_the_bits_of_those_without(cache):
     config = settings(train_layers="head")
     network = build_network(config, CLASSES)
     nn.init.normal_(network.head.weight)
-    without, cold, warm = (predict_dataset(network, shades(4), config, kept) for kept in (None, cache, cache))
+    without, cold, warm = (Embedder(network, config, kept).predict(shades(4)) for kept in (None, cache, cache))
     for one, two, three in zip(without, cold, warm, strict=True):
         assert np.array_equal(one, two) and np.array_equal(one, three)
     assert np.allclose(without[0], network(torch.from_numpy(shades(4).images)).detach(), atol=1e-5)
-    assert np.array_equal(embed(network, shades(4), 8, cache), predict_embeddings(network, shades(4).images, 8))
+    assert np.array_equal(without[1], predict_embeddings(network, shades(4).images, 8))
+    for kept in (None, cache, cache):
+        assert np.array_equal(Embedder(network, config, kept).logits([*shades(4).images]), without[0])
+
+
+def test_a_pixel_and_the_batch_size_name_the_file_of_embeddings_too(cache):
+    network, images = build_network(settings(), CLASSES), shades(2).images
+    embedder = Embedder(network, settings(train_layers="head"), cache)
+    changed = images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    for one, number in ((images, 1), (images.copy(), 1), (changed, 2)):
+        embedder.logits(one)
+        assert len([*cache.folder.iterdir()]) == number
+    Embedder(network, settings(train_layers="head", batch_size=4), cache).logits(images)
+    assert len([*cache.folder.iterdir()]) == 3
+
+
+def test_a_trained_backbone_keeps_no_file_of_logits(cache):
+    network, config = build_network(settings(), CLASSES), settings(train_layers="1")
+    assert np.array_equal(
+        Embedder(network, config, cache).logits(shades(2).images), predict_logits(network, shades(2).images)
+    )
+    assert not cache.folder.exists()
 
 
 def test_no_cache_on_disk_is_a_setting():

@@ -24,6 +24,7 @@ from vitcifar.progress import bar
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
+    from vitcifar.training.feature_cache import Embedder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,11 +98,11 @@ def analyze(
     *,
     predictor: Predictor,
     trained_on: Mapping[str, ImageDataset],
-    network: "Classifier | None" = None,
+    embedder: "Embedder | None" = None,
 ) -> Analysis:
     """Run the checks that config.analysis selects; logits (N, K) of the test images, `trained_on` = the other splits.
 
-    Attention maps and embeddings need the network, duplicates and nearest images need the other splits.
+    Attention maps and embeddings need the network of the embedder, duplicates and nearest images the other splits.
     Raises ConfigError or DataError if the OOD images cannot be read.
     """
     full, threshold = config.analysis == "full", None
@@ -114,7 +115,7 @@ def analyze(
     duplicates, nearest = None, None
     if trained_on:
         datasets = {**trained_on, "test": test}
-        duplicates, nearest = similar_images(evaluation, datasets, network if full else None, config)
+        duplicates, nearest = similar_images(evaluation, datasets, embedder if full else None)
     ood_images, robustness = read_ood_images(config, limit=len(test)), None
     if full and config.corruption_images:
         subset = test.subset(balanced_indices(test.labels, config.corruption_images))
@@ -124,7 +125,7 @@ def analyze(
         threshold=threshold,
         slices=evaluate_slices(evaluation, test),
         duplicates=duplicates,
-        attention=attention_maps(network, test, evaluation) if network else None,
+        attention=attention_maps(embedder.network, test, evaluation) if embedder else None,
         nearest=nearest,
         robustness=robustness,
         ood=evaluate_ood(logits, predictor(ood_images), evaluation.temperature) if ood_images else (),
@@ -133,18 +134,16 @@ def analyze(
 
 
 def similar_images(
-    evaluation: Evaluation, datasets: Mapping[str, ImageDataset], network: "Classifier | None", config: TrainConfig
+    evaluation: Evaluation, datasets: Mapping[str, ImageDataset], embedder: "Embedder | None"
 ) -> tuple[Duplicates, NearestImages | None]:
-    """Duplicates across splits and, with the network, the training images nearest to the most confident errors."""
+    """Duplicates across splits and, with an embedder, the training images nearest to the most confident errors."""
     embeddings = {split: thumbnails(dataset.images) for split, dataset in datasets.items()}
     nearest = None
-    if network is not None:
-        from vitcifar.training.feature_cache import embed, open_feature_cache
-
-        learned, cache = {}, open_feature_cache(config)
+    if embedder is not None:
+        learned = {}
         for split, dataset in datasets.items():
             progress = partial(bar, title=f"Embeddings of {split}", unit="batches")
-            learned[split] = embed(network, dataset, config.batch_size, cache, progress=progress)
+            learned[split] = embedder.embed(dataset.images, dataset.fingerprint, progress=progress)
         embeddings = {split: concat_embeddings(embeddings[split], learned[split]) for split in datasets}
         errors = most_confident(evaluation, correct=False)[:NUM_NEAREST]
         if len(errors):

@@ -21,7 +21,7 @@ from vitcifar.report.audit import audit_csv, audit_sections
 from vitcifar.report.html import html_report
 from vitcifar.report.log import data_name
 from vitcifar.training.distributed import choose_device
-from vitcifar.training.feature_cache import embed, open_feature_cache
+from vitcifar.training.feature_cache import Embedder, open_feature_cache
 from vitcifar.uris import check_writable
 
 REPORT, TABLE = "audit.html", "audit.csv"
@@ -61,10 +61,10 @@ def compute_features(network: Classifier | None, splits: Splits, config: TrainCo
     """The embeddings of all splits, from the cache if they are there; without a network the pixels of thumbnails."""
     if network is None:
         return {split: thumbnails(dataset.images, PIXELS) for split, dataset in splits.datasets.items()}
-    cache, features = open_feature_cache(config), {}
+    embedder, features = Embedder(network, config, open_feature_cache(config)), {}
     for split, dataset in splits.datasets.items():
         progress = partial(bar, title=f"Features of {split}", unit="batches")
-        features[split] = embed(network, dataset, config.batch_size, cache, progress=progress)
+        features[split] = embedder.embed(dataset.images, dataset.fingerprint, progress=progress)
     return features
 
 

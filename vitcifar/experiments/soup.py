@@ -18,7 +18,7 @@ from vitcifar.release.build import git_state
 from vitcifar.release.manifest import Manifest
 from vitcifar.report.log import log_inputs
 from vitcifar.training import checkpoint
-from vitcifar.training.feature_cache import open_feature_cache, predict_dataset
+from vitcifar.training.feature_cache import Embedder, open_feature_cache
 from vitcifar.training.loop import TrainResult
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def make_soup(method: str, runs: Sequence["SeedRun"], network: Classifier, split
     A uniform soup is the mean of all. A greedy one takes each run in turn that makes it better on validation; where
     Wortsman et al. compare the accuracy alone, the loss decides at equal accuracy.
     """
-    cache = open_feature_cache(config)
+    embedder = Embedder(network, config, open_feature_cache(config))
 
     def score(weights: Weights) -> Score:
         network.load_state_dict(weights, strict=False)
-        logits, _ = predict_dataset(network, splits.validation, config, cache)
+        logits, _ = embedder.predict(splits.validation)
         labels = torch.from_numpy(splits.validation.labels)
         values = torch.from_numpy(logits).double()  # (N, K)
         accuracy = (values.argmax(dim=1) == labels).double().mean()

@@ -57,7 +57,12 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
     release = registry.pull(spec)
     config, splits = read_images(release, **options)
     check_ood(config)
-    network = open_network(registry.pull(str(release.version), pytorch=True)) if config.analysis == "full" else None
+    embedder = None
+    if config.analysis == "full":
+        from vitcifar.training.feature_cache import Embedder, open_feature_cache
+
+        network = open_network(registry.pull(str(release.version), pytorch=True))
+        embedder = Embedder(network, config, open_feature_cache(config))
     classifier = open_served(release)
     name = f"evaluate {registry.model_name} {release.version}"
     tags = {
@@ -82,7 +87,7 @@ def evaluate_version(registry: Registry, spec: str, *, experiment: str, **option
             return run.run_id, evaluation
         own = trained_on(release, splits)
         analysis = analyze(
-            evaluation, splits.test, logits, config, predictor=classifier.logits, trained_on=own, network=network
+            evaluation, splits.test, logits, config, predictor=classifier.logits, trained_on=own, embedder=embedder
         )
         title = f"{release.name} on {data_name(config)}"
         note = "" if own else " Its training images are not available, so duplicates of them were not searched."

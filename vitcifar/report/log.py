@@ -28,6 +28,7 @@ from vitcifar.tracking import Run
 
 if TYPE_CHECKING:
     from vitcifar.model.network import Classifier
+    from vitcifar.training.feature_cache import Embedder
     from vitcifar.training.loop import TrainResult
 
 MAX_CLASSES = 30  # with a precision-recall curve: those with the lowest F1
@@ -215,7 +216,7 @@ def report_sections(
 
 def analyze_trained(
     run: Run,
-    network: "Classifier",
+    embedder: "Embedder",
     splits: Splits,
     config: TrainConfig,
     evaluation: Evaluation,
@@ -225,8 +226,6 @@ def analyze_trained(
     git: Mapping[str, Any],
 ) -> None:
     """Run and log the analysis that config.analysis selects, with the report; logits (N, K) of validation and test."""
-    from vitcifar.model.predict import predict_logits
-
     if config.analysis == "none":
         return
     analysis = analyze(
@@ -234,9 +233,9 @@ def analyze_trained(
         splits.test,
         logits["test"],
         config,
-        predictor=lambda images: predict_logits(network, images, config.batch_size),
+        predictor=embedder.logits,
         trained_on={"train": splits.train, "validation": splits.validation},
-        network=network,
+        embedder=embedder,
     )
     unseen = {split: softmax(rows, evaluation.temperature) for split, rows in logits.items()}
     analysis = dataclasses.replace(analysis, audit=audit_images(splits.datasets, probabilities=unseen))
@@ -251,7 +250,7 @@ def analyze_trained(
         subtitle=f"Trained on {len(splits.train):,} images, calibrated on {len(splits.validation):,}, "
         f"tested once on {len(splits.test):,} held-out images.",
         facts={
-            "Network": f"{config.arch}, {network.image_size} pixels, trained: {config.train_layers}",
+            "Network": f"{config.arch}, {embedder.network.image_size} pixels, trained: {config.train_layers}",
             "Initial weights": config.weights if config.weights != "none" else "random",
             **({"Teacher": config.teacher} if config.teacher != "none" else {}),
             "Fingerprint of the images": splits.fingerprint[:16],

@@ -22,7 +22,7 @@ from vitcifar.model.predict import to_batch
 from vitcifar.model.vit import v2
 from vitcifar.progress import bar
 from vitcifar.training.distributed import autocast, num_processes, rank, sum_over_processes
-from vitcifar.training.feature_cache import FeatureCache, feature_key
+from vitcifar.training.feature_cache import FeatureCache, Key
 from vitcifar.training.loader import Loader, Request
 
 IMAGES_PER_BATCH = 64  # in the frozen layers
@@ -103,9 +103,17 @@ class CachedFeatures(Dataset[Images]):
 
 
 def cached_features(
-    network: Classifier, loader: Loader, *, depth: int, num_views: int, precision: str, cache: FeatureCache | None
+    network: Classifier,
+    loader: Loader,
+    *,
+    depth: int,
+    num_views: int,
+    precision: str,
+    cache: FeatureCache | None,
+    key: Callable[[], Key],
 ) -> CachedFeatures:
-    """The features of the images that a loader augments: computed, or those that an earlier run has kept on disk."""
+    """The features of the images that a loader augments: computed, or those that an earlier run has kept on disk under
+    the `key` of the network."""
     source = loader.source
     assert isinstance(source, AugmentedImages)
     num_images, augmentation = len(source.dataset), source.augmentation
@@ -115,9 +123,11 @@ def cached_features(
     if cache is None:
         return CachedFeatures(compute())
     views = "none" if augmentation == "none" else [augmentation, source.seed, num_views]
-    inputs = {"batch_size": IMAGES_PER_BATCH, "views": views}
-    key = partial(feature_key, network, source.dataset, depth=depth, precision=precision, inputs=inputs)
-    return CachedFeatures(cache.get(key, (num_views, num_images, *network.features_shape(depth)), compute))
+
+    def of_images() -> Key:
+        return {**key(), "images": source.dataset.fingerprint, "batch_size": IMAGES_PER_BATCH, "views": views}
+
+    return CachedFeatures(cache.get(of_images, (num_views, num_images, *network.features_shape(depth)), compute))
 
 
 def compute_features(

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,9 @@ from torch import Tensor
 from vitcifar import __version__
 from vitcifar.cache import PARTIAL_PREFIX, features_dir, prune_features
 from vitcifar.config import TrainConfig
-from vitcifar.data.dataset import ImageDataset
+from vitcifar.data.dataset import ImageDataset, pixel_hash
 from vitcifar.model.network import Classifier, evaluation_mode, tensors_sha256
-from vitcifar.model.predict import Progress, predict_both, predict_embeddings, predict_head
+from vitcifar.model.predict import Arrays, Progress, predict_both, predict_embeddings, predict_head, predict_logits
 from vitcifar.progress import notify as print_line
 from vitcifar.training.distributed import autocast, broadcast, num_processes, rank, sum_over_processes
 from vitcifar.training.numerics import numerics
@@ -37,13 +37,14 @@ Key = Mapping[str, object]
 class FeatureCache:
     """Files of features in one folder, shared by any number of processes.
 
-    A damaged file is computed again; one that cannot be written is not kept. Those that were not used for longest are
-    deleted, so that all take at most `max_bytes`.
+    A damaged file is computed again; one that cannot be written is not kept, which is said once. Those that were not
+    used for longest are deleted, so that all take at most `max_bytes`.
     """
 
     folder: Path
     max_bytes: int
     notify: Callable[[str], object] = print_line
+    said: set[str] = dataclasses.field(default_factory=set)
 
     def get(self, key: Callable[[], Key], shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
         """The features of a key, float32 of this shape: read, or computed and kept.
@@ -66,17 +67,22 @@ class FeatureCache:
     def _keep(self, path: Path, features: Tensor) -> None:
         if features.nbytes > self.max_bytes:
             limit = f"cache_disk ({self.max_bytes / 1e9:g} GB)"
-            self.notify(f"The features take {features.nbytes / 1e9:.2f} GB, more than {limit}: they are not kept.")
+            self._say(f"The features take {features.nbytes / 1e9:.2f} GB, more than {limit}: they are not kept.")
             return
         try:
             write_features(path, features)
             prune_features(self.folder, self.max_bytes)
         except Exception as error:  # safetensors has an error of its own for a full disk
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            self.notify(
+            self._say(
                 f"The features are not kept in {self.folder} ({reason}): free disk space, set VITCIFAR_CACHE to "
                 "another folder, or type --cache-disk 0."
             )
+
+    def _say(self, message: str) -> None:
+        if message not in self.said:
+            self.said.add(message)
+            self.notify(message)
 
 
 def open_feature_cache(config: TrainConfig) -> FeatureCache | None:
@@ -126,11 +132,8 @@ def sha256_of(features: Tensor) -> str:
 
 
 @torch.no_grad()
-def feature_key(
-    network: Classifier, dataset: ImageDataset, *, depth: int, precision: str, inputs: Mapping[str, object]
-) -> Key:
-    """What decides the bits of features: weights, images, depth, precision, packages, threads, machine, and `inputs`,
-    which says how the images were batched and augmented.
+def network_key(network: Classifier, *, depth: int, precision: str) -> Key:
+    """What decides the bits of features, of any images: weights, depth, precision, packages, threads, machine.
 
     The features of two images of noise stand for what has no name here, such as a layer without weights.
     """
@@ -143,7 +146,6 @@ def feature_key(
         probe = network.forward_features(network.preprocess(torch.from_numpy(noise).to(device)), depth)
     return {
         "weights": tensors_sha256(frozen),
-        "images": dataset.fingerprint,
         "depth": depth,
         "image_size": network.image_size,
         "preprocessing": [network.preprocess.mean.flatten().tolist(), network.preprocess.std.flatten().tolist()],
@@ -153,36 +155,46 @@ def feature_key(
         "probe": sha256_of(probe.float().cpu().contiguous()),
         "numerics": numerics(),
         "versions": [__version__, *(importlib.metadata.version(package) for package in PACKAGES)],
-        "inputs": inputs,
     }
 
 
-def embed(
-    network: Classifier,
-    dataset: ImageDataset,
-    batch_size: int,
-    cache: FeatureCache | None,
-    *,
-    progress: Progress = iter,
-) -> np.ndarray:
-    """Embeddings (N, D), float32, of all images of a dataset, as of `predict_embeddings`; from the cache if there is
-    one."""
-    compute = partial(predict_embeddings, network, dataset.images, batch_size, progress=progress)
-    if cache is None:
-        return compute()
-    depth = len(network.blocks) + 1
-    inputs = {"batch_size": batch_size, "views": "none"}
-    key = partial(feature_key, network, dataset, depth=depth, precision="fp32", inputs=inputs)
-    shape = (len(dataset), network.head.in_features)
-    return cache.get(key, shape, lambda: torch.from_numpy(compute())).numpy()
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedder:
+    """Embeddings and logits of images by a network whose layers below the head no longer change.
 
+    Embeddings are kept in the cache, if there is one. With a frozen backbone the logits are those of the head on them,
+    so that all seeds compute it once.
+    """
 
-def predict_dataset(
-    network: Classifier, dataset: ImageDataset, config: TrainConfig, cache: FeatureCache | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, K) and embeddings (N, D), float32, of all images of a dataset; with a frozen backbone its embeddings
-    are kept in the cache, and the head is applied to them."""
-    if config.train_layers != "head":
-        return predict_both(network, dataset.images, config.batch_size)
-    embeddings = embed(network, dataset, config.batch_size, cache)
-    return predict_head(network, embeddings, config.batch_size), embeddings
+    network: Classifier
+    config: TrainConfig
+    cache: FeatureCache | None
+
+    @cached_property
+    def key(self) -> Key:
+        return network_key(self.network, depth=len(self.network.blocks) + 1, precision="fp32")
+
+    def embed(self, images: Arrays, fingerprint: str, *, progress: Progress = iter) -> np.ndarray:
+        """Embeddings (N, D), float32, as of `predict_embeddings`; the fingerprint stands for the images."""
+        batch_size = self.config.batch_size
+        compute = partial(predict_embeddings, self.network, images, batch_size, progress=progress)
+        if self.cache is None:
+            return compute()
+        inputs = {"images": fingerprint, "batch_size": batch_size, "views": "none"}
+        shape = (len(images), self.network.head.in_features)
+        return self.cache.get(lambda: {**self.key, **inputs}, shape, lambda: torch.from_numpy(compute())).numpy()
+
+    def predict(self, dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, K) and embeddings (N, D), float32, of all images of a dataset."""
+        if self.config.train_layers != "head":
+            return predict_both(self.network, dataset.images, self.config.batch_size)
+        embeddings = self.embed(dataset.images, dataset.fingerprint)
+        return predict_head(self.network, embeddings, self.config.batch_size), embeddings
+
+    def logits(self, images: Arrays) -> np.ndarray:
+        """Logits (N, K), float32, of uint8 images (N, H, W, 3) or (H, W, 3) each."""
+        if self.config.train_layers != "head":
+            return predict_logits(self.network, images, self.config.batch_size)
+        hashes = "".join(map(pixel_hash, images))
+        embeddings = self.embed(images, hashlib.sha256(hashes.encode()).hexdigest())
+        return predict_head(self.network, embeddings, self.config.batch_size)

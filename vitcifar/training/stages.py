@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vitcifar.training.batches import AugmentedImages, cached_features, plan_cac
 from vitcifar.training.checkpoint import CURE, LAST, Checkpoints, check_tensors, identity_of
 from vitcifar.training.distillation import Teacher, prepare_teacher
 from vitcifar.training.distributed import choose_device, choose_precision, rank
-from vitcifar.training.feature_cache import FeatureCache
+from vitcifar.training.feature_cache import FeatureCache, network_key
 from vitcifar.training.loader import Loader
 from vitcifar.training.state import Stage, TrainState
 
@@ -216,7 +216,10 @@ def prepare_inputs(setup: Setup, train_layers: str) -> Inputs:
     if message:
         setup.notify(message)
     if depth is not None and num_views:
-        features = partial(cached_features, network, depth=depth, precision=setup.precision, cache=setup.feature_cache)
+        key = cache(partial(network_key, network, depth=depth, precision=setup.precision))
+        features = partial(
+            cached_features, network, depth=depth, precision=setup.precision, cache=setup.feature_cache, key=key
+        )
         train = Loader(features(train, num_views=num_views), 0, device)
         validation = Loader(features(validation, num_views=1), 0, device)
         preprocess, classify = nn.Identity(), partial(network.forward_head, depth=depth)
