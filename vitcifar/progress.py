@@ -1,13 +1,16 @@
 """Progress on the terminal: bars that vanish when their work is done, and lines that stay. Both go to stderr."""
 
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
 
 FORMAT = "{desc} {bar} {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
 DELAY = 0.5  # seconds; shorter work shows no bar
+_PRINTED: ContextVar[set[str] | None] = ContextVar("printed", default=None)
 
 
 def bar(work: Iterable[Any] | None, title: str, unit: str, **options: Any) -> Any:
@@ -18,4 +21,19 @@ def bar(work: Iterable[Any] | None, title: str, unit: str, **options: Any) -> An
 
 def notify(message: str) -> None:
     """Print a line that stays, above a bar."""
+    printed = _PRINTED.get()
+    if printed is not None:
+        if message in printed:
+            return
+        printed.add(message)
     tqdm.write(message, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def no_line_twice() -> Iterator[None]:
+    """Inside the block, `notify` prints a line once: what several runs have in common is said by the first."""
+    token = _PRINTED.set(set())
+    try:
+        yield
+    finally:
+        _PRINTED.reset(token)

@@ -108,6 +108,15 @@ def test_the_best_seed_is_chosen_on_validation():
     assert [one.seed for one in runs if one.network] == [2]
 
 
+def test_each_seed_is_named_and_what_they_have_in_common_is_said_once(store, few_figures, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "release", lambda *_: SimpleNamespace(tags=lambda promote_to: {}))
+    seeds.train_seeds(resolve("digits", **{**TINY, "analysis": "none", "train_layers": "head", "seed": 4}), 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("Seed")] == ["Seed 4 (1 of 2).", "Seed 5 (2 of 2)."]
+    assert sum("Frozen features are computed once" in line for line in lines) == 1
+    assert sum(line.startswith("Epoch 1: ") for line in lines) == 2
+
+
 def test_several_seeds_as_a_project_release_the_best_one(store, few_figures, monkeypatch):
     experiment = store.create_experiment("project")
     project = store.create_run(experiment, run_name="project").info.run_id

@@ -76,6 +76,7 @@ def test_a_sweep_killed_half_way_is_resumed_to_exactly_four_trials_under_one_par
     killed.wait()
     resumed = CliRunner().invoke(cli.main, [*SWEEP, "--trials", "4"])
     assert resumed.exit_code == 0, resumed.output
+    assert "\nTrial " in resumed.output, "each is named with its settings"
     assert states() == {"COMPLETE": 4, "FAIL": 1}
     parent, children = family(store)
     assert parent.info.status == "FINISHED"

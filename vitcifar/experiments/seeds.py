@@ -17,6 +17,7 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.experiments.soup import Soup, check_soup, make_soup, release_soup
 from vitcifar.model.network import Classifier, check_network
 from vitcifar.networks import find_teacher, make_network
+from vitcifar.progress import no_line_twice, notify
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes
 from vitcifar.training.loop import TrainResult
@@ -82,8 +83,10 @@ def train_seeds(config: TrainConfig, num_seeds: int, soup: str = "none") -> Seed
     with pipeline.start_run(config, "seeds", name=name if config.run_name == "none" else None) as parent:
         parent.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint, "num_seeds": num_seeds})
         runs: list[SeedRun] = []
-        for seed in range(config.seed, config.seed + num_seeds):
-            runs = drop_networks([*runs, train_seed(config, splits, seed)])
+        with no_line_twice():
+            for number, seed in enumerate(range(config.seed, config.seed + num_seeds), 1):
+                notify(f"Seed {seed} ({number} of {num_seeds}).")
+                runs = drop_networks([*runs, train_seed(config, splits, seed)])
         intervals, best = log_seeds(parent, runs), best_run(runs)
         parent.set_tags({"best_seed": str(best.seed), "best_run": best.run_id})
         assert best.network is not None

@@ -27,6 +27,7 @@ from vitcifar.experiments.search_space import Dimension
 from vitcifar.experiments.seeds import prepare
 from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
 from vitcifar.networks import make_network
+from vitcifar.progress import no_line_twice, notify
 from vitcifar.uris import sqlite_uri
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def sweep(plan: SweepPlan) -> SweepResult:
         study = open_study(plan, splits)
         open_parent(study, plan)
     with parent_run(study, plan, lock) as parent:
-        run_trials(study, plan, splits, parent)
+        with no_line_twice():
+            run_trials(study, plan, splits, parent)
         with lock:
             result = log_result(parent, study, plan, files=True)
         if result.best is None:
@@ -205,9 +207,10 @@ def train_trial(trial: "Trial", config: TrainConfig, splits: Splits) -> Mapping[
     from optuna import TrialPruned
     from optuna.exceptions import UpdateFinishedTrialError
 
+    settings = [short(name, value) for name, value in trial.user_attrs["settings"].items()]
+    notify(f"Trial {trial.number}: {' '.join(settings)}.")
     network = make_network(config, splits.class_names)
     epochs = itertools.count(1)
-    settings = [short(name, value) for name, value in trial.user_attrs["settings"].items()]
     name = " ".join([trial.study.study_name, "trial", str(trial.number), *settings])[:MAX_RUN_NAME]
     with pipeline.start_run(config, "trial", name=name, nested=True, tags={"trial": str(trial.number)}) as run:
         trial.set_user_attr("run_id", run.run_id)
