@@ -22,13 +22,13 @@ import torch
 from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
 
-from vitcifar.config import resolve
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.evaluation.active_learning import select_images
 from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import build_network
 from vitcifar.model.predict import predict_embeddings
+from vitcifar.presets import resolve
 from vitcifar.training.loop import fit
 
 INVERSE_L2 = 0.01  # C of the head, as cross-validation chooses it on 50 to 200 of these images

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from scipy.stats import t
 
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.data.torchvision_compat import torchvision
 from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_logits
+from vitcifar.presets import resolve
 from vitcifar.training.loop import fit
 
 GIVEN = {

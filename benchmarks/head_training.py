@@ -19,13 +19,13 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from vitcifar.config import resolve
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits
 from vitcifar.data.torchvision_compat import torchvision
 from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import MEAN, STD, Classifier, build_network
+from vitcifar.presets import resolve
 from vitcifar.training.feature_cache import FeatureCache
 from vitcifar.training.head_solver import solve_head
 from vitcifar.training.loop import fit

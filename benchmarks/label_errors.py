@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import read_splits
 from vitcifar.evaluation.duplicates import thumbnails
@@ -26,6 +26,7 @@ from vitcifar.experiments.audit import PIXELS
 from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_embeddings
+from vitcifar.presets import resolve
 from vitcifar.training.loop import fit
 
 FLIPPED, LISTED = 0.05, 0.1  # shares of the images

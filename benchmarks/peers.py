@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcifar.config import resolve
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.inference.machine import this_machine
 from vitcifar.model.network import Classifier, build_network
+from vitcifar.presets import resolve
 from vitcifar.training.loop import fit
 
 NAMES = tuple("abcdefghij")

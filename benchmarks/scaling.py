@@ -25,9 +25,9 @@ SIZES = (1_000, 10_000, 50_000)
 
 def train_once(num_images: int, num_epochs: int) -> None:
     """Train and print milliseconds per image, and the memory in MB before the images and at the peak."""
-    from vitcifar.config import resolve
     from vitcifar.data.dataset import ImageDataset
     from vitcifar.model.network import build_network
+    from vitcifar.presets import resolve
     from vitcifar.training.loop import fit
 
     names = tuple("abcdefghij")

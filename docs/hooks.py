@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from vitcifar import cli, errors
-from vitcifar.config import PRESETS, TrainConfig
+from vitcifar.config import TrainConfig
+from vitcifar.presets import PRESETS
 from vitcifar.stores import CAUSES
 
 PACKAGE = Path(errors.__file__).parent

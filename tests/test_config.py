@@ -5,19 +5,9 @@ import itertools
 
 import pytest
 
-from vitcifar.config import (
-    PRESETS,
-    RENAMED_SETTINGS,
-    TrainConfig,
-    deciding_settings,
-    groups,
-    nearest_preset,
-    resolve,
-    run_name,
-    train_command,
-    upgrade_settings,
-)
+from vitcifar.config import RENAMED_SETTINGS, TrainConfig, deciding_settings, groups, upgrade_settings
 from vitcifar.errors import ConfigError
+from vitcifar.presets import PRESETS, nearest_preset, resolve, run_name, train_command
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 # Reviewed by hand: another value of one of these gives other weights on the same images. The data settings choose the

@@ -6,11 +6,11 @@ import mlflow
 import pytest
 
 from vitcifar import pipeline
-from vitcifar.config import resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import ConfigError, RegistryError
 from vitcifar.model.network import build_network, weights_sha256
 from vitcifar.networks import make_network
+from vitcifar.presets import resolve
 from vitcifar.registry.description import describe_version
 from vitcifar.release.build import describe
 from vitcifar.release.cache import open_network

@@ -13,10 +13,10 @@ from PIL import Image
 from support.faulty_proxy import FAULTS, FaultyProxy
 
 from vitcifar import journal, outage, pipeline, tracking
-from vitcifar.config import resolve
 from vitcifar.errors import TrackingError
 from vitcifar.experiments.logs import compare_logs
 from vitcifar.outage import is_transient
+from vitcifar.presets import resolve
 
 PROFILE = {"num_images": 4, "num_classes": 2}
 

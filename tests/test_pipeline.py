@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vitcifar import pipeline, tracking
 from vitcifar.cli import main
-from vitcifar.config import resolve
 from vitcifar.errors import ConfigError
+from vitcifar.presets import resolve
 from vitcifar.registry.registry import Registry
 
 

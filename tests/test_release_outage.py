@@ -14,9 +14,9 @@ from support.faulty_proxy import FaultyProxy
 from support.toys import settle
 
 from vitcifar import outage, pipeline, tracking
-from vitcifar.config import resolve
 from vitcifar.errors import TrackingError
 from vitcifar.experiments.logs import compare_logs
+from vitcifar.presets import resolve
 from vitcifar.registry import derivation, registration, variants
 from vitcifar.registry.registry import Registry
 from vitcifar.release.build import MODEL_TAG

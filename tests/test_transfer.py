@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import resolve
 from vitcifar.networks import make_network
+from vitcifar.presets import resolve
 from vitcifar.training.loop import fit
 
 SAMPLE = os.environ.get("VITCIFAR_SAMPLE")

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitcifar import journal, outage, tracking
 from vitcifar.cache import cache_dir
-from vitcifar.config import TrainConfig, resolve, run_name
+from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import GateError, TrackingError
 from vitcifar.evaluation.calibration import softmax
@@ -16,6 +16,7 @@ from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.evaluation.ood import check_ood
 from vitcifar.model.network import Classifier, weights_sha256
 from vitcifar.networks import make_network, make_teacher
+from vitcifar.presets import resolve, run_name
 from vitcifar.progress import notify
 from vitcifar.registry.aliases import resolve_names
 from vitcifar.registry.benchmark import benchmark

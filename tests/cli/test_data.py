@@ -11,10 +11,10 @@ from support.textures import textured_image
 
 from vitcifar import cli
 from vitcifar.cache import features_dir
-from vitcifar.config import resolve
 from vitcifar.errors import TrainingError
 from vitcifar.model import weights
 from vitcifar.model.network import build_network
+from vitcifar.presets import resolve
 from vitcifar.training import feature_cache
 
 CLASSES = ("<b>dog<b>", "猫")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from vitcifar.config import resolve
 from vitcifar.data import files
 from vitcifar.data.files import ImageFiles, load_files
 from vitcifar.data.image import read_image
 from vitcifar.data.sources import open_source
 from vitcifar.data.splits import make_splits, read_splits
 from vitcifar.errors import DataError, ImageError
+from vitcifar.presets import resolve
 
 COUNTS = {"train_per_class": 2, "validation_per_class": 1, "test_per_class": 2}
 

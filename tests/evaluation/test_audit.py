@@ -9,10 +9,10 @@ from PIL import Image, ImageFilter
 from support.noise import noise, some_images
 from support.textures import textured_image
 
-from vitcifar.config import resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.evaluation.audit import MAX_FEW, audit_images
 from vitcifar.evaluation.duplicates import thumbnails
+from vitcifar.presets import resolve
 
 CONFIG = resolve("digits", train_per_class=40, validation_per_class=5, test_per_class=5)
 

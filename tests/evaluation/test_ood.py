@@ -9,10 +9,11 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 from sklearn import metrics
 
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError, DataError
 from vitcifar.evaluation import ood as o
 from vitcifar.evaluation.ood import check_ood, ood_name, ood_source, read_ood_images
+from vitcifar.presets import resolve
 
 CONFIG = resolve("digits")
 

@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from support.sweeps import TINY, family
 
 from vitcifar import cli, pipeline
-from vitcifar.config import resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import ConfigError, TrainingError, VitCifarError
 from vitcifar.experiments import seeds
 from vitcifar.experiments.logs import compare_logs
 from vitcifar.model.network import build_network
+from vitcifar.presets import resolve
 from vitcifar.training import batches, feature_cache
 from vitcifar.training.distributed import LAUNCHED
 

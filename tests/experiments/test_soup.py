@@ -12,12 +12,12 @@ from support.training import CLASSES, settings, shades
 
 from vitcifar import pipeline
 from vitcifar.cli import main
-from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, ReleaseError
 from vitcifar.experiments import seeds
 from vitcifar.experiments.soup import Soup, check_soup, make_soup, require_single_run
 from vitcifar.model.network import build_network
 from vitcifar.model.predict import predict_embeddings
+from vitcifar.presets import resolve
 from vitcifar.training import checkpoint
 
 CONFIG = settings(train_layers="head", cache_disk=0.0)

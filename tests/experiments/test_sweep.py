@@ -24,12 +24,12 @@ from support.sweeps import SEARCH, TINY, fake_learning, family, plan
 from support.toys import settle
 
 from vitcifar import cli, pipeline
-from vitcifar.config import resolve
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError
 from vitcifar.experiments import sweep as sweeping
 from vitcifar.experiments.logs import compare_logs
 from vitcifar.experiments.sweep import sweep
+from vitcifar.presets import resolve
 from vitcifar.training.distributed import LAUNCHED
 
 SWEEP = ["sweep", "--preset", "digits", "--search", SEARCH]

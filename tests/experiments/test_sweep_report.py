@@ -8,9 +8,9 @@ import optuna
 from optuna.trial import TrialState
 from support.sweeps import fake_learning, family, plan
 
-from vitcifar.config import resolve, train_command
 from vitcifar.experiments.sweep import sweep
 from vitcifar.experiments.sweep_report import plot_trials, summarize, trial_state
+from vitcifar.presets import resolve, train_command
 
 
 def test_the_command_names_only_the_settings_that_differ_from_the_preset():

@@ -17,13 +17,14 @@ from support.scores import add_version, scores
 from support.toys import settle
 
 from vitcifar import cli, pipeline
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import TrainConfig
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import DataError, ReleaseError
 from vitcifar.experiments import versions
 from vitcifar.experiments.logs import compare_logs
 from vitcifar.experiments.versions import compare_versions, evaluate_version, reproduce, trained_on
 from vitcifar.model.predict import predict_logits
+from vitcifar.presets import resolve
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import open_network
 from vitcifar.run import mlflow_points

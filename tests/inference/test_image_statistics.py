@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from support.toys import make_image, make_onnx
 
-from vitcifar.config import resolve
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.inference.image_statistics import ImageStatistics, statistics_of
 from vitcifar.inference.session import OnnxClassifier
+from vitcifar.presets import resolve
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from support.toys import make_image
 
-from vitcifar.config import resolve
 from vitcifar.data.image import read_image
 from vitcifar.data.splits import read_splits
 from vitcifar.errors import ImageError
 from vitcifar.inference.occlusion import GRID, occlude
 from vitcifar.inference.session import OnnxClassifier
 from vitcifar.model.network import build_network
+from vitcifar.presets import resolve
 from vitcifar.release.onnx_graph import save_graph
 from vitcifar.training.loop import fit
 

@@ -7,11 +7,11 @@ import torch
 from support.networks import CLASSES, random_images
 from torch import nn
 
-from vitcifar.config import resolve
 from vitcifar.errors import TrainingError
 from vitcifar.model.network import MEAN, Classifier, build_network
 from vitcifar.model.vit import VisionTransformer, build_backbone
 from vitcifar.model.weights import load_weights, read_file, select, tensors_of
+from vitcifar.presets import resolve
 
 timm = pytest.importorskip("timm")
 SIZE, PATCH, WIDTH, BLOCKS, HEADS = 32, 8, 48, 2, 3

@@ -4,7 +4,6 @@ import pytest
 import torch
 from support.networks import CLASSES, random_images, tiny
 
-from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, TrainingError
 from vitcifar.model.network import (
     Released,
@@ -17,6 +16,7 @@ from vitcifar.model.network import (
     set_trainable,
     weights_sha256,
 )
+from vitcifar.presets import resolve
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (2, 8, 8), (7, 40, 50), (2, 300, 200), (1, 1, 1)])

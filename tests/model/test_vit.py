@@ -3,9 +3,9 @@
 import pytest
 from support.networks import CLASSES, tiny
 
-from vitcifar.config import resolve
 from vitcifar.errors import ConfigError
 from vitcifar.model.network import build_network
+from vitcifar.presets import resolve
 
 
 def test_an_image_size_that_is_no_multiple_of_the_patch_size_names_the_nearest_one_that_is():

@@ -16,12 +16,12 @@ import torch
 from support.networks import CLASSES, random_images, tiny
 from support.training import settings, train
 
-from vitcifar.config import resolve
 from vitcifar.errors import TrainingError
 from vitcifar.model import weights as initial
 from vitcifar.model.network import build_network, weights_sha256
 from vitcifar.model.vit import models
 from vitcifar.model.weights import cached_file, download
+from vitcifar.presets import resolve
 from vitcifar.training import checkpoint
 from vitcifar.training.checkpoint import BEST, LAST
 

@@ -13,9 +13,9 @@ from support.reports import HOSTILE, Memory, Page
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitcifar import __version__
-from vitcifar.config import resolve
 from vitcifar.evaluation.analysis import Analysis
 from vitcifar.evaluation.metrics import metric_names
+from vitcifar.presets import resolve
 from vitcifar.report import style
 from vitcifar.report.log import (
     analyze_trained,

@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from vitcifar.cli import main
-from vitcifar.config import PRESETS, TrainConfig, resolve
+from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError
+from vitcifar.presets import PRESETS, resolve
 from vitcifar.report import plots
 from vitcifar.report.training import Training, different_settings, training_findings, training_section
 

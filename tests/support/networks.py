@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from vitcifar.config import resolve
 from vitcifar.model.network import Classifier, build_network
+from vitcifar.presets import resolve
 
 CLASSES = ("ant", "bee", "cat")
 

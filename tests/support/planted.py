@@ -6,11 +6,11 @@ import functools
 import numpy as np
 import torch
 
-from vitcifar.config import resolve
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.predict import predict_logits
+from vitcifar.presets import resolve
 from vitcifar.report.log import score
 
 CONFIG = resolve(

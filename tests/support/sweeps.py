@@ -4,9 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from vitcifar import pipeline
-from vitcifar.config import resolve
 from vitcifar.experiments.search_space import parse_space
 from vitcifar.experiments.sweep import SweepPlan
+from vitcifar.presets import resolve
 
 TINY = {"train_per_class": 10, "validation_per_class": 5, "test_per_class": 5, "epochs": 2, "promote_to": "none"}
 SEARCH = "learning_rate=1e-4..1e-2:log; optimizer=adam,sgd"

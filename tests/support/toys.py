@@ -102,10 +102,10 @@ def publish_two(folder: Path, patch: pytest.MonkeyPatch) -> None:
     from support.releases import publish
 
     from vitcifar import tracking
-    from vitcifar.config import resolve
     from vitcifar.data.sources import open_source
     from vitcifar.data.splits import make_splits
     from vitcifar.model.network import build_network
+    from vitcifar.presets import resolve
     from vitcifar.registry.aliases import move_alias
     from vitcifar.registry.registry import Registry
 

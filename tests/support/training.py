@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from vitcifar.config import resolve
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.model.network import build_network
+from vitcifar.presets import resolve
 from vitcifar.training.loop import fit
 
 KILLED = """

@@ -7,9 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from support.training import CLASSES, Logged, settings, shades
 
-from vitcifar.config import resolve
 from vitcifar.errors import ConfigError, TrainingError
 from vitcifar.model.network import build_network, weights_sha256
+from vitcifar.presets import resolve
 from vitcifar.training import head_solver
 from vitcifar.training.checkpoint import BEST, LAST, load
 from vitcifar.training.feature_cache import FeatureCache

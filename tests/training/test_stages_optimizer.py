@@ -6,8 +6,8 @@ import pytest
 import torch
 from support.training import CLASSES, Logged, settings, train
 
-from vitcifar.config import resolve
 from vitcifar.model.network import build_network
+from vitcifar.presets import resolve
 from vitcifar.training.stages import EMA, build_optimizer, learning_rate
 
 

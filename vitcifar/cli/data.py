@@ -7,8 +7,9 @@ import click
 
 from vitcifar.cli import format, options
 from vitcifar.cli.runs import DATA_SETTINGS
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError
+from vitcifar.presets import resolve
 
 FEATURE_SETTINGS = ("arch", "weights", "normalization", "image_size", "batch_size", "device", "cache_disk")
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from vitcifar.config import PRESETS, RENAMED_SETTINGS, TrainConfig
+from vitcifar.config import RENAMED_SETTINGS, TrainConfig
 from vitcifar.errors import ConfigError
+from vitcifar.presets import PRESETS
 from vitcifar.registry.policy import Policy
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import click
 from click.core import ParameterSource
 
 from vitcifar.cli import format, options
-from vitcifar.config import TrainConfig, groups, resolve
+from vitcifar.config import TrainConfig, groups
 from vitcifar.errors import ConfigError
+from vitcifar.presets import resolve
 
 if TYPE_CHECKING:
     from vitcifar.pipeline import Trained

@@ -10,13 +10,14 @@ import jinja2
 from matplotlib.figure import Figure
 
 from vitcifar import outage, pipeline, tracking
-from vitcifar.config import TrainConfig, run_name
+from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits, read_splits
 from vitcifar.errors import ConfigError, VitCifarError
 from vitcifar.evaluation.metrics import Evaluation
 from vitcifar.experiments.soup import Soup, check_soup, make_soup, release_soup
 from vitcifar.model.network import Classifier, check_network
 from vitcifar.networks import find_teacher, make_network
+from vitcifar.presets import run_name
 from vitcifar.progress import no_line_twice, notify
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitcifar import outage, pipeline
-from vitcifar.config import TrainConfig, nearest_preset, train_command
+from vitcifar.config import TrainConfig
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, ReleaseError
 from vitcifar.model.network import Classifier
+from vitcifar.presets import nearest_preset, train_command
 from vitcifar.progress import notify
 from vitcifar.release.build import git_state
 from vitcifar.release.manifest import Manifest

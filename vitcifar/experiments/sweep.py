@@ -20,13 +20,14 @@ import filelock
 import mlflow
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import MAX_RUN_NAME, TrainConfig, deciding_settings, groups, short
+from vitcifar.config import TrainConfig, deciding_settings, groups
 from vitcifar.data.splits import Splits
 from vitcifar.errors import ConfigError, TrackingError, TrainingError, reason_of
 from vitcifar.experiments.search_space import Dimension
 from vitcifar.experiments.seeds import prepare
 from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
 from vitcifar.networks import make_network
+from vitcifar.presets import MAX_RUN_NAME, short
 from vitcifar.progress import no_line_twice, notify
 from vitcifar.uris import sqlite_uri
 

@@ -13,8 +13,8 @@ import mlflow
 from matplotlib.figure import Figure
 
 from vitcifar import pipeline, tracking
-from vitcifar.config import train_command
 from vitcifar.errors import TrackingError
+from vitcifar.presets import train_command
 from vitcifar.report.style import BLUE, MUTED, RED, dress, heading, new_figure
 
 if TYPE_CHECKING:

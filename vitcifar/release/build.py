@@ -20,11 +20,12 @@ from mlflow.models import Model
 from PIL import Image
 
 from vitcifar import __version__
-from vitcifar.config import TrainConfig, run_name
+from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.splits import Splits
 from vitcifar.inference.image_statistics import ImageStatistics
 from vitcifar.inference.openvino_session import fastest_precision
+from vitcifar.presets import run_name
 from vitcifar.release import flavor
 from vitcifar.release.export import export_onnx, trace
 from vitcifar.release.manifest import INT8_FILE, ONNX_FILE, Manifest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitcifar import __version__, tensorboard
-from vitcifar.config import TrainConfig, changes, deciding_settings, nearest_preset, train_command
+from vitcifar.config import TrainConfig, deciding_settings
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.data.sources import location
 from vitcifar.data.splits import Splits
@@ -19,6 +19,7 @@ from vitcifar.evaluation.audit import audit_images
 from vitcifar.evaluation.calibration import choose_threshold, fit_temperature, softmax
 from vitcifar.evaluation.compare import Comparison
 from vitcifar.evaluation.metrics import Evaluation, evaluate, metric_names
+from vitcifar.presets import changes, nearest_preset, train_command
 from vitcifar.report import classes, images, plots, sections
 from vitcifar.report.audit import data_section
 from vitcifar.report.html import Section, html_report

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vitcifar.config import TrainConfig, nearest_preset, train_command
+from vitcifar.config import TrainConfig
+from vitcifar.presets import nearest_preset, train_command
 from vitcifar.report import plots
 from vitcifar.report.html import Finding, Section, Table
 

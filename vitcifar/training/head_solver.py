@@ -13,10 +13,11 @@ import torch
 from torch.nn import functional
 
 from vitcifar import progress
-from vitcifar.config import TrainConfig, resolve
+from vitcifar.config import TrainConfig
 from vitcifar.data.dataset import ImageDataset
 from vitcifar.errors import TrainingError
 from vitcifar.model.network import Classifier
+from vitcifar.presets import resolve
 from vitcifar.training.batches import CachedFeatures
 from vitcifar.training.checkpoint import LAST
 from vitcifar.training.distributed import launched_processes, peak_memory
