@@ -40,9 +40,8 @@ def test_what_a_killed_process_left_is_deleted_after_a_day(files):
     assert new.exists() and not old.exists() and all(path.exists() for path in files)
 
 
-def test_the_command_lists_features_and_deletes_all_of_them(files):
+def test_the_command_counts_features_and_deletes_all_of_them(files):
     listed = CliRunner().invoke(main, ["cache", "list"])
-    assert [line.split()[0] for line in listed.output.splitlines()[1:4]] == [letter * 16 for letter in "abc"]
     assert "3 files of features, 0.0 MB, in" in listed.output
     assert "0 files of features" in CliRunner().invoke(main, ["cache", "prune"]).output
     assert "3 files of features" in CliRunner().invoke(main, ["cache", "prune", "--keep-features", "0"]).output

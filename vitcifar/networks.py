@@ -4,7 +4,7 @@ from vitcifar.config import TrainConfig
 from vitcifar.errors import ConfigError, listed
 from vitcifar.model.network import Classifier, build_network
 from vitcifar.model.weights import Pretrained
-from vitcifar.progress import notify
+from vitcifar.progress import notify_once
 from vitcifar.registry.aliases import parse_uri
 from vitcifar.registry.registry import Registry
 from vitcifar.release.cache import open_network, release_constants, release_weights
@@ -22,7 +22,7 @@ def make_network(config: TrainConfig, class_names: tuple[str, ...]) -> Classifie
         return Pretrained(release_weights(release), release_constants(release))
 
     find_teacher(config, class_names)
-    return build_network(config, class_names, load_release=load_release, notify=notify)
+    return build_network(config, class_names, load_release=load_release, notify=notify_once)
 
 
 def find_teacher(config: TrainConfig, class_names: tuple[str, ...]) -> Manifest | None:

@@ -21,17 +21,21 @@ def bar(work: Iterable[Any] | None, title: str, unit: str, **options: Any) -> An
 
 def notify(message: str) -> None:
     """Print a line that stays, above a bar."""
-    printed = _PRINTED.get()
-    if printed is not None:
-        if message in printed:
-            return
-        printed.add(message)
     tqdm.write(message, file=sys.stderr)
 
 
+def notify_once(message: str) -> None:
+    """As `notify`; inside of `several_runs`, unless an earlier run has printed it there."""
+    printed = _PRINTED.get()
+    if printed is None or message not in printed:
+        notify(message)
+    if printed is not None:
+        printed.add(message)
+
+
 @contextlib.contextmanager
-def no_line_twice() -> Iterator[None]:
-    """Inside the block, `notify` prints a line once: what several runs have in common is said by the first."""
+def several_runs() -> Iterator[None]:
+    """Inside the block, what runs have in common, such as the weights that they start from, is said by the first."""
     token = _PRINTED.set(set())
     try:
         yield

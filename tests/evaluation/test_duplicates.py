@@ -97,6 +97,7 @@ def test_the_duplicate_that_matters_most_is_identical_and_in_another_split():
     other, similarity = n.nearest_duplicates([*"abcde"], groups, embeddings)
     assert other.tolist() == [2, 3, 0, 1, 1], "the nearest, also in the same split; of equal ones that in another"
     assert (similarity[other >= 0] >= 0.99).all() and (similarity < 1).all(), "1 is kept for identical pixels"
+    assert (n.nearest_duplicates([*"abcde"], groups, embeddings.astype(np.float32))[1] < 1).all()
 
 
 def test_one_image_and_rows_of_zeros_have_no_duplicate():

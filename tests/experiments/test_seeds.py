@@ -5,9 +5,11 @@ import statistics
 from types import SimpleNamespace
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from support.sweeps import TINY, family
 
 from vitcifar import cli, pipeline
@@ -20,6 +22,7 @@ from vitcifar.presets import resolve
 from vitcifar.training import batches, feature_cache
 from vitcifar.training.distributed import LAUNCHED
 
+NUM_OUTLIERS = 4
 CHANGED = ("train_per_class=10", "validation_per_class=5", "test_per_class=5", "epochs=2")  # of TINY, in names
 
 
@@ -62,8 +65,12 @@ def test_the_parent_of_seeds_has_the_mean_and_the_interval_of_its_children(store
     assert [run.network for run in done.runs if run is not done.best] == [None, None]
 
 
-def test_a_further_seed_of_a_frozen_backbone_computes_no_features_and_its_analysis_none(store, tmp_path, monkeypatch):
-    config = resolve("digits", **{**TINY, "train_layers": "head", "corruption_images": 2, "promote_to": "none"})
+@pytest.mark.parametrize("batch_size", [25, batches.IMAGES_PER_BATCH])
+def test_a_further_seed_of_a_frozen_backbone_computes_no_features_and_its_analysis_none(
+    store, tmp_path, monkeypatch, batch_size
+):
+    given = {"train_layers": "head", "corruption_images": 2, "promote_to": "none", "batch_size": batch_size}
+    config = resolve("digits", **{**TINY, **given, "ood": str(outliers(tmp_path / "outliers"))})
     torch.save(build_network(config, tuple("abcdefghij")).backbone.state_dict(), tmp_path / "weights.pt")
     monkeypatch.setenv("VITCIFAR_CACHE", str(tmp_path / "cache"))
     features, embeddings, counts = batches.compute_features, feature_cache.predict_embeddings, []
@@ -88,9 +95,19 @@ def test_a_further_seed_of_a_frozen_backbone_computes_no_features_and_its_analys
     done = seeds.train_seeds(config, 2)
     splits = read_splits(config)
     in_training = len(splits.train) + len(splits.validation)
-    corrupted = counts[0] - 2 * in_training - len(splits.test)  # 2 images in 75 ways, some of which are the same
+    # 2 images in 75 ways, some of which are the same
+    corrupted = counts[0] - 2 * in_training - len(splits.test) - NUM_OUTLIERS
     assert 100 < corrupted <= 152 and counts[1] == 0
     assert len({run.metrics["test/loss"] for run in done.runs}) == 2, "other heads"
+
+
+def outliers(folder):
+    """A folder of images of another kind."""
+    folder.mkdir()
+    for seed in range(NUM_OUTLIERS):
+        pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{seed}.png")
+    return folder
 
 
 def max_of(client, run, name):
@@ -108,12 +125,16 @@ def test_the_best_seed_is_chosen_on_validation():
     assert [one.seed for one in runs if one.network] == [2]
 
 
-def test_each_seed_is_named_and_what_they_have_in_common_is_said_once(store, few_figures, monkeypatch, capsys):
+def test_each_seed_is_named_and_what_they_have_in_common_is_said_once(
+    store, few_figures, monkeypatch, capsys, tmp_path
+):
     monkeypatch.setattr(pipeline, "release", lambda *_: SimpleNamespace(tags=lambda promote_to: {}))
-    seeds.train_seeds(resolve("digits", **{**TINY, "analysis": "none", "train_layers": "head", "seed": 4}), 2)
+    config = resolve("digits", **{**TINY, "analysis": "none", "train_layers": "head", "seed": 4, "learning_rate": 0.0})
+    torch.save(build_network(config, tuple("abcdefghij")).backbone.state_dict(), tmp_path / "weights.pt")
+    seeds.train_seeds(dataclasses.replace(config, weights=str(tmp_path / "weights.pt"), epochs=1), 2)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("Seed")] == ["Seed 4 (1 of 2).", "Seed 5 (2 of 2)."]
-    assert sum("Frozen features are computed once" in line for line in lines) == 1
+    assert sum("is replaced by a new one" in line for line in lines) == 1
     assert sum(line.startswith("Epoch 1: ") for line in lines) == 2
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 import sqlite3
@@ -76,7 +77,7 @@ def test_a_sweep_killed_half_way_is_resumed_to_exactly_four_trials_under_one_par
     killed.wait()
     resumed = CliRunner().invoke(cli.main, [*SWEEP, "--trials", "4"])
     assert resumed.exit_code == 0, resumed.output
-    assert "\nTrial " in resumed.output, "each is named with its settings"
+    assert re.search(r"^Trial 3: lr\d\S*( \S+)*\.$", resumed.output, re.MULTILINE), "each is named with its settings"
     assert states() == {"COMPLETE": 4, "FAIL": 1}
     parent, children = family(store)
     assert parent.info.status == "FINISHED"

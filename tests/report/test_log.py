@@ -26,6 +26,7 @@ from vitcifar.report.log import (
     note,
 )
 from vitcifar.report.tables import MAX_MISTAKES, THUMBNAIL, log_projector
+from vitcifar.training.feature_cache import Embedder
 from vitcifar.training.loop import TrainResult
 
 RESULT = TrainResult(best_epoch=2, best_metrics={}, num_epochs=2, num_steps=6, num_trained_parameters=1)
@@ -35,7 +36,9 @@ GIT = {"commit": "c0ffee" * 6 + "beef", "dirty": True}
 @pytest.fixture(scope="module")
 def run():
     memory = Memory(histories={"validation/loss": [(3, 1.5), (6, 1.25)]})
-    analyze_trained(memory, random_network(), planted_splits(), CONFIG, *predicted(), result=RESULT, git=GIT)
+    analyze_trained(
+        memory, Embedder(random_network(), CONFIG, None), planted_splits(), CONFIG, *predicted(), result=RESULT, git=GIT
+    )
     return memory
 
 
@@ -88,7 +91,9 @@ def test_a_temperature_that_makes_the_loss_on_test_worse_is_not_kept():
 def test_without_an_analysis_nothing_is_logged():
     memory = Memory()
     config = dataclasses.replace(CONFIG, analysis="none")
-    analyze_trained(memory, random_network(), planted_splits(), config, *predicted(), result=RESULT, git=GIT)
+    analyze_trained(
+        memory, Embedder(random_network(), config, None), planted_splits(), config, *predicted(), result=RESULT, git=GIT
+    )
     assert memory == Memory()
 
 

@@ -89,21 +89,19 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 40]}…{text[-39:]}"
 
 
-def print_cached(found: Mapping[str, Sequence["Cached"]]) -> None:
-    """Print what is in the cache, by its kind."""
+def print_cached(releases: Sequence["Cached"]) -> None:
+    """Print the releases in the cache."""
     rows = [
         (
             entry.path.name[:16],
             f"{entry.num_bytes / 1e6:.1f}",
             f"{datetime.datetime.fromtimestamp(entry.used):%F %T}",
-            kind,
             "open" if entry.open else "",
         )
-        for kind, entries in found.items()
-        for entry in entries
+        for entry in releases
     ]
     if rows:
-        print_table(("digest", "MB", "last used", "kind", ""), rows)
+        print_table(("digest", "MB", "last used", ""), rows)
 
 
 def print_versions(versions: Sequence["Version"], accuracy: Callable[["Version"], float | None]) -> None:

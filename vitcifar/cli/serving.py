@@ -192,7 +192,7 @@ def cache(action: str, keep: int, keep_features: float) -> None:
     else:
         releases = prune_cache(keep or num_kept())
         features = prune_features(features_dir(), int(keep_features * 1e9))
-    format.print_cached({"release": releases, "features": features})
+    format.print_cached(releases)
     where = f"{'in' if action == 'list' else 'deleted from'} {cache_dir()}"
     for kind, found in (("releases", releases), ("files of features", features)):
         click.echo(f"{len(found)} {kind}, {sum(row.num_bytes for row in found) / 1e6:.1f} MB, {where}.")

@@ -143,7 +143,7 @@ def similar_images(
         learned = {}
         for split, dataset in datasets.items():
             progress = partial(bar, title=f"Embeddings of {split}", unit="batches")
-            learned[split] = embedder.embed(dataset.images, dataset.fingerprint, progress=progress)
+            learned[split] = embedder.embed(dataset, progress=progress)
         embeddings = {split: concat_embeddings(embeddings[split], learned[split]) for split in datasets}
         errors = most_confident(evaluation, correct=False)[:NUM_NEAREST]
         if len(errors):

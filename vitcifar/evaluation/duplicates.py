@@ -112,7 +112,10 @@ def nearest_duplicates(
             order = np.lexsort((columns, -cosines, groups[rows] == groups[columns], rows))
             order = order[rows[order] != columns[order]]  # without each image itself
             first = order[np.unique(rows[order], return_index=True)[1]]
-            other[rows[first]], similarity[rows[first]] = columns[first], np.minimum(cosines[first], 1 - 1e-9)
+            other[rows[first]], similarity[rows[first]] = (
+                columns[first],
+                np.minimum(cosines[first].astype(float), 1 - 1e-9),
+            )
     same: dict[str, list[int]] = {}
     for index, digest in enumerate(hashes):
         same.setdefault(digest, []).append(index)
@@ -159,7 +162,7 @@ def _near(
     """Rows, columns and cosines of the pairs that reach the threshold, some rows at a time."""
     if not len(others):
         return
-    # scikit-learn's cosines would normalise the others anew for each part: 3 times the time with 60,000 images.
+    # scikit-learn's cosines would normalise the others anew for each part, which took longer than the products.
     unit, step = normalize(others), max(1, MAX_PAIRS // len(others))
     for start in range(0, len(embeddings), step):
         cosines = normalize(embeddings[start : start + step]) @ unit.T

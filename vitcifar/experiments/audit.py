@@ -64,7 +64,7 @@ def compute_features(network: Classifier | None, splits: Splits, config: TrainCo
     embedder, features = Embedder(network, config, open_feature_cache(config)), {}
     for split, dataset in splits.datasets.items():
         progress = partial(bar, title=f"Features of {split}", unit="batches")
-        features[split] = embedder.embed(dataset.images, dataset.fingerprint, progress=progress)
+        features[split] = embedder.embed(dataset, progress=progress)
     return features
 
 

@@ -18,7 +18,7 @@ from vitcifar.experiments.soup import Soup, check_soup, make_soup, release_soup
 from vitcifar.model.network import Classifier, check_network
 from vitcifar.networks import find_teacher, make_network
 from vitcifar.presets import run_name
-from vitcifar.progress import no_line_twice, notify
+from vitcifar.progress import notify, several_runs
 from vitcifar.report.style import BLUE, RED, dress, new_figure
 from vitcifar.training.distributed import launched_processes
 from vitcifar.training.loop import TrainResult
@@ -84,7 +84,7 @@ def train_seeds(config: TrainConfig, num_seeds: int, soup: str = "none") -> Seed
     with pipeline.start_run(config, "seeds", name=name if config.run_name == "none" else None) as parent:
         parent.log_params({**dataclasses.asdict(config), "fingerprint": splits.fingerprint, "num_seeds": num_seeds})
         runs: list[SeedRun] = []
-        with no_line_twice():
+        with several_runs():
             for number, seed in enumerate(range(config.seed, config.seed + num_seeds), 1):
                 notify(f"Seed {seed} ({number} of {num_seeds}).")
                 runs = drop_networks([*runs, train_seed(config, splits, seed)])

@@ -87,6 +87,7 @@ def make_soup(method: str, runs: Sequence["SeedRun"], network: Classifier, split
     A uniform soup is the mean of all. A greedy one takes each run in turn that makes it better on validation; where
     Wortsman et al. compare the accuracy alone, the loss decides at equal accuracy.
     """
+    # The soups of frozen backbones differ in their heads alone, on the same embeddings.
     embedder = Embedder(network, config, open_feature_cache(config))
 
     def score(weights: Weights) -> Score:

@@ -28,7 +28,7 @@ from vitcifar.experiments.seeds import prepare
 from vitcifar.experiments.sweep_report import SweepResult, log_result, open_parent, parent_run, trials_in
 from vitcifar.networks import make_network
 from vitcifar.presets import MAX_RUN_NAME, short
-from vitcifar.progress import no_line_twice, notify
+from vitcifar.progress import notify, several_runs
 from vitcifar.uris import sqlite_uri
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def sweep(plan: SweepPlan) -> SweepResult:
         study = open_study(plan, splits)
         open_parent(study, plan)
     with parent_run(study, plan, lock) as parent:
-        with no_line_twice():
+        with several_runs():
             run_trials(study, plan, splits, parent)
         with lock:
             result = log_result(parent, study, plan, files=True)

@@ -44,7 +44,7 @@ class FeatureCache:
     folder: Path
     max_bytes: int
     notify: Callable[[str], object] = print_line
-    said: set[str] = dataclasses.field(default_factory=set)
+    said: set[str] = dataclasses.field(default_factory=set, compare=False)
 
     def get(self, key: Callable[[], Key], shape: tuple[int, ...], compute: Callable[[], Tensor]) -> Tensor:
         """The features of a key, float32 of this shape: read, or computed and kept.
@@ -53,7 +53,8 @@ class FeatureCache:
         """
         path, found = self.folder, None
         if rank() == 0:
-            path = self.folder / f"{hashlib.sha256(json.dumps(key(), sort_keys=True).encode()).hexdigest()}.safetensors"
+            named = json.dumps([key(), shape], sort_keys=True)
+            path = self.folder / f"{hashlib.sha256(named.encode()).hexdigest()}.safetensors"
             found = read_features(path, shape)
         if not broadcast("found" if found is not None else ""):
             features = compute()
@@ -163,7 +164,7 @@ class Embedder:
     """Embeddings and logits of images by a network whose layers below the head no longer change.
 
     Embeddings are kept in the cache, if there is one. With a frozen backbone the logits are those of the head on them,
-    so that all seeds compute it once.
+    so that all seeds compute them once.
     """
 
     network: Classifier
@@ -174,27 +175,32 @@ class Embedder:
     def key(self) -> Key:
         return network_key(self.network, depth=len(self.network.blocks) + 1, precision="fp32")
 
-    def embed(self, images: Arrays, fingerprint: str, *, progress: Progress = iter) -> np.ndarray:
-        """Embeddings (N, D), float32, as of `predict_embeddings`; the fingerprint stands for the images."""
+    def embed(self, dataset: ImageDataset, *, progress: Progress = iter) -> np.ndarray:
+        """Embeddings (N, D), float32, of all images of a dataset, as of `predict_embeddings`."""
+        return self._embed(dataset.images, lambda: dataset.fingerprint, progress)
+
+    def _embed(self, images: Arrays, fingerprint: Callable[[], str], progress: Progress = iter) -> np.ndarray:
         batch_size = self.config.batch_size
         compute = partial(predict_embeddings, self.network, images, batch_size, progress=progress)
         if self.cache is None:
             return compute()
-        inputs = {"images": fingerprint, "batch_size": batch_size, "views": "none"}
+
+        def key() -> Key:
+            return {**self.key, "images": fingerprint(), "batch_size": batch_size, "views": "none"}
+
         shape = (len(images), self.network.head.in_features)
-        return self.cache.get(lambda: {**self.key, **inputs}, shape, lambda: torch.from_numpy(compute())).numpy()
+        return self.cache.get(key, shape, lambda: torch.from_numpy(compute())).numpy()
 
     def predict(self, dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
         """Logits (N, K) and embeddings (N, D), float32, of all images of a dataset."""
         if self.config.train_layers != "head":
             return predict_both(self.network, dataset.images, self.config.batch_size)
-        embeddings = self.embed(dataset.images, dataset.fingerprint)
+        embeddings = self.embed(dataset)
         return predict_head(self.network, embeddings, self.config.batch_size), embeddings
 
     def logits(self, images: Arrays) -> np.ndarray:
         """Logits (N, K), float32, of uint8 images (N, H, W, 3) or (H, W, 3) each."""
         if self.config.train_layers != "head":
             return predict_logits(self.network, images, self.config.batch_size)
-        hashes = "".join(map(pixel_hash, images))
-        embeddings = self.embed(images, hashlib.sha256(hashes.encode()).hexdigest())
+        embeddings = self._embed(images, lambda: hashlib.sha256("".join(map(pixel_hash, images)).encode()).hexdigest())
         return predict_head(self.network, embeddings, self.config.batch_size)
